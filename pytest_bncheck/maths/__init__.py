@@ -1,0 +1,1 @@
+"""Formulas, in numpy alone: running statistics, differences of predictions, the verdict."""

@@ -1,0 +1,208 @@
+r"""Running statistics: what is left of their start, what they converge to, what their error does.
+
+Notation: α update rate, t updates so far, :math:`r_0` initial and :math:`r_t` current running
+statistic, b batch statistic, :math:`w_0` remaining weight of the initial value. Variances are
+biased (divided by n).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pytest_bncheck.types import Statistics
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array
+
+SETTLED = 0.01
+"""Weight of the initial value below which it is called forgotten."""
+
+READABLE = 0.05
+"""Largest rounding error of a batch variance read from a change of the running one, relative."""
+
+
+def remaining_weight(rate: float | None, updates: int) -> float:
+    """Weight of the initial value in a running statistic, in [0, 1].
+
+    ``(1 - α)^t``, from unrolling r ← (1-α)·r + α·b (Ioffe & Szegedy 2015, section 3.1); a
+    cumulative average (rate None) forgets it with the first update.
+
+    Raises
+    ------
+    ValueError
+        If `updates` is negative.
+    """
+    if updates < 0:
+        raise ValueError(f"updates must be >= 0, got {updates}")
+    if updates == 0:
+        return 1.0
+    return 0.0 if rate is None else float((1.0 - rate) ** updates)
+
+
+def updates_until(rate: float | None, weight: float) -> int | None:
+    """Updates until the initial value's weight is at most `weight` (in (0, 1)), or None for never.
+
+    ``⌈ln weight / ln(1-α)⌉``, the inverse of `remaining_weight`.
+
+    Raises
+    ------
+    ValueError
+        If `weight` is not in (0, 1).
+    """
+    if not 0.0 < weight < 1.0:
+        raise ValueError(f"weight must be in (0, 1), got {weight}")
+    if rate is None or rate >= 1.0:
+        return 1
+    if rate <= 0.0:
+        return None
+    return math.ceil(math.log(weight) / math.log1p(-rate))
+
+
+def bessel(n: int | None) -> float:
+    """n/(n-1), the factor from a biased variance to an unbiased one; 1 where n is unknown or < 2."""
+    return n / (n - 1) if n is not None and n > 1 else 1.0
+
+
+def shift_and_scale(
+    running: Statistics, batch: Statistics, eps: Sequence[float]
+) -> list[tuple[Array, Array]]:
+    r"""How eval mode distorts each layer's normalised output: ``x̂_eval = s·x̂_train + d``.
+
+    :math:`s = \sqrt{(b_v+ε)/(r_v+ε)}`, :math:`d = (b_m-r_m)/\sqrt{r_v+ε}`: the r and d of Batch
+    Renormalization (Ioffe 2017, equation 1). An impossible running variance (below -ε) gives NaN.
+
+    Returns
+    -------
+    list of (d, s)
+        One pair per layer, each of shape (channels,).
+    """
+    pairs = []
+    for rm, rv, bm, bv, e in zip(running.mean, running.var, batch.mean, batch.var, eps, strict=True):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            deviation = np.sqrt(rv + e)
+            pairs.append(((bm - rm) / deviation, np.sqrt(bv + e) / deviation))
+    return pairs
+
+
+def distortion(
+    running: Statistics,
+    batch: Statistics,
+    eps: Sequence[float],
+    counts: Sequence[Array] | None = None,
+) -> Array:
+    r"""Distortion D of each layer: root mean square of x̂_eval - x̂_train, in standard deviations.
+
+    .. math:: D^2 = \frac1C \sum_c (s-1)^2 \frac{b_v}{b_v+ε} + d^2
+
+    with s and d of `shift_and_scale`; exact, since :math:`E[\hat x]=0` and
+    :math:`E[\hat x^2]=b_v/(b_v+ε)` in training. 0 for converged statistics, unbounded above, NaN
+    where a running statistic is not a number or its variance is impossible.
+
+    Parameters
+    ----------
+    counts
+        Per layer, booleans of shape (channels,): the channels that count. A layer of which none
+        counts has distortion 0.
+
+    Returns
+    -------
+    array of shape (layers,)
+    """
+    result = np.zeros(len(running))
+    for k, (d, s) in enumerate(shift_and_scale(running, batch, eps)):
+        variance = batch.var[k]
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            squares = (s - 1.0) ** 2 * _ratio(variance, variance + eps[k]) + d**2
+        if counts is not None:
+            squares = squares[counts[k]]
+        result[k] = math.sqrt(squares.mean()) if squares.size else 0.0
+    return result
+
+
+def debias(current: Statistics, start: Statistics, weights: Sequence[float]) -> Statistics:
+    r"""Statistics with the initial value taken out: ``(r_t - w_0·r_0) / (1 - w_0)``.
+
+    The zero-debiasing of Adam's moments (Kingma & Ba 2015, section 3) for a start other than 0. A
+    layer that has forgotten nothing (w0 = 1) keeps its statistics; variances are clipped at 0.
+    """
+
+    def take_out(now: Array, first: Array, w: float) -> Array:
+        return now if w >= 1.0 else (now - w * first) / (1.0 - w)
+
+    return _per_layer(take_out, current, start, weights)
+
+
+def project(current: Statistics, batch: Statistics, weights: Sequence[float]) -> Statistics:
+    r"""Statistics after more updates towards the same batch statistics: ``b + w·(r - b)``.
+
+    With frozen weights batch statistics do not depend on running ones, so every layer contracts
+    at once, by ``w = (1-α)^j`` for j updates, or t/P for a cumulative average that goes from t to
+    P updates.
+    """
+    return _per_layer(lambda now, b, w: b + w * (now - b), current, batch, weights)
+
+
+def remaining_share(rate: float | None, done: int, further: int) -> float:
+    """Weight that the current statistics keep after `further` updates on top of `done`, in [0, 1]."""
+    if further == 0:
+        return 1.0
+    if rate is None:
+        return done / (done + further)
+    return float((1.0 - rate) ** further)
+
+
+def recover_batch(before: Statistics, after: Statistics, weights: Sequence[float]) -> Statistics:
+    r"""Batch statistics read from a change of running ones: ``(r_1 - w·r_0) / (1-w)``.
+
+    w is the share that `before` keeps. Rounding limits it: see `readable`. A layer that did not
+    update (w = 1) gives `after`.
+    """
+    return debias(after, before, weights)
+
+
+def readable(
+    running: Statistics,
+    batch: Statistics,
+    eps: Sequence[float],
+    rates: Sequence[float],
+    resolution: Sequence[float],
+) -> list[Array]:
+    r"""Channels whose batch variance survives rounding in `recover_batch`.
+
+    Where :math:`u·\max(|r_v|, |r_m|·\sqrt{b_v+ε})/α ≤ 0.05·(b_v+ε)`, u the spacing of floating-point
+    numbers around 1: rounding errors of size u·r are divided by α.
+
+    Returns
+    -------
+    list of boolean arrays of shape (channels,)
+    """
+    masks = []
+    for k, (rm, rv) in enumerate(zip(running.mean, running.var, strict=True)):
+        total = np.maximum(batch.var[k], 0.0) + eps[k]
+        error = resolution[k] / max(rates[k], 1e-12)
+        masks.append(
+            (error * np.abs(rv) <= READABLE * total)
+            & (error * np.abs(rm) <= READABLE * np.sqrt(total))
+        )
+    return masks
+
+
+def _per_layer(
+    formula: Callable[[Array, Array, float], Array],
+    left: Statistics,
+    right: Statistics,
+    weights: Sequence[float],
+) -> Statistics:
+    """`formula(left, right, weight)` for every mean and variance; variances are clipped at 0."""
+    mean = [formula(*each) for each in zip(left.mean, right.mean, weights, strict=True)]
+    var = [formula(*each) for each in zip(left.var, right.var, weights, strict=True)]
+    return Statistics(tuple(mean), tuple(np.maximum(v, 0.0) for v in var))
+
+
+def _ratio(part: Array, whole: Array) -> Array:
+    """part/whole with 0/0 = 0."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole != 0)

@@ -1,0 +1,101 @@
+"""The verdict on batch normalisation: healthy, degraded or broken.
+
+Four conditions have to agree before a network is called broken: its eval prediction is far from
+the training one (gap), far from what converged statistics would give (excess), some layer's
+statistics are wrong (distortion), and the decisions suffer. Each alone has false alarms: the
+unbiased variance alone gives healthy deep networks a gap of 0.4, a dead branch any distortion,
+a growing logit a gap without consequence. Every comparison is written so that NaN never passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import BNVerdict
+
+DEGRADED_GAP = 0.10
+DEGRADED_DISTORTION = 0.05
+DEGRADED_RETAINED = 0.9
+ACCURACY_DROP = 0.05
+HALF_RETAINED = 0.5
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the verdict looks at, for one set of running statistics.
+
+    Attributes
+    ----------
+    gap
+        Difference from the training prediction, relative, >= 0; None if it cannot be measured.
+    excess
+        Difference from the prediction with converged statistics; None if it was not needed.
+    distortion
+        Largest over the layers, in standard deviations.
+    retained
+        Share of training's progress that is kept, <= 1 as a rule; None if unknown.
+    loss, accuracy
+        On the training targets; None if unknown.
+    finite
+        Whether the outputs and the loss are finite.
+    """
+
+    gap: float | None
+    distortion: float
+    excess: float | None = None
+    retained: float | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+    finite: bool = True
+
+
+def decisions_suffer(scores: Scores, reference_accuracy: float | None) -> bool | None:
+    """Whether the network decides worse than the reference; None if that cannot be measured.
+
+    With accuracy: at least 0.05 below the reference, or less than half retained. Without: less
+    than 0.9 retained. Outputs that are not finite always suffer.
+    """
+    if not scores.finite:
+        return True
+    if scores.accuracy is not None and reference_accuracy is not None:
+        half_lost = scores.retained is not None and not scores.retained >= HALF_RETAINED
+        return half_lost or not reference_accuracy - scores.accuracy < ACCURACY_DROP - 1e-9
+    if scores.retained is not None:
+        return not scores.retained >= DEGRADED_RETAINED
+    return None
+
+
+def judge(
+    scores: Scores,
+    reference_accuracy: float | None,
+    gap_tolerance: float,
+    distortion_tolerance: float,
+) -> BNVerdict | None:
+    """The verdict, or None where the gap cannot be measured.
+
+    Parameters
+    ----------
+    reference_accuracy
+        Accuracy with converged (recalibrated) statistics, in [0, 1].
+    gap_tolerance, distortion_tolerance
+        Limits, > 0.
+    """
+    if scores.gap is None:
+        return None
+    excess = scores.gap if scores.excess is None else scores.excess
+    if (
+        not scores.gap <= gap_tolerance
+        and not excess <= gap_tolerance
+        and not scores.distortion <= distortion_tolerance
+        and decisions_suffer(scores, reference_accuracy) is not False
+    ):
+        return "broken"
+    if (
+        not scores.gap <= DEGRADED_GAP
+        or not scores.distortion <= DEGRADED_DISTORTION
+        or (scores.retained is not None and not scores.retained >= DEGRADED_RETAINED)
+    ):
+        return "degraded"
+    return "healthy"

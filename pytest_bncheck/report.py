@@ -1,0 +1,206 @@
+"""The result of a check. Its attributes are the keys of the JSON report, schema 1."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_bncheck.types import BNVerdict, Finding, Suppressed, Verdict
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Loss and accuracy (in [0, 1]) on the targets; None where they cannot be computed."""
+
+    loss: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Projected(Scored):
+    """Eval mode with the statistics projected to `planned_updates`."""
+
+    gap: float | None = None
+    excess: float | None = None
+    distortion: float | None = None
+    retained: float | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """How the modes compare.
+
+    Attributes
+    ----------
+    gap
+        Eval against training prediction, relative, >= 0; None if they cannot be aligned.
+    floor, excess
+        Converged statistics against training, eval against converged; None where not needed.
+    distortion
+        The largest of all layers, in standard deviations.
+    retained
+        Share of training's progress that eval keeps, 1 = all; None if training achieved nothing.
+    argmax_agreement
+        Share of equal decisions, in [0, 1]; None if not a classifier.
+    train, eval, recalibrated, projected
+        With batch statistics, as eval mode is, with converged and with projected statistics.
+    """
+
+    gap: float | None = None
+    floor: float | None = None
+    excess: float | None = None
+    distortion: float | None = None
+    retained: float | None = None
+    argmax_agreement: float | None = None
+    train: Scored = field(default_factory=Scored)
+    eval: Scored = field(default_factory=Scored)
+    recalibrated: Scored | None = None
+    projected: Projected | None = None
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer with running statistics.
+
+    Attributes
+    ----------
+    momentum, update_rate
+        In the framework's own convention; as α in running ← (1-α)·running + α·batch.
+    updates, initial_weight
+        Updates during the check; what is left of the initial value, in [0, 1].
+    values_per_channel
+        n, the values that one batch statistic comes from.
+    shift, scale
+        Root mean square over channels of d and s-1 in x̂_eval = s·x̂_train + d.
+    distortion
+        D, in standard deviations of the normalised output.
+    attribution
+        Share of the output gap; None where it was not computed.
+    """
+
+    name: str
+    type: str
+    momentum: float | None
+    update_rate: float | None
+    updates: int
+    initial_weight: float | None
+    values_per_channel: int | None
+    shift: float | None
+    scale: float | None
+    distortion: float | None
+    attribution: float | None = None
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """What would cure the running statistics; None where unknown or not computed."""
+
+    further_updates: int | None = None
+    momentum: float | None = None
+    recalibrates: bool | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """The loss of every training step."""
+
+    loss: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall time of the parts of a check."""
+
+    train: float = 0.0
+    measure: float = 0.0
+    diagnose: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that one check found. Printing it gives the text of the terminal.
+
+    Attributes
+    ----------
+    nodeid, index
+        The test and the number of the check in it; empty and 0 outside pytest.
+    error
+        What kept the check from being made, or None.
+    """
+
+    nodeid: str = ""
+    index: int = 0
+    framework: str = ""
+    backend: str = ""
+    device: str = ""
+    verdict: Verdict = "pass"
+    error: str | None = None
+    bn_verdict: BNVerdict | None = None
+    steps: int = 0
+    planned_updates: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    findings: Sequence[Finding] = ()
+    suppressed: Sequence[Suppressed] = ()
+    predictions: Predictions = field(default_factory=Predictions)
+    layers: Sequence[LayerReport] = ()
+    remedies: Remedies | None = None
+    training: Training = field(default_factory=Training)
+    seconds: Seconds = field(default_factory=Seconds)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the verdict is not fail."""
+        return self.verdict != "fail"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of this check: exact builtins only, non-finite numbers as strings."""
+        result = exact(dataclasses.asdict(self))
+        assert isinstance(result, dict)
+        return result
+
+    def __str__(self) -> str:
+        from pytest_bncheck.reports import terminal
+
+        return "\n".join(terminal.check_lines(self))
+
+
+class CheckFailed(AssertionError):
+    """A check's verdict is fail. The text is the report's; `report` holds the rest."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(str(report))
+        self.report = report
+
+
+def exact(value: Any) -> Any:
+    """`value` in exact builtins, ready for strict JSON and for another process.
+
+    A subclass of str, int or float (a numpy scalar, an enum) becomes its plain base, a mapping a
+    dict, a sequence or array a list; "nan", "inf" and "-inf" stand for non-finite numbers.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    if value is None or value is True or value is False:
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if hasattr(value, "tolist"):
+        return exact(value.tolist())
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        number = float(value)
+        return number if math.isfinite(number) else str(number)
+    if isinstance(value, dict):
+        return {str(key): exact(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [exact(item) for item in value]
+    raise TypeError(f"a report cannot hold a {type(value).__name__}: {value!r}")

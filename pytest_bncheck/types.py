@@ -1,0 +1,240 @@
+"""The words that the parts of the package use to speak to each other.
+
+Nothing here computes. Two conventions hold everywhere above the adapters:
+
+* a variance is *biased* (divided by n), whatever the framework stores;
+* an *update rate* α means ``running = (1 - α) * running + α * batch``, whatever the framework
+  calls momentum. ``None`` stands for the cumulative average over all batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[np.float64]
+
+Verdict: TypeAlias = Literal["pass", "warn", "fail", "error"]
+BNVerdict: TypeAlias = Literal["healthy", "degraded", "broken"]
+Severity: TypeAlias = Literal["error", "warning"]
+
+
+class InputError(ValueError):
+    """Something the user handed over cannot be used; the text says what, where from and what can."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of one check, validated, each with the place it came from.
+
+    Attributes
+    ----------
+    steps
+        Training steps: a whole number >= 0, or ``"auto"``.
+    planned_updates
+        Updates that the real training makes, >= 1, or None.
+    device
+        Where to run, in the framework's own words, or None for where the model is.
+    seed
+        Seed of every random generator during the check.
+    select, ignore
+        Codes, names or prefixes of rules; `ignore` maps each to its reason.
+    gap_tolerance
+        Largest relative difference between eval and training predictions, > 0.
+    distortion_tolerance
+        Largest distortion of a layer, in standard deviations of its normalised output, > 0.
+    strict
+        Whether warnings fail too.
+    intended
+        Designs that are declared on purpose, for example ``"frozen-batchnorm"``.
+    restore
+        Whether the model gets its own weights back after the check.
+    sources
+        For each option set by the user, the place: ``"call"``, ``"marker"``, ``"--bncheck-seed"``.
+    """
+
+    steps: int | Literal["auto"] = "auto"
+    planned_updates: int | None = None
+    device: str | None = None
+    seed: int = 0
+    select: tuple[str, ...] = ()
+    ignore: Mapping[str, str | None] = field(default_factory=dict)
+    gap_tolerance: float = 0.25
+    distortion_tolerance: float = 0.10
+    strict: bool = False
+    intended: tuple[str, ...] = ()
+    restore: bool = True
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def origin(self, name: str) -> str:
+        """Where an option came from, as messages say it: ``default``, ``from marker``."""
+        source = self.sources.get(name, "default")
+        return source if source == "default" else f"from {source}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the user supplies about training; None where it is to be inferred.
+
+    Attributes
+    ----------
+    loss
+        ``loss(outputs, targets)``, a scalar of the framework.
+    optimizer
+        ``optimizer(params)``, or an optimizer of the framework.
+    train_step
+        ``train_step(model, batch)``: the whole step; returns the loss.
+    forward
+        ``forward(model, batch)``: returns the outputs.
+    """
+
+    loss: Callable[[Any, Any], Any] | None = None
+    optimizer: Any = None
+    train_step: Callable[[Any, Any], Any] | None = None
+    forward: Callable[[Any, Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with running statistics, as its adapter describes it.
+
+    Attributes
+    ----------
+    name
+        Path of the layer in the model, as the framework's user would write it.
+    type
+        Class name.
+    momentum
+        In the framework's own convention; None for torch's cumulative average.
+    update_rate
+        α in (0, 1], 0 for a layer that never updates, None for the cumulative average.
+    eps
+        The constant added to the variance.
+    frozen
+        Kept in inference mode on purpose while the rest trains.
+    stock
+        The framework's own class, whose formula is known.
+    trained
+        Scale or offset differ from their initial 1 and 0.
+    resolution
+        Spacing of the floating-point numbers around 1 that hold the statistics.
+    dtype
+        Name of that floating-point type.
+    """
+
+    name: str
+    type: str
+    momentum: float | None
+    update_rate: float | None
+    eps: float
+    frozen: bool = False
+    stock: bool = True
+    trained: bool = False
+    resolution: float = 2.0**-23
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and biased variance of every layer, each of shape (channels,)."""
+
+    mean: tuple[Array, ...]
+    var: tuple[Array, ...]
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """How often each layer ran in a pass and on how many values.
+
+    Attributes
+    ----------
+    training, inference
+        Calls with batch statistics and with running statistics, one count per layer.
+    values
+        n, the values per channel that one call's batch statistics come from; None if it never ran.
+    """
+
+    training: tuple[int, ...]
+    inference: tuple[int, ...]
+    values: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one forward pass gave.
+
+    Attributes
+    ----------
+    outputs
+        Every floating-point output whose leading axis is the batch, by its path in the structure.
+    structure
+        A description of the whole output's structure; passes that differ in it are not compared.
+    loss, accuracy
+        On the targets; None where it cannot be computed.
+    constant_loss
+        Loss of answering every sample with the mean prediction over the batch; None if unknown.
+    random, mutated
+        Whether the pass drew random numbers, or changed state other than the running statistics.
+    """
+
+    outputs: Mapping[str, Array]
+    structure: str
+    loss: float | None = None
+    accuracy: float | None = None
+    constant_loss: float | None = None
+    random: bool = False
+    mutated: bool = False
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Lines of code in the user's framework, for remedies.
+
+    Attributes
+    ----------
+    set_momentum
+        Code that gives a layer type the update rate α.
+    recalibrate
+        Code that re-estimates running statistics from data.
+    momentum_of
+        The framework's momentum for an update rate α.
+    training_mode, optimizer
+        How to enter training mode; how to name the default optimizer.
+    """
+
+    set_momentum: Callable[[str, float], str]
+    recalibrate: str
+    momentum_of: Callable[[float], float]
+    training_mode: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault that a rule found; the fields are those of the JSON report."""
+
+    code: str
+    name: str
+    severity: Severity
+    message: str
+    cause: str
+    layers: Sequence[str]
+    remedy: str
+    evidence: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Suppressed:
+    """A finding that does not count, and why."""
+
+    code: str
+    name: str
+    reason: str
+    message: str
