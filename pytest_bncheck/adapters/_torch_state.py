@@ -1,0 +1,211 @@
+"""Remember a PyTorch model and whatever hangs on it, and put it back bit for bit.
+
+One walk over the object graph, from the model and the user's functions: modules (also those kept
+in plain lists), containers, tensors, generators, optimizers, the variables that a function closes
+over. Each kind has one way to remember itself and one to be put back, in place, so that every
+object keeps its identity.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+Undo = Callable[[], None]
+
+_FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "pytest", "_pytest", "pytest_bncheck"}
+_OURS_TO_WALK = (
+    nn.Module,
+    torch.optim.Optimizer,
+    torch.optim.lr_scheduler.LRScheduler,
+    torch.amp.GradScaler,
+)
+_NOT_STATE = (type, types.ModuleType, torch.utils.data.Dataset, torch.utils.data.DataLoader)
+
+
+class Snapshot:
+    """The state of everything reachable from `roots`, remembered on construction."""
+
+    def __init__(self, *roots: Any) -> None:
+        self.modules: list[nn.Module] = []
+        self._seen: dict[int, Any] = {}
+        self._undo: list[Undo] = [_global_flags()]
+        waiting = list(roots)
+        while waiting:
+            item = waiting.pop()
+            if id(item) in self._seen:
+                continue
+            self._seen[id(item)] = item  # held, so that its id stays its own
+            if isinstance(item, nn.Module):
+                self.modules.append(item)
+            undo = _remember(item)
+            if undo is not None:
+                self._undo.append(undo)
+            waiting.extend(_children(item))
+
+    def restore(self) -> None:
+        """Put everything back. May be called once."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+
+
+def _children(item: Any) -> Iterator[Any]:
+    """The objects that an object leads to."""
+    if isinstance(item, torch.jit.ScriptModule):
+        yield from item.parameters()
+        yield from item.buffers()
+    elif isinstance(item, dict):
+        yield from item.values()
+        yield from (key for key in item if isinstance(key, torch.Tensor))
+    elif isinstance(item, (list, tuple, set, frozenset, deque)):
+        yield from item
+    elif isinstance(item, functools.partial):
+        yield from (item.func, item.args, item.keywords)
+    elif isinstance(item, types.MethodType):
+        yield from (item.__self__, item.__func__)
+    elif isinstance(item, types.FunctionType):
+        yield from (item.__defaults__, item.__kwdefaults__)
+        yield from (value for _, value in _cells(item))
+    elif _is_walked(item):
+        yield item.__dict__
+
+
+def _remember(item: Any) -> Undo | None:
+    """How to put one object back, or None if it holds no state of its own."""
+    if isinstance(item, torch.Tensor):
+        return _remember_tensor(item)
+    if isinstance(item, np.ndarray) and item.flags.writeable and item.dtype != object:
+        values = item.copy()
+        return lambda: np.copyto(item, values)
+    if isinstance(item, dict):
+        pairs = list(item.items())
+        return lambda: _refill(item, pairs, list(item.items()), item.update)
+    if isinstance(item, (list, deque)):
+        members = list(item)
+        return lambda: _refill(item, members, list(item), item.extend)
+    if isinstance(item, set):
+        elements = list(item)
+        return lambda: _refill(item, elements, list(item), item.update)
+    if isinstance(item, types.FunctionType):
+        cells = list(_cells(item))
+        return lambda: [setattr(cell, "cell_contents", value) for cell, value in cells] and None
+    if isinstance(item, torch.Generator):
+        state = item.get_state()
+        return lambda: [item.set_state(state)] and None
+    if isinstance(item, random.Random):
+        inner = item.getstate()
+        return lambda: item.setstate(inner)
+    if isinstance(item, np.random.Generator):
+        bits = item.bit_generator.state
+        return lambda: setattr(item.bit_generator, "state", bits)
+    return None
+
+
+def _remember_tensor(tensor: torch.Tensor) -> Undo | None:
+    """Values, storage, gradient and flags of a tensor.
+
+    `data` is written, not the tensor itself, so that a graph the user still holds stays valid.
+    """
+    if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+        return None
+    data, wanted = tensor.data, tensor.requires_grad
+    values = data.clone()
+    gradient = tensor.grad if tensor.is_leaf else None
+    gradient_values = None if gradient is None else gradient.detach().clone()
+
+    def undo() -> None:
+        data.copy_(values)
+        if _moved(tensor, data):
+            tensor.data = data
+        if tensor.is_leaf:
+            tensor.grad = gradient
+            if tensor.requires_grad != wanted:
+                tensor.requires_grad_(wanted)
+        if gradient is not None and gradient_values is not None:
+            gradient.data.copy_(gradient_values)
+
+    return undo
+
+
+def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:
+    """Whether a tensor has other storage than it had, after ``model.to`` for example."""
+    if tensor.device != data.device or tensor.dtype != data.dtype or tensor.shape != data.shape:
+        return True
+    return tensor.layout is torch.strided and tensor.data_ptr() != data.data_ptr()
+
+
+def _refill(item: Any, then: list[Any], now: list[Any], fill: Callable[[Any], object]) -> None:
+    """Give a container its members back, unless it still has them."""
+    if len(then) != len(now) or any(not _same(a, b) for a, b in zip(then, now, strict=True)):
+        item.clear()
+        fill(then)
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Identity, member by member for a dict's pairs."""
+    if isinstance(left, tuple) and isinstance(right, tuple) and len(left) == len(right) == 2:
+        return left[0] is right[0] and left[1] is right[1]
+    return left is right
+
+
+def _cells(function: types.FunctionType) -> Iterator[tuple[Any, Any]]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell, cell.cell_contents
+        except ValueError:  # a variable that is not assigned yet
+            continue
+
+
+def _is_walked(item: Any) -> bool:
+    """Whether an object's attributes belong to the user's state."""
+    if isinstance(item, _NOT_STATE) or not isinstance(getattr(item, "__dict__", None), dict):
+        return False
+    return isinstance(item, _OURS_TO_WALK) or type(item).__module__.split(".")[0] not in _FOREIGN
+
+
+def _global_flags() -> Undo:
+    """PyTorch's process-wide switches that a user's code can leave changed."""
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn
+    switches = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+    autocast = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
+
+    def undo() -> None:
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = switches
+        for kind, on in autocast.items():
+            torch.set_autocast_enabled(kind, on)
+
+    return undo
+
+
+def random_fingerprint() -> list[bytes]:
+    """The state of the random generators a forward pass can draw from, to compare before and after."""
+    state = np.random.get_state(legacy=False)
+    prints = [
+        repr(random.getstate()).encode(),
+        repr(state).encode() if not isinstance(state, dict) else _numpy_bytes(state),
+        torch.get_rng_state().numpy().tobytes(),
+    ]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        prints += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
+    return prints
+
+
+def _numpy_bytes(state: dict[str, Any]) -> bytes:
+    inner = state["state"]
+    return bytes(inner["key"].tobytes()) + repr((inner["pos"], state["has_gauss"])).encode()

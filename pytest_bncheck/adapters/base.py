@@ -1,0 +1,177 @@
+"""What every framework adapter can do, in the order in which the experiment asks for it.
+
+Three rules:
+
+* An adapter is the only place that knows its framework; it is imported only if the framework is
+  in ``sys.modules`` already.
+* Momentum direction and variance kind are converted here and nowhere else: what leaves an adapter
+  is an update rate and a biased variance.
+* `save` comes before anything is changed, and `restore` puts back everything that `save` saw,
+  bit for bit, whatever happened in between.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_bncheck.types import Calls, Dialect, Layer, Prediction, Recipe, Statistics
+
+
+class TooFewValues(Exception):
+    """A layer refused to train on a single value per channel."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(layer)
+        self.layer = layer
+
+
+class Adapter(ABC):
+    """One model under test, with its batches, in one framework.
+
+    Parameters
+    ----------
+    model
+        The user's model.
+    batches
+        At least one batch: ``(inputs, targets)`` or whatever the recipe's functions understand.
+        Arrays of numpy become tensors of the framework; the user's own objects are not changed.
+    recipe
+        The user's loss, optimizer, train step and forward, where given.
+    device
+        Where to run, or None for where the model is.
+
+    Raises
+    ------
+    InputError
+        For a device that is not there, an empty batch, or an optimizer of another framework.
+
+    Attributes
+    ----------
+    framework, backend, device
+        As the report names them.
+    dialect
+        Lines of code in this framework.
+    stochastic
+        Whether a training forward drew random numbers; known after the first training step.
+    batch_size
+        Samples in the first batch, or None if that cannot be told.
+    """
+
+    framework: str
+    backend: str
+    device: str
+    dialect: Dialect
+    stochastic: bool = False
+    batch_size: int | None = None
+
+    @abstractmethod
+    def __init__(
+        self, model: Any, batches: Sequence[Any], recipe: Recipe, device: str | None
+    ) -> None: ...
+
+    # before -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def save(self) -> None:
+        """Remember everything that the experiment can change.
+
+        A model whose variables do not exist yet (lazy, unbuilt) is built first.
+        """
+
+    @abstractmethod
+    def restore(self, *, keep_weights: bool = False) -> None:
+        """Put back what `save` saw.
+
+        With `keep_weights` parameters and running statistics stay as the experiment left them;
+        modes, gradients, hooks and random state still go back.
+        """
+
+    @abstractmethod
+    def seed(self, seed: int) -> None:
+        """Seed Python, numpy and the framework."""
+
+    # training ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Enter training mode as the user does, and note which layers stay frozen by design."""
+
+    @abstractmethod
+    def train_step(self, batch: int) -> None:
+        """One optimizer step on ``batches[batch]``; logs loss, running statistics and calls.
+
+        Raises
+        ------
+        InputError
+            If the loss cannot be inferred or the targets do not fit the outputs.
+        TooFewValues
+            If a layer refuses to train on a single value per channel.
+        """
+
+    @property
+    @abstractmethod
+    def losses(self) -> list[float]:
+        """The loss of every training step so far."""
+
+    @property
+    @abstractmethod
+    def history(self) -> list[Statistics]:
+        """Running statistics before the first step and after each: steps + 1 entries."""
+
+    @property
+    @abstractmethod
+    def calls(self) -> Calls:
+        """Calls of each layer over all training steps together."""
+
+    # looking ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def layers(self) -> list[Layer]:
+        """The layers with running statistics, in the order in which they first ran.
+
+        Layers that never ran come last. The order is fixed once `begin` was called.
+        """
+
+    @abstractmethod
+    def read(self) -> Statistics:
+        """The running statistics now."""
+
+    @abstractmethod
+    def write(self, statistics: Statistics, *, exact: bool = False) -> None:
+        """Set the running statistics.
+
+        Parameters
+        ----------
+        exact
+            Store the biased variances as they are, so that eval mode repeats the batch's own
+            normalisation; otherwise in the convention in which the framework stores them.
+        """
+
+    # passes -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def predict(self, batch: int) -> Prediction:
+        """The user's own eval mode, untouched."""
+
+    @abstractmethod
+    def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
+        """Eval mode, but the layers that were training use batch statistics.
+
+        Dropout and other stochastic layers are off. Running statistics are as before afterwards.
+        The batch statistics of a layer that did not use any are its running ones. A layer that
+        ran c times gives the value to which c calls a step lead.
+        """
+
+    @abstractmethod
+    def batch_statistics(self, batch: int) -> Statistics:
+        """Batch statistics of a pass in full training mode, stochastic layers on."""
+
+    @abstractmethod
+    def predict_on_training_path(self, batch: int) -> Prediction:
+        """As `predict_with_batch_statistics`, but the user's own code is told that it trains.
+
+        Layers of the framework other than the normalisation itself stay in inference mode, so
+        that only code of the user's that depends on the mode can make a difference.
+        """
