@@ -1,0 +1,405 @@
+"""The experiment: train briefly, measure both modes, judge, leave everything as it was.
+
+Knows neither pytest nor a framework.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pytest_bncheck import rules
+from pytest_bncheck.adapters.base import Adapter, TooFewValues
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths import predictions, running, verdict
+from pytest_bncheck.report import (
+    LayerReport,
+    Predictions,
+    Projected,
+    Remedies,
+    Report,
+    Scored,
+    Seconds,
+    Training,
+)
+from pytest_bncheck.types import (
+    Calls,
+    Finding,
+    InputError,
+    Prediction,
+    Recipe,
+    Settings,
+    Statistics,
+    Suppressed,
+    Verdict,
+)
+
+AUTO_FIRST, AUTO_EVERY, AUTO_LAST = 20, 10, 150
+"""`steps="auto"`: the first look, the steps between looks, the end."""
+
+STREAM = 8
+"""Mini-batches at frozen weights that stand for a stream."""
+
+
+def run(
+    model: Any,
+    batches: Sequence[Any],
+    settings: Settings,
+    recipe: Recipe,
+    adapter: type[Adapter],
+) -> Report:
+    """Make one check.
+
+    Parameters
+    ----------
+    model, batches
+        What the user handed over; see `Adapter`.
+    settings, recipe
+        Options, and the user's own parts of the training.
+    adapter
+        The adapter class for the model's framework.
+
+    Returns
+    -------
+    Report
+        Whatever was found; findings never raise.
+
+    Raises
+    ------
+    InputError
+        If something handed over cannot be used.
+    Exception
+        What the user's code raised, with its own traceback. The model is as found even then.
+    """
+    __tracebackhide__ = True
+    if not batches:
+        raise InputError("batches: there is none; at least one is needed")
+    clock = _Clock()
+    lab = adapter(model, batches, recipe, settings.device)
+    lab.save()
+    finished = False
+    try:
+        lab.seed(settings.seed)
+        evidence = _experiment(lab, len(batches), settings, clock)
+        finished = True
+    finally:
+        lab.restore(keep_weights=finished and not settings.restore)
+    findings, suppressed = rules.find(evidence)
+    return _report(evidence, findings, suppressed, lab, clock.stop())
+
+
+def _experiment(lab: Adapter, batches: int, settings: Settings, clock: _Clock) -> Evidence:
+    __tracebackhide__ = True
+    try:
+        with _during("entering training mode"):
+            lab.begin()
+        _train(lab, batches, settings)
+        clock.lap("train")
+        evidence = _measure(lab, batches, settings)
+    except TooFewValues as refusal:
+        return _refused(lab, settings, refusal.layer)
+    clock.lap("measure")
+    _diagnose(lab, evidence)
+    clock.lap("diagnose")
+    return evidence
+
+
+# training -------------------------------------------------------------------------------------
+
+
+def _train(lab: Adapter, batches: int, settings: Settings) -> None:
+    __tracebackhide__ = True
+    steps = AUTO_LAST if settings.steps == "auto" else settings.steps
+    planned = settings.planned_updates
+    if planned is not None and settings.steps != "auto" and planned < settings.steps:
+        raise InputError(
+            f"planned_updates: {planned} is less than the {settings.steps} steps of the check; "
+            "it counts all updates of the real training"
+        )
+    if settings.steps == "auto" and planned is not None:
+        steps = min(steps, planned)
+    for step in range(steps):
+        with _during(f"training step {step + 1} of {steps}"):
+            lab.train_step(step % batches)
+        if settings.steps == "auto" and _is_look(step + 1) and _settled(lab):
+            return
+
+
+def _is_look(step: int) -> bool:
+    return step >= AUTO_FIRST and (step - AUTO_FIRST) % AUTO_EVERY == 0
+
+
+def _settled(lab: Adapter) -> bool:
+    """Whether the loss fell and the last step's own batch statistics distort no layer."""
+    losses = lab.losses
+    if not predictions.achieved(losses[0], losses[-1]):
+        return False
+    layers, steps = lab.layers(), len(losses)
+    before, after = lab.history[-2:]
+    calls = [count / steps for count in lab.calls.training]
+    rates = [
+        1.0 / max(c * steps, 1.0) if layer.update_rate is None else layer.update_rate
+        for layer, c in zip(layers, calls, strict=True)
+    ]
+    weights = [(1.0 - a) ** c if a > 0 else 1.0 for a, c in zip(rates, calls, strict=True)]
+    batch = running.recover_batch(before, after, weights)
+    eps = [layer.eps for layer in layers]
+    counted = running.readable(after, batch, eps, rates, [layer.resolution for layer in layers])
+    distortion = running.distortion(after, batch, eps, counted)
+    return bool((distortion <= verdict.DEGRADED_DISTORTION).all())
+
+
+# measuring ------------------------------------------------------------------------------------
+
+
+def _measure(lab: Adapter, batches: int, settings: Settings) -> Evidence:
+    __tracebackhide__ = True
+    with _during("the pass with batch statistics"):
+        train, batch, calls_in_pass = lab.predict_with_batch_statistics(0)
+    with _during("the pass in eval mode"):
+        evaluated = lab.predict(0)
+    noisy = batch
+    if lab.stochastic:
+        with _during("the pass in training mode"):
+            noisy = lab.batch_statistics(0)
+    with _during("the pass on the training path"):
+        path = lab.predict_on_training_path(0)
+    stop = lab.read()
+    history = lab.history
+    evidence = Evidence(
+        settings=settings,
+        dialect=lab.dialect,
+        batch_size=lab.batch_size,
+        layers=lab.layers(),
+        active=[count > 0 for count in calls_in_pass.training],
+        calls=lab.calls,
+        calls_in_pass=calls_in_pass,
+        losses=lab.losses,
+        start=history[0],
+        stop=stop,
+        batch=batch,
+        noisy_batch=noisy,
+        train=train,
+        eval=evaluated,
+        path=path,
+        stochastic=lab.stochastic,
+        history=history,
+    )
+    if batches > 1:
+        _measure_stream(lab, batches, evidence)
+    if settings.planned_updates is not None:
+        _project(lab, evidence)
+    return evidence
+
+
+def _measure_stream(lab: Adapter, batches: int, evidence: Evidence) -> None:
+    """Take the mean over several mini-batches as what the statistics should be.
+
+    A single mini-batch of a stream differs from its neighbours, so the reference prediction is
+    eval mode with the statistics averaged over up to 8 of them at frozen weights.
+    """
+    evidence.stream = True
+    some = [lab.batch_statistics(k) for k in range(min(batches, STREAM))]
+    mean = Statistics(
+        tuple(np.mean([s.mean[k] for s in some], axis=0) for k in range(len(evidence.layers))),
+        tuple(np.mean([s.var[k] for s in some], axis=0) for k in range(len(evidence.layers))),
+    )
+    evidence.batch = evidence.noisy_batch = mean
+    evidence.train = _predict_with(lab, mean, exact=True)
+    evidence.path = None
+
+
+def _project(lab: Adapter, evidence: Evidence) -> None:
+    """Eval mode with the statistics that the planned number of updates would lead to."""
+    planned = evidence.settings.planned_updates
+    if planned is not None and planned < evidence.steps:
+        raise InputError(
+            f"planned_updates: {planned} is less than the {evidence.steps} steps of the check"
+        )
+    shares = [
+        running.remaining_share(layer.update_rate, done, evidence.further(layer, done))
+        for layer, done in zip(evidence.layers, evidence.calls.training, strict=True)
+    ]
+    evidence.projected_statistics = running.project(evidence.stop, evidence.noisy_batch, shares)
+    evidence.projected = _predict_with(lab, evidence.projected_statistics)
+
+
+def _diagnose(lab: Adapter, evidence: Evidence) -> None:
+    """More passes, only if something is off: converged, replaced and debiased statistics."""
+    gap = evidence.gap(evidence.judged, evidence.train)
+    if gap is None or not evidence.layers:
+        return
+    if not gap <= verdict.DEGRADED_GAP:
+        evidence.recalibrated = _predict_with(lab, evidence.noisy_batch)
+        evidence.replaced = _predict_with(lab, evidence.batch, exact=True)
+    if evidence.measured_verdict in ("broken", "degraded") and evidence.steps:
+        clean = running.debias(evidence.stop, evidence.start, evidence.initial_weights)
+        evidence.debiased = _predict_with(lab, clean)
+
+
+def _predict_with(lab: Adapter, statistics: Statistics, *, exact: bool = False) -> Prediction:
+    """Eval mode with other running statistics; the model's own are put back."""
+    own = lab.read()
+    lab.write(statistics, exact=exact)
+    try:
+        return lab.predict(0)
+    finally:
+        lab.write(own)
+
+
+def _refused(lab: Adapter, settings: Settings, layer: str) -> Evidence:
+    """What is known where a layer refused to train on one value per channel."""
+    now, layers = lab.read(), lab.layers()
+    nothing = Calls((0,) * len(layers), (0,) * len(layers), (None,) * len(layers))
+    return Evidence(
+        settings=settings,
+        dialect=lab.dialect,
+        batch_size=lab.batch_size,
+        layers=layers,
+        active=[False] * len(layers),
+        calls=nothing,
+        calls_in_pass=nothing,
+        losses=[],
+        start=now,
+        stop=now,
+        batch=now,
+        noisy_batch=now,
+        too_few=layer,
+    )
+
+
+# reporting ------------------------------------------------------------------------------------
+
+
+def _report(
+    evidence: Evidence,
+    findings: Sequence[Finding],
+    suppressed: Sequence[Suppressed],
+    lab: Adapter,
+    seconds: Seconds,
+) -> Report:
+    settings = evidence.settings
+    return Report(
+        framework=lab.framework,
+        backend=lab.backend,
+        device=lab.device,
+        verdict=_verdict(findings, settings.strict),
+        bn_verdict=evidence.bn_verdict,
+        steps=evidence.steps,
+        planned_updates=settings.planned_updates,
+        batch_size=evidence.batch_size,
+        seed=settings.seed,
+        findings=findings,
+        suppressed=suppressed,
+        predictions=_predictions(evidence),
+        layers=_layers(evidence),
+        remedies=_remedies(evidence),
+        training=Training(evidence.losses),
+        seconds=seconds,
+    )
+
+
+def _verdict(findings: Sequence[Finding], strict: bool) -> Verdict:
+    severities = {finding.severity for finding in findings}
+    if "error" in severities or (strict and severities):
+        return "fail"
+    return "warn" if severities else "pass"
+
+
+def _predictions(evidence: Evidence) -> Predictions:
+    train, evaluated = evidence.train, evidence.eval
+    if train is None or evaluated is None:
+        return Predictions()
+    scores = evidence.scores(evaluated, evidence.stop)
+    return Predictions(
+        gap=scores.gap,
+        floor=evidence.floor,
+        excess=scores.excess,
+        distortion=scores.distortion,
+        retained=scores.retained,
+        argmax_agreement=predictions.argmax_agreement(evaluated.outputs, train.outputs),
+        train=_scored(train),
+        eval=_scored(evaluated),
+        recalibrated=_scored(evidence.recalibrated) if evidence.recalibrated else None,
+        projected=_projected(evidence),
+    )
+
+
+def _scored(prediction: Prediction) -> Scored:
+    return Scored(prediction.loss, prediction.accuracy)
+
+
+def _projected(evidence: Evidence) -> Projected | None:
+    if evidence.projected is None:
+        return None
+    scores = evidence.scores(evidence.projected, evidence.judged_statistics)
+    return Projected(
+        loss=scores.loss,
+        accuracy=scores.accuracy,
+        gap=scores.gap,
+        excess=scores.excess,
+        distortion=scores.distortion,
+        retained=scores.retained,
+    )
+
+
+def _layers(evidence: Evidence) -> list[LayerReport]:
+    pairs = running.shift_and_scale(evidence.stop, evidence.noisy_batch, evidence.eps)
+    distortions = evidence.distortions(evidence.stop).tolist()
+    return [
+        LayerReport(
+            name=layer.name,
+            type=layer.type,
+            momentum=layer.momentum,
+            update_rate=layer.update_rate,
+            updates=evidence.calls.training[k],
+            initial_weight=evidence.initial_weights[k] if evidence.steps else None,
+            values_per_channel=evidence.calls_in_pass.values[k],
+            shift=_root_mean_square(pairs[k][0]),
+            scale=_root_mean_square(pairs[k][1] - 1.0),
+            distortion=distortions[k],
+        )
+        for k, layer in enumerate(evidence.layers)
+    ]
+
+
+def _remedies(evidence: Evidence) -> Remedies | None:
+    if evidence.recalibrated is None:
+        return None
+    return Remedies(recalibrates=not evidence.fails(evidence.recalibrated))
+
+
+def _root_mean_square(values: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
+
+
+@contextmanager
+def _during(what: str) -> Iterator[None]:
+    """Say at the end of a user's traceback which of the plugin's calls it came from."""
+    __tracebackhide__ = True
+    try:
+        yield
+    except (InputError, TooFewValues):
+        raise
+    except Exception as error:
+        error.add_note(f"pytest-bncheck: raised in {what}.")
+        raise
+
+
+@dataclass
+class _Clock:
+    """Wall time of the parts of a check."""
+
+    begin: float = field(default_factory=time.perf_counter)
+    laps: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, name: str) -> None:
+        self.laps[name] = time.perf_counter() - self.begin - sum(self.laps.values())
+
+    def stop(self) -> Seconds:
+        return Seconds(**self.laps, total=time.perf_counter() - self.begin)

@@ -1,0 +1,1 @@
+"""Results become text here; nothing here knows how a rule works."""

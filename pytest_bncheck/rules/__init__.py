@@ -1,0 +1,97 @@
+"""The rules, one file each, and the order in which they explain what was measured."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.rules.bn101_running_stats_underconverged import RunningStatsUnderconverged
+from pytest_bncheck.rules.bn102_running_stats_lagging import RunningStatsLagging
+from pytest_bncheck.rules.bn103_running_stats_never_updated import RunningStatsNeverUpdated
+from pytest_bncheck.rules.bn105_running_stats_invalid import RunningStatsInvalid
+from pytest_bncheck.rules.bn106_too_few_values_per_channel import TooFewValuesPerChannel
+from pytest_bncheck.rules.bn201_eval_path_differs import EvalPathDiffers
+from pytest_bncheck.rules.bn202_training_inconclusive import TrainingInconclusive
+from pytest_bncheck.types import Finding, InputError, Suppressed
+
+__all__ = ["INTENDED", "ORDER", "RULES", "find", "resolve"]
+
+ORDER: tuple[Rule, ...] = (
+    RunningStatsInvalid(),
+    RunningStatsNeverUpdated(),
+    TooFewValuesPerChannel(),
+    RunningStatsUnderconverged(),
+    RunningStatsLagging(),
+    EvalPathDiffers(),
+    TrainingInconclusive(),
+)
+"""An earlier finding explains its layers, and later rules leave them out."""
+
+RULES: Mapping[str, Rule] = {rule.code: rule for rule in sorted(ORDER, key=lambda r: r.code)}
+"""All rules by code."""
+
+INTENDED: Mapping[str, frozenset[str]] = {
+    "stochastic-eval": frozenset({"BN301", "BN302", "BN304"}),
+    "batch-statistics-in-eval": frozenset({"BN301", "BN303", "BN304"}),
+    "frozen-batchnorm": frozenset({"BN103", "BN305"}),
+    "mode-dependent-path": frozenset({"BN201"}),
+}
+"""The rules that a declared design silences."""
+
+
+def find(evidence: Evidence) -> tuple[list[Finding], list[Suppressed]]:
+    """All findings, gravest first, and those that the user's options suppress."""
+    findings: list[Finding] = []
+    suppressed: list[Suppressed] = []
+    taken: set[str] = set()
+    selected = _codes(evidence.settings.select) or set(RULES)
+    for rule in ORDER:
+        found = rule.find(evidence, taken) if rule.code in selected else None
+        if found is None:
+            continue
+        taken.update(found.layers)
+        reason = _reason(rule.code, evidence)
+        if reason is None:
+            findings.append(found)
+        else:
+            suppressed.append(Suppressed(found.code, found.name, reason, found.message))
+    findings.sort(key=lambda finding: finding.severity != "error")
+    return findings, suppressed
+
+
+def resolve(text: str) -> set[str]:
+    """The codes that a code, a name or a prefix (``BN1``) stands for.
+
+    Raises
+    ------
+    InputError
+        If it stands for none; the text names the nearest ones.
+    """
+    wish = text.strip()
+    codes = {
+        rule.code
+        for rule in RULES.values()
+        if rule.name == wish.lower() or (wish and rule.code.startswith(wish.upper()))
+    }
+    if not codes:
+        known = [*RULES, *(rule.name for rule in RULES.values())]
+        near = difflib.get_close_matches(wish, known, n=3, cutoff=0.4) or list(RULES)
+        raise InputError(f"there is no rule {text!r}; near: {', '.join(near)}")
+    return codes
+
+
+def _codes(names: Iterable[str]) -> set[str]:
+    return set().union(*(resolve(name) for name in names))
+
+
+def _reason(code: str, evidence: Evidence) -> str | None:
+    """Why a rule's finding does not count, or None if it does."""
+    for design in evidence.settings.intended:
+        if code in INTENDED[design]:
+            return f"intended: {design}"
+    for name, reason in evidence.settings.ignore.items():
+        if code in resolve(name):
+            return f"ignored: {reason}" if reason else "ignored"
+    return None

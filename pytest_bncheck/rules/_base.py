@@ -1,0 +1,64 @@
+"""What a rule is."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence, Set
+from typing import Any, ClassVar
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.types import Finding, Severity
+
+
+class Rule(ABC):
+    """One pitfall: its code, its name, its page (the class's docstring) and how to find it.
+
+    Attributes
+    ----------
+    code, name
+        Both are accepted wherever a user names a rule, and both are printed.
+    severity
+        The gravest that the rule reports.
+    """
+
+    code: ClassVar[str]
+    name: ClassVar[str]
+    severity: ClassVar[Severity]
+
+    @property
+    def page(self) -> str:
+        """The rule's documentation, as `--bncheck-explain` prints it."""
+        return f"{self.code} {self.name} ({self.severity})\n\n{inspect.getdoc(type(self))}\n"
+
+    @abstractmethod
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        """The rule's finding, or None.
+
+        Parameters
+        ----------
+        taken
+            Names of the layers that an earlier finding explains already.
+        """
+
+    def finding(
+        self,
+        message: str,
+        *,
+        cause: str,
+        remedy: str,
+        severity: Severity | None = None,
+        layers: Sequence[str] = (),
+        **evidence: Any,
+    ) -> Finding:
+        """A finding of this rule."""
+        return Finding(
+            code=self.code,
+            name=self.name,
+            severity=severity or self.severity,
+            message=message,
+            cause=cause,
+            layers=list(layers),
+            remedy=remedy,
+            evidence=evidence,
+        )

@@ -1,0 +1,81 @@
+"""How rules say numbers, so that all messages read alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.types import Prediction
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share in [0, 1] as ``33 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 update``, ``5 updates``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def how_good(prediction: Prediction | None) -> str | None:
+    """``33 % right``, or the loss where accuracy is unknown; None where both are."""
+    if prediction is None:
+        return None
+    if prediction.accuracy is not None:
+        return f"{percent(prediction.accuracy)} right"
+    return None if prediction.loss is None else f"loss {prediction.loss:.3g}"
+
+
+def headline(evidence: Evidence) -> str:
+    """``100 % right in training mode, 33 % in eval mode``, or the best that can be said."""
+    train, judged = evidence.train, evidence.judged
+    mode = "in eval mode"
+    if evidence.projected is not None:
+        mode = f"in eval mode after {evidence.settings.planned_updates} updates"
+    if train is not None and judged is not None:
+        if train.accuracy is not None and judged.accuracy is not None:
+            if round(100 * train.accuracy) != round(100 * judged.accuracy):
+                return (
+                    f"{percent(train.accuracy)} right in training mode, "
+                    f"{percent(judged.accuracy)} {mode}"
+                )
+        if train.loss is not None and judged.loss is not None:
+            return f"loss {train.loss:.3g} in training mode, {judged.loss:.3g} {mode}"
+    return f"the predictions of training mode and {mode.removeprefix('in ')} differ"
+
+
+def size_of_gap(evidence: Evidence) -> str:
+    """The gap with its limit, as a sentence."""
+    gap = evidence.gap(evidence.judged, evidence.train)
+    where = f"On the same {plural(evidence.batch_size, 'sample')}" if evidence.batch_size else "They"
+    if gap is None:
+        return f"{where} the predictions cannot be aligned."
+    return (
+        f"{where} the two predictions differ by {gap:.2f} of their spread over the batch "
+        f"({limit(evidence, 'gap_tolerance')})."
+    )
+
+
+def limit(evidence: Evidence, name: str) -> str:
+    """A tolerance and where it came from: ``up to 0.25 allowed, default``."""
+    value = getattr(evidence.settings, name) * (2 if evidence.stream else 1)
+    doubled = ", doubled for several mini-batches" if evidence.stream else ""
+    return f"up to {value:g} allowed, {evidence.settings.origin(name)}{doubled}"
+
+
+def distorting(layers: Collection[str], evidence: Evidence) -> str:
+    """``53 of 53 normalisation layers distort their output (up to 0.1 ... allowed, default)``."""
+    allowed = limit(evidence, "distortion_tolerance").replace(" allowed", " sigma allowed", 1)
+    return f"{n_of_m(layers, evidence)} distort their normalised output ({allowed})"
+
+
+def n_of_m(layers: Collection[str], evidence: Evidence) -> str:
+    """``3 of 20 normalisation layers``."""
+    total = len(evidence.layers)
+    return f"{len(layers)} of {plural(total, 'normalisation layer')}"
+
+
+def bullets(*lines: str | None) -> str:
+    """The lines as a list of things to do; None is left out."""
+    return "\n".join(f"- {line}" for line in lines if line)

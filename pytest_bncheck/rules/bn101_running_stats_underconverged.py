@@ -1,0 +1,120 @@
+"""BN101: the running statistics are still close to where they started."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths.running import SETTLED, updates_until
+from pytest_bncheck.rules import _statistics as statistics
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding, Layer
+
+
+class RunningStatsUnderconverged(Rule):
+    """Running statistics that are still mostly their initial value.
+
+    What it does
+    ------------
+    Trains on a batch, then compares the prediction with batch statistics (training mode) and with
+    running statistics (eval mode) on the same batch. It fires when eval mode is far off, decides
+    worse, would be right with converged statistics, and the initial value is what keeps them from
+    converging: its weight after t updates is (1 - α)^t, α = torch's momentum = 1 - Keras's.
+
+    Why it is bad
+    -------------
+    The network is right while it trains and wrong when it predicts the very same samples.
+    Validation looks like hopeless overfitting, and the usual cures for that do not help.
+
+    Example
+    -------
+    Five updates at Keras's default momentum leave 0.99^5 = 95 % of each moving average at its
+    initial 0 or 1::
+
+        model = keras.applications.ResNet50(weights=None, input_shape=(197, 197, 1), classes=3)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        model.fit(three_images, labels, epochs=5)      # loss 1e-7
+        model.evaluate(three_images, labels)           # loss 10.7
+
+    Use instead
+    -----------
+    More updates, a shorter memory (Keras ``momentum=0.9``, torch ``momentum=0.1``), or statistics
+    that are re-estimated before predicting (``torch.optim.swa_utils.update_bn``). If the real
+    training is long enough, declare it: ``bn_consistency(planned_updates=20_000)`` judges the
+    statistics as they will be by then.
+
+    References
+    ----------
+    Ioffe & Szegedy 2015, Batch Normalization, section 3.1 and algorithm 2. Kingma & Ba 2015, Adam,
+    section 3 (the same bias of a moving average). Wu & Johnson 2021, Rethinking "Batch" in
+    BatchNorm, section 3.
+    """
+
+    code = "BN101"
+    name = "running-stats-underconverged"
+    severity = "error"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        grade = statistics.severity(evidence)
+        layers = statistics.layers_at_fault(evidence, taken)
+        if grade is None or layers is None or not statistics.initial_value_explains(evidence):
+            return None
+        worst = statistics.worst_layer(evidence, layers)
+        k = evidence.layers.index(worst)
+        weight = evidence.initial_weights[k]
+        return self.finding(
+            f"{words.headline(evidence)}. {words.size_of_gap(evidence)}",
+            cause=_cause(evidence, worst, k, weight, layers),
+            remedy=_remedy(evidence, worst),
+            severity=grade,
+            layers=layers,
+            momentum=worst.momentum,
+            updates=evidence.calls.training[k],
+            initial_weight=weight,
+            updates_to_settle=updates_until(worst.update_rate, SETTLED),
+            initial_share=evidence.initial_share,
+            gap_with_batch_statistics=evidence.surviving_gap,
+            gap_without_initial_value=evidence.gap(evidence.debiased, evidence.train),
+        )
+
+
+def _cause(
+    evidence: Evidence, worst: Layer, k: int, weight: float, layers: list[str]
+) -> str:
+    counts = zip(evidence.layers, evidence.calls.training, strict=True)
+    alike = len({(layer.momentum, count) for layer, count in counts}) == 1
+    whose = "every running statistic is" if alike else f"the statistics of {worst.name} is"
+    updates = words.plural(evidence.calls.training[k], "update")
+    text = (
+        f"After {updates} at momentum {worst.momentum:g}, {words.percent(weight, 1)} of {whose} "
+        "still the initial value."
+    )
+    planned = evidence.settings.planned_updates
+    if planned is not None:
+        text += f" Projected to {planned} updates they are not close enough either."
+    return f"{text} {words.distorting(layers, evidence)}."
+
+
+def _remedy(evidence: Evidence, worst: Layer) -> str:
+    until = updates_until(worst.update_rate, SETTLED)
+    planned = evidence.settings.planned_updates
+    longer = (
+        f"Train for more updates: at momentum {worst.momentum:g} the initial value falls to 1 % "
+        f"only after {until}."
+        if until is not None
+        else None
+    )
+    declare = (
+        "If the real training makes many more updates, declare how many, and the check "
+        "judges the statistics as they will be then:\n"
+        "@pytest.mark.bn_consistency(planned_updates=...)"
+        if planned is None
+        else None
+    )
+    return words.bullets(
+        longer,
+        declare,
+        statistics.shorter_memory(evidence, worst),
+        statistics.recalibration(evidence),
+    )

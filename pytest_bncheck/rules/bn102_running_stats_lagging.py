@@ -1,0 +1,98 @@
+"""BN102: the running statistics describe weights that the network no longer has."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules import _statistics as statistics
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding
+
+
+class RunningStatsLagging(Rule):
+    """Running statistics that trail fast-moving weights.
+
+    What it does
+    ------------
+    As BN101, but the initial value is forgotten: what is wrong is that the average looks back
+    further than the weights stayed the same. Statistics re-estimated at the final weights would
+    predict right, which is tried.
+
+    Why it is bad
+    -------------
+    Eval mode normalises with numbers that belong to an earlier network. The loss in eval mode
+    jumps from epoch to epoch although the training loss falls smoothly.
+
+    Example
+    -------
+    A cumulative average weighs the first steps, when the weights moved most, like the last::
+
+        nn.BatchNorm2d(64, momentum=None)      # 20 steps with Adam(1e-2)
+
+    Use instead
+    -----------
+    Re-estimate the statistics after training (``torch.optim.swa_utils.update_bn``; in Keras a few
+    forward passes with ``training=True``), let the learning rate decay before the end, or train on
+    until the weights settle.
+
+    References
+    ----------
+    Wu & Johnson 2021, Rethinking "Batch" in BatchNorm, section 3 (EMA against PreciseBN). Izmailov
+    et al. 2018, Averaging Weights Leads to Wider Optima, section 3.2.
+    """
+
+    code = "BN102"
+    name = "running-stats-lagging"
+    severity = "error"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        grade = statistics.severity(evidence)
+        layers = statistics.layers_at_fault(evidence, taken)
+        if grade is None or layers is None or statistics.initial_value_explains(evidence):
+            return None
+        return self.finding(
+            f"{words.headline(evidence)}. {words.size_of_gap(evidence)}",
+            cause=_cause(evidence, layers),
+            remedy=_remedy(evidence),
+            severity=grade,
+            layers=layers,
+            initial_share=evidence.initial_share if evidence.steps else None,
+            largest_initial_weight=max(evidence.initial_weights, default=None)
+            if evidence.steps
+            else None,
+            gap_with_batch_statistics=evidence.surviving_gap,
+        )
+
+
+def _cause(evidence: Evidence, layers: list[str]) -> str:
+    who = words.distorting(layers, evidence)
+    if not evidence.steps:
+        return (
+            f"{who}: the statistics that came with the model do not fit this batch. Their history "
+            "is unknown, since the check did not train (steps=0)."
+        )
+    worst = statistics.worst_layer(evidence, layers)
+    weight = evidence.initial_weights[evidence.layers.index(worst)]
+    average = (
+        "the cumulative average (momentum=None) weighs all steps alike"
+        if worst.update_rate is None
+        else f"at momentum {worst.momentum:g} only {words.percent(weight, 1)} of the initial "
+        "value is left"
+    )
+    return f"{who}. The weights move faster than the running average follows: {average}."
+
+
+def _remedy(evidence: Evidence) -> str:
+    recalibration = statistics.recalibration(evidence)
+    return words.bullets(
+        recalibration and recalibration.removeprefix("Or ").replace("re-", "Re-", 1),
+        "Train on until the loss is flat, or let the learning rate decay towards the end."
+        if evidence.steps
+        else None,
+        "Or load the running statistics together with the parameters (a full state, buffers "
+        "included)."
+        if not evidence.steps
+        else None,
+    )

@@ -1,0 +1,138 @@
+"""BN103: training left the running statistics bit for bit as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import numpy as np
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding, Layer
+
+
+class RunningStatsNeverUpdated(Rule):
+    """Running statistics that training does not change.
+
+    What it does
+    ------------
+    Compares each normalisation layer's running statistics before and after training. A layer that
+    ran, is not frozen on purpose, and has exactly the same numbers as before never updates.
+    With ``steps=0`` it looks for statistics at exactly 0 and 1 beside trained parameters.
+
+    Why it is bad
+    -------------
+    However long the training, eval mode normalises with the initial mean 0 and variance 1.
+
+    Example
+    -------
+    ::
+
+        nn.BatchNorm2d(64, momentum=0)                     # torch: weight of the new batch
+        keras.layers.BatchNormalization(momentum=1.0)      # Keras: weight of the past
+
+        class Net(keras.Model):
+            def call(self, x):                             # no training argument:
+                return self.head(self.norm(x))             # fit cannot pass the mode on
+
+    Use instead
+    -----------
+    The default momentum; ``def call(self, x, training=None)`` with ``training`` passed on; update
+    statistics in place instead of on a copy. Freezing on purpose is silent: ``trainable=False`` in
+    Keras, ``eval()`` on the layer in torch, or ``intended="frozen-batchnorm"``.
+
+    References
+    ----------
+    torch.nn.BatchNorm2d and keras.layers.BatchNormalization, on momentum; Keras guide "Making new
+    layers and models via subclassing", on the training argument of call.
+    """
+
+    code = "BN103"
+    name = "running-stats-never-updated"
+    severity = "error"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        if evidence.too_few:
+            return None
+        test = _unchanged if evidence.steps else _untouched
+        still = [
+            layer
+            for k, layer in enumerate(evidence.layers)
+            if not layer.frozen and layer.name not in taken and test(evidence, k)
+        ]
+        if not still:
+            return None
+        names = [layer.name for layer in still]
+        after = f"in {words.plural(evidence.steps, 'training step')}"
+        return self.finding(
+            f"{words.n_of_m(names, evidence)} did not change their running statistics {after}."
+            if evidence.steps
+            else f"{words.n_of_m(names, evidence)} have statistics at exactly 0 and 1 beside "
+            "trained parameters.",
+            cause=_cause(evidence, still[0]),
+            remedy=_remedy(evidence, still[0]),
+            layers=names,
+            momentum=still[0].momentum,
+            dtype=still[0].dtype,
+        )
+
+
+def _unchanged(evidence: Evidence, k: int) -> bool:
+    ran = evidence.calls.training[k] + evidence.calls.inference[k] > 0
+    start, stop = evidence.start, evidence.stop
+    return (
+        ran
+        and np.array_equal(start.mean[k], stop.mean[k], equal_nan=True)
+        and np.array_equal(start.var[k], stop.var[k], equal_nan=True)
+    )
+
+
+def _untouched(evidence: Evidence, k: int) -> bool:
+    mean, var = evidence.stop.mean[k], evidence.stop.var[k]
+    # The border converts a stored variance of 1 to (n-1)/n where n is known.
+    return evidence.layers[k].trained and not mean.any() and np.ptp(var) == 0 and _is_one(evidence, k)
+
+
+def _is_one(evidence: Evidence, k: int) -> bool:
+    n = evidence.calls_in_pass.values[k]
+    value = float(evidence.stop.var[k][0])
+    return value == 1.0 or (n is not None and n > 1 and abs(value - (n - 1) / n) < 1e-9)
+
+
+def _cause(evidence: Evidence, layer: Layer) -> str:
+    k = evidence.layers.index(layer)
+    if not evidence.steps:
+        return "The parameters were trained or loaded, the running statistics were not."
+    if layer.update_rate == 0.0:
+        return f"Momentum {layer.momentum:g} means that {layer.name} never takes anything in."
+    if not evidence.calls.training[k]:
+        return f"{layer.name} ran in inference mode during training: it was not told to train."
+    if layer.resolution > 1e-4:
+        return (
+            f"{layer.name} keeps its statistics in {layer.dtype}: a change by "
+            f"{layer.update_rate or 0:g} of the difference is rounded away."
+        )
+    return (
+        f"{layer.name} ran in training mode, but its update was lost: written to a copy, undone "
+        "after the step, or skipped by the layer."
+    )
+
+
+def _remedy(evidence: Evidence, layer: Layer) -> str:
+    k = evidence.layers.index(layer)
+    declare = 'If that is on purpose, declare it: intended="frozen-batchnorm".'
+    if not evidence.steps:
+        return words.bullets(
+            "Load or copy the running statistics together with the parameters, or re-estimate "
+            f"them:\n{evidence.dialect.recalibrate}"
+        )
+    if layer.update_rate == 0.0:
+        code = evidence.dialect.set_momentum(layer.type, 0.1)
+        return words.bullets(f"Give it a momentum that updates:\n{code}", declare)
+    if not evidence.calls.training[k]:
+        mode = evidence.dialect.training_mode
+        return words.bullets(f"Pass the mode on to the layer ({mode}).", declare)
+    if layer.resolution > 1e-4:
+        return words.bullets("Keep running statistics in float32.", declare)
+    return words.bullets("Update the layer's own statistics, in place.", declare)

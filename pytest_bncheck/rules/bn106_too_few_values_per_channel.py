@@ -1,0 +1,133 @@
+"""BN106: a batch statistic comes from too few values to stand for anything."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION, DEGRADED_GAP
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding, Severity
+
+FEW, VERY_FEW = 16, 8
+"""Values per channel below which failing is this rule's error, and below which it always warns."""
+
+
+class TooFewValuesPerChannel(Rule):
+    """Batch statistics from a handful of values.
+
+    What it does
+    ------------
+    Counts n, the values per channel (batch x spatial positions), and predicts with fully
+    converged statistics. An error when n = 1, or when n < 16 and even converged statistics decide
+    worse; a warning when they leave a gap of more than 0.10, or when n < 8.
+
+    Why it is bad
+    -------------
+    Training normalises with the biased batch variance, PyTorch stores the unbiased one: each
+    layer's eval output shrinks by sqrt((n-1)/n), 29 % at n = 2, 6.5 % at n = 8, and depth
+    multiplies. With n = 1 a layer outputs its offset and nothing of its input.
+
+    Example
+    -------
+    Batch normalisation after global pooling, where n is the batch size::
+
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(64))   # batch of 2
+
+    Use instead
+    -----------
+    Larger batches (``drop_last=True`` for the rest of an epoch), GroupNorm or LayerNorm, or
+    SyncBatchNorm over several devices.
+
+    References
+    ----------
+    Ioffe & Szegedy 2015, section 3.1 (the unbiased variance at inference). Ioffe 2017, Batch
+    Renormalization. Wu & He 2018, Group Normalization, figure 1.
+    """
+
+    code = "BN106"
+    name = "too-few-values-per-channel"
+    severity = "error"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        if evidence.too_few is not None:
+            return self._single([evidence.too_few], evidence)
+        few = {
+            layer.name: n
+            for layer, n, active in zip(
+                evidence.layers, evidence.calls_in_pass.values, evidence.active, strict=True
+            )
+            if active and n is not None and layer.name not in taken
+        }
+        single = [name for name, n in few.items() if n == 1]
+        if single:
+            return self._single(single, evidence)
+        grade = _grade(evidence, few)
+        if grade is None:
+            return None
+        names = sorted((name for name, n in few.items() if n == min(few.values())))
+        n = min(few.values())
+        floor = evidence.floor
+        shrink = 1.0 - ((n - 1) / n) ** 0.5
+        found = (
+            f"Even with converged statistics the predictions differ by {floor:.2f} of their "
+            f"spread over the batch (up to {DEGRADED_GAP:g} is usual)."
+            if floor is not None and not floor <= DEGRADED_GAP
+            else f"{words.n_of_m(names, evidence)} normalise over {words.plural(n, 'value')} "
+            "per channel."
+        )
+        return self.finding(
+            found,
+            cause=f"A batch gives {names[0]} only {words.plural(n, 'value')} per channel; where "
+            "the framework stores the unbiased variance, eval mode shrinks such a layer's output "
+            f"by {words.percent(shrink, 1)}, and depth multiplies.",
+            remedy=_remedy(evidence, n),
+            severity=grade,
+            layers=names,
+            values_per_channel=n,
+            floor=floor,
+        )
+
+    def _single(self, names: list[str], evidence: Evidence) -> Finding:
+        return self.finding(
+            f"{words.n_of_m(names, evidence)} get a single value per channel from a training "
+            f"batch; the first is {names[0]}.",
+            cause="The variance of one value is 0: in training the layer outputs its offset, "
+            "whatever its input.",
+            remedy=_remedy(evidence, 1),
+            layers=names,
+            values_per_channel=1,
+        )
+
+
+def _grade(evidence: Evidence, few: dict[str, int]) -> Severity | None:
+    """Error, warning or nothing, for layers with more than one value."""
+    if not few or evidence.inconclusive:
+        return None
+    n, floor = min(few.values()), evidence.floor
+    if n < FEW and evidence.recalibrated is not None and evidence.fails(evidence.recalibrated):
+        return "error"
+    if n < VERY_FEW:
+        return "warning"
+    return "warning" if floor is not None and not floor <= DEGRADED_GAP and _is_ours(evidence) else None
+
+
+def _is_ours(evidence: Evidence) -> bool:
+    """Whether the floor comes from the stored variance's kind, not from stochastic layers."""
+    surviving = evidence.surviving_gap
+    shifted = evidence.distortions(evidence.noisy_batch, evidence.batch)
+    calm = not evidence.stochastic or bool((shifted <= DEGRADED_DISTORTION).all())
+    return calm and surviving is not None and surviving <= DEGRADED_GAP
+
+
+def _remedy(evidence: Evidence, n: int) -> str:
+    size = evidence.batch_size
+    enough = -(-FEW * size // n) if size else None
+    return words.bullets(
+        f"Use batches of at least {enough} samples ({FEW} values per channel), and drop_last=True "
+        "for the rest of an epoch."
+        if enough
+        else f"Use batches with at least {FEW} values per channel.",
+        "Or use GroupNorm or LayerNorm there, which do not look across the batch.",
+    )

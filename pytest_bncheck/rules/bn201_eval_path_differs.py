@@ -1,0 +1,142 @@
+"""BN201: the network computes something else in eval mode, and it is not batch normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths import predictions, verdict
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding, Prediction, Severity
+
+NOTICEABLE = 0.01
+"""A smaller difference of the paths is rounding."""
+
+
+class EvalPathDiffers(Rule):
+    """Code under ``if self.training`` that changes the result.
+
+    What it does
+    ------------
+    Compares two predictions with the same batch statistics and without dropout: one in which the
+    model's own code is told that it trains, one in which it is told that it predicts. Where that
+    comparison is possible and differs, the model's code takes another path in eval mode. It also
+    fires when a difference survives replacing every running statistic by the batch's own.
+
+    Why it is bad
+    -------------
+    The network that was trained is not the one that predicts, and no amount of further training
+    or better statistics brings them together.
+
+    Example
+    -------
+    ::
+
+        def forward(self, x):
+            x = self.body(x)
+            return x * self.scale if self.training else x
+
+    Use instead
+    -----------
+    The same computation in both modes. Merge adapters in ``train(mode)``, which parents call on
+    their children, not in ``eval()``, which they do not. If the difference is the design, declare
+    it: ``intended="mode-dependent-path"``.
+
+    References
+    ----------
+    torch.nn.Module.train and eval (which call each child's train). Hu et al. 2022, LoRA (merged
+    weights at inference).
+    """
+
+    code = "BN201"
+    name = "eval-path-differs"
+    severity = "error"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        return self._by_path(evidence) or self._by_survival(evidence)
+
+    def _by_path(self, evidence: Evidence) -> Finding | None:
+        gap, path, train = evidence.path_gap, evidence.path, evidence.train
+        if gap is None or path is None or train is None or gap <= NOTICEABLE:
+            return None
+        grade: Severity = "warning"
+        if not gap <= evidence.gap_limit and _suffers(evidence, path, train):
+            grade = "error"
+        return self.finding(
+            f"The model's own code computes something else in eval mode: with the same batch "
+            f"statistics the predictions differ by {gap:.2g} of their spread over the batch"
+            f"{_how_good(path, train)}.",
+            cause="A forward or call depends on the mode (self.training, the training argument), "
+            "outside of dropout and normalisation layers.",
+            remedy=words.bullets(
+                "Compute the same in both modes; look for code under `training`.",
+                'If the difference is the design, declare it: intended="mode-dependent-path".',
+            ),
+            severity=grade,
+            gap=gap,
+            by="training path",
+        )
+
+    def _by_survival(self, evidence: Evidence) -> Finding | None:
+        gap, replaced, train = evidence.surviving_gap, evidence.replaced, evidence.train
+        if gap is None or replaced is None or train is None or not _is_conclusive(evidence):
+            return None
+        if gap <= NOTICEABLE:
+            return None
+        grade: Severity = "warning"
+        if not gap <= evidence.gap_limit and evidence.fails(replaced):
+            grade = "error"
+        tracking = [x.name for x in evidence.layers if x.type.startswith("InstanceNorm")]
+        return self.finding(
+            "Eval mode differs from training mode for a reason other than converging statistics: "
+            f"with the batch's own statistics the predictions still differ by {gap:.2g} of their "
+            f"spread over the batch{_how_good(train, replaced)}.",
+            cause=f"{tracking[0]} normalises each sample by itself in training, and all of them "
+            "by one running average in eval mode."
+            if tracking
+            else "Something other than the normalisation layers depends on the mode.",
+            remedy=words.bullets(
+                "Leave track_running_stats=False on instance normalisation."
+                if tracking
+                else "Look for code and layers that act under `training` only.",
+                'If the difference is the design, declare it: intended="mode-dependent-path".',
+            ),
+            severity=grade,
+            layers=tracking,
+            gap=gap,
+            by="survival",
+        )
+
+
+def _suffers(evidence: Evidence, path: Prediction, train: Prediction) -> bool:
+    """Whether decisions are worse on the eval path than on the training path."""
+    retained = predictions.retained(
+        evidence.first_loss, path.constant_loss, path.loss, train.loss
+    )
+    scores = verdict.Scores(
+        gap=None,
+        distortion=0.0,
+        retained=retained,
+        accuracy=train.accuracy,
+        finite=predictions.finite(train.outputs),
+    )
+    return verdict.decisions_suffer(scores, path.accuracy) is not False
+
+
+def _is_conclusive(evidence: Evidence) -> bool:
+    """Whether replacing statistics must repeat the training prediction."""
+    once = all(count <= 1 for count in evidence.calls_in_pass.training)
+    return (
+        once
+        and not evidence.stream
+        and not evidence.inconclusive
+        and all(layer.stock for layer in evidence.layers)
+        and evidence.eval is not None
+        and not evidence.eval.random
+    )
+
+
+def _how_good(training: Prediction, other: Prediction) -> str:
+    first, second = words.how_good(training), words.how_good(other)
+    return f" ({first} in training mode, {second} in eval mode)" if first and second else ""

@@ -1,0 +1,69 @@
+"""BN202: the brief training achieved nothing, so the modes cannot be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding
+
+
+class TrainingInconclusive(Rule):
+    """A training that did not lower the loss.
+
+    What it does
+    ------------
+    Compares the loss after training with the first one. If it did not fall by a tenth, or is not
+    finite, there is nothing that eval mode could lose, and no verdict is taken.
+
+    Why it is bad
+    -------------
+    The test does not test anything. Near-constant outputs differ between the modes by any amount
+    without meaning.
+
+    Example
+    -------
+    ::
+
+        @pytest.mark.bn_consistency(steps=2)      # too few steps for the loss to move
+
+    Use instead
+    -----------
+    More steps, the optimizer and loss of the real training (``bncheck_optimizer``,
+    ``bncheck_loss``), a batch that can be learnt. A loss that is not finite is a fault of its own.
+
+    References
+    ----------
+    Goodfellow, Bengio & Courville 2016, Deep Learning, section 11.5 (fit a tiny data set).
+    """
+
+    code = "BN202"
+    name = "training-inconclusive"
+    severity = "warning"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        if not evidence.inconclusive:
+            return None
+        first, last = evidence.losses[0], evidence.losses[-1]
+        train = evidence.train.loss if evidence.train else None
+        finite = math.isfinite(first) and math.isfinite(last)
+        now = last if train is None else train
+        return self.finding(
+            f"Training went from loss {first:.3g} to {now:.3g} in "
+            f"{words.plural(evidence.steps, 'step')}: no verdict is possible.",
+            cause="The loss fell by less than a tenth of its first value."
+            if finite
+            else "The loss is not finite.",
+            remedy=words.bullets(
+                "Train for more steps, or with the optimizer and loss of the real training "
+                "(bncheck_optimizer, bncheck_loss)."
+                if finite
+                else "Lower the learning rate (bncheck_optimizer), or look for the operation "
+                "that overflows.",
+            ),
+            first_loss=first,
+            last_loss=now,
+        )
