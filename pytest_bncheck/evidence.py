@@ -222,7 +222,10 @@ class Evidence:
     @property
     def inconclusive(self) -> bool:
         """Whether training achieved nothing, so that no verdict is possible."""
-        return self.steps > 0 and bool(self.layers) and self.too_few is None and not self.trained
+        if not self.steps or not self.layers or self.too_few is not None or self.trained:
+            return False
+        path = self.path if self.path_gap else None  # another path may well have learnt
+        return path is None or not predictions.achieved(self.first_loss, path.loss)
 
     @property
     def bn_verdict(self) -> BNVerdict | None:

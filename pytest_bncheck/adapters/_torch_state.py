@@ -98,10 +98,10 @@ def _remember(item: Any) -> Undo | None:
         return lambda: _refill(item, elements, list(item), item.update)
     if isinstance(item, types.FunctionType):
         cells = list(_cells(item))
-        return lambda: [setattr(cell, "cell_contents", value) for cell, value in cells] and None
+        return lambda: _refill_cells(cells)
     if isinstance(item, torch.Generator):
         state = item.get_state()
-        return lambda: [item.set_state(state)] and None
+        return lambda: _discard(item.set_state(state))
     if isinstance(item, random.Random):
         inner = item.getstate()
         return lambda: item.setstate(inner)
@@ -158,6 +158,15 @@ def _same(left: Any, right: Any) -> bool:
     return left is right
 
 
+def _refill_cells(cells: list[tuple[Any, Any]]) -> None:
+    for cell, value in cells:
+        cell.cell_contents = value
+
+
+def _discard(_: object) -> None:
+    """Make a call that returns something an `Undo`."""
+
+
 def _cells(function: types.FunctionType) -> Iterator[tuple[Any, Any]]:
     for cell in function.__closure__ or ():
         try:
@@ -195,17 +204,12 @@ def _global_flags() -> Undo:
 
 def random_fingerprint() -> list[bytes]:
     """The state of the random generators a forward pass can draw from, to compare before and after."""
-    state = np.random.get_state(legacy=False)
     prints = [
         repr(random.getstate()).encode(),
-        repr(state).encode() if not isinstance(state, dict) else _numpy_bytes(state),
+        repr(np.random.get_state(legacy=True)[2:]).encode(),
+        np.random.get_state(legacy=True)[1].tobytes(),
         torch.get_rng_state().numpy().tobytes(),
     ]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         prints += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
     return prints
-
-
-def _numpy_bytes(state: dict[str, Any]) -> bytes:
-    inner = state["state"]
-    return bytes(inner["key"].tobytes()) + repr((inner["pos"], state["has_gauss"])).encode()

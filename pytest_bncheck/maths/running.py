@@ -16,6 +16,8 @@ import numpy as np
 from pytest_bncheck.types import Statistics
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pytest_bncheck.types import Array
 
 SETTLED = 0.01
@@ -81,7 +83,9 @@ def shift_and_scale(
         One pair per layer, each of shape (channels,).
     """
     pairs = []
-    for rm, rv, bm, bv, e in zip(running.mean, running.var, batch.mean, batch.var, eps, strict=True):
+    for rm, rv, bm, bv, e in zip(
+        running.mean, running.var, batch.mean, batch.var, eps, strict=True
+    ):
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             deviation = np.sqrt(rv + e)
             pairs.append(((bm - rm) / deviation, np.sqrt(bv + e) / deviation))
@@ -92,7 +96,7 @@ def distortion(
     running: Statistics,
     batch: Statistics,
     eps: Sequence[float],
-    counts: Sequence[Array] | None = None,
+    counts: Sequence[NDArray[np.bool_]] | None = None,
 ) -> Array:
     r"""Distortion D of each layer: root mean square of x̂_eval - x̂_train, in standard deviations.
 
@@ -170,7 +174,7 @@ def readable(
     eps: Sequence[float],
     rates: Sequence[float],
     resolution: Sequence[float],
-) -> list[Array]:
+) -> list[NDArray[np.bool_]]:
     r"""Channels whose batch variance survives rounding in `recover_batch`.
 
     Where :math:`u·\max(|r_v|, |r_m|·\sqrt{b_v+ε})/α ≤ 0.05·(b_v+ε)`, u the spacing of floating-point
@@ -198,8 +202,9 @@ def _per_layer(
     weights: Sequence[float],
 ) -> Statistics:
     """`formula(left, right, weight)` for every mean and variance; variances are clipped at 0."""
-    mean = [formula(*each) for each in zip(left.mean, right.mean, weights, strict=True)]
-    var = [formula(*each) for each in zip(left.var, right.var, weights, strict=True)]
+    with np.errstate(invalid="ignore", over="ignore"):  # statistics may be poisoned already
+        mean = [formula(*each) for each in zip(left.mean, right.mean, weights, strict=True)]
+        var = [formula(*each) for each in zip(left.var, right.var, weights, strict=True)]
     return Statistics(tuple(mean), tuple(np.maximum(v, 0.0) for v in var))
 
 

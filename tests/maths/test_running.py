@@ -82,7 +82,7 @@ def test_distortion_is_the_root_mean_square_error_of_normalised_values(
     predicted = (x - current.mean[0]) / np.sqrt(current.var[0] + eps)
     expected = math.sqrt(((predicted - trained) ** 2).mean())
     assert running.distortion(current, batch, [eps])[0] == pytest.approx(expected, rel=1e-6)
-    (d, s), = running.shift_and_scale(current, batch, [eps])
+    ((d, s),) = running.shift_and_scale(current, batch, [eps])
     np.testing.assert_allclose(predicted, s * trained + d, rtol=1e-6, atol=1e-6)
 
 
@@ -104,9 +104,7 @@ def test_debias_takes_out_the_start(
 ) -> None:
     weight = running.remaining_weight(rate, len(batches))
     other = Statistics((start.mean[0] + 3,), (start.var[0] + 3,))
-    one, two = (
-        running.debias(ema(s, batches, rate), s, [weight]) for s in (start, other)
-    )
+    one, two = (running.debias(ema(s, batches, rate), s, [weight]) for s in (start, other))
     assert close(one, two, 1e-6 / (1 - weight))
 
 

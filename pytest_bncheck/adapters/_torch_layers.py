@@ -1,0 +1,230 @@
+"""The layers of a PyTorch model that keep running statistics, as one set.
+
+They are read and written together, counted while they run, and described in the terms that the
+experiment speaks. torch stores the unbiased variance; the conversion happens here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from pytest_bncheck.maths.running import bessel
+from pytest_bncheck.types import Calls, Layer, Statistics
+
+Raw = tuple[Tensor, Tensor]
+"""All running means and all running variances as they are stored, in one tensor each."""
+
+
+class Layers:
+    """Every module of a model with a running mean and variance, by name, in a fixed order."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules: dict[str, Any] = {
+            name or type(module).__name__: module
+            for name, module in model.named_modules()
+            if _has_statistics(module)
+        }
+        self.rates: dict[str, float | None] = {
+            name: module.momentum
+            for name, module in self.modules.items()
+            if hasattr(module, "momentum")
+        }
+        self.last: str | None = None
+        """The layer that last started to normalise with batch statistics."""
+        self._values: dict[str, int] = {}
+        self._order: dict[str, None] = {}
+        self.reset_counters()
+
+    # statistics -------------------------------------------------------------------------------
+
+    def raw(self) -> Raw:
+        """The statistics now, still on their device."""
+        if not self.modules:
+            return torch.empty(0), torch.empty(0)
+        mean = [m.running_mean.detach().reshape(-1) for m in self.modules.values()]
+        var = [m.running_var.detach().reshape(-1) for m in self.modules.values()]
+        return torch.cat(mean), torch.cat(var)
+
+    def biased(self, raw: Raw) -> Statistics:
+        """Stored statistics, per layer, in float64 and with biased variances."""
+        if not self.modules:
+            return Statistics((), ())
+        ends = np.cumsum(self._sizes())[:-1]
+        mean, var = (np.split(t.cpu().double().numpy(), ends) for t in raw)
+        factors = [bessel(self._values.get(name)) for name in self.modules]
+        return Statistics(
+            tuple(mean), tuple(v / factor for v, factor in zip(var, factors, strict=True))
+        )
+
+    def write(self, statistics: Statistics, exact: bool) -> None:
+        """Store statistics; with `exact` the biased variances as they are."""
+        for k, (name, module) in enumerate(self.modules.items()):
+            factor = 1.0 if exact else bessel(self._values.get(name))
+            _fill(module.running_mean, statistics.mean[k])
+            _fill(module.running_var, statistics.var[k] * factor)
+
+    def batch_statistics(self, filled: Raw, active: Iterable[str], calls: Calls) -> Statistics:
+        """b = r1 / (1 - (1-α)^c) of the active layers, from zeroed statistics after c calls."""
+        found, current, active = self.biased(filled), self.biased(self.raw()), set(active)
+        mean, var = list(current.mean), list(current.var)
+        for k, name in enumerate(self.modules):
+            if name in active and calls.training[k]:
+                rate = self.rates[name]
+                share = 1.0 if not rate else 1.0 - (1.0 - rate) ** calls.training[k]
+                mean[k], var[k] = found.mean[k] / share, np.maximum(found.var[k] / share, 0.0)
+        return Statistics(tuple(mean), tuple(var))
+
+    @contextmanager
+    def emptied(self, active: Iterable[str]) -> Iterator[None]:
+        """Zeroed statistics, so that a pass leaves α times its batch statistics in them.
+
+        A layer without momentum averages over its calls; one with momentum 0 gets a temporary one.
+        """
+        names = set(active)
+        saved = [(b, b.detach().clone()) for m in self.modules.values() for b in buffers(m)]
+        still = {n: m for n, m in self.modules.items() if n in names and self.rates[n] == 0.0}
+        momenta = {n: m.momentum for n, m in still.items() if hasattr(m, "momentum")}
+        for name in names:
+            for buffer in buffers(self.modules[name]):
+                buffer.data.zero_()
+        for name in momenta:
+            still[name].momentum = 1.0
+        try:
+            yield
+        finally:
+            for name, momentum in momenta.items():
+                still[name].momentum = momentum
+            for buffer, values in saved:
+                buffer.data.copy_(values)
+
+    def measure_silent_rates(self, forward: Callable[[], object]) -> None:
+        """Measure the update rate of layers that have no momentum to read.
+
+        With zeroed statistics and one batch, two passes leave α·b and α·b·(2-α).
+        """
+        silent = {n: m for n, m in self.modules.items() if n not in self.rates}
+        saved = [(b, b.detach().clone()) for m in self.modules.values() for b in buffers(m)]
+        for module in silent.values():
+            module.running_mean.data.zero_()
+            module.running_var.data.zero_()
+        reads = []
+        for _ in range(2):
+            forward()
+            reads.append({n: m.running_var.detach().double().clone() for n, m in silent.items()})
+        for name in silent:
+            one, two = reads[0][name], reads[1][name]
+            norm = float((one * one).sum())
+            self.rates[name] = 0.0 if norm == 0 else 2.0 - float((one * two).sum()) / norm
+        for buffer, values in saved:
+            buffer.data.copy_(values)
+
+    # calls ------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Count the calls of every layer from now on."""
+        for name, module in self.modules.items():
+            module.register_forward_pre_hook(self._counter(name))
+
+    def reset_counters(self) -> None:
+        """Start counting anew."""
+        self._trained = dict.fromkeys(self.modules, 0)
+        self._inferred = dict.fromkeys(self.modules, 0)
+
+    def counted(self) -> Calls:
+        """Calls since `reset_counters`; n is the last that was seen."""
+        return Calls(
+            tuple(self._trained.values()),
+            tuple(self._inferred.values()),
+            tuple(self._values.get(name) for name in self.modules),
+        )
+
+    def order_by_call(self, log: list[Raw]) -> list[Raw]:
+        """Put the layers, and the log of their statistics, in the order of their first call."""
+        order = [*self._order, *(name for name in self.modules if name not in self._order)]
+        if order == list(self.modules):
+            return log
+        sizes, names = self._sizes(), list(self.modules)
+
+        def sort(flat: Tensor) -> Tensor:
+            parts = dict(zip(names, torch.split_with_sizes(flat, sizes), strict=True))
+            return torch.cat([parts[name] for name in order])
+
+        for attribute in ("modules", "_trained", "_inferred"):
+            mapping = getattr(self, attribute)
+            setattr(self, attribute, {name: mapping[name] for name in order})
+        return [(sort(mean), sort(var)) for mean, var in log]
+
+    def _counter(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
+        def count(module: Any, args: tuple[Any, ...]) -> None:
+            self._order.setdefault(name)
+            if not module.training:
+                self._inferred[name] += 1
+                return
+            self._trained[name] += 1
+            self.last = name
+            if args and isinstance(args[0], Tensor):
+                self._values[name] = _values_per_channel(module, args[0])
+
+        return count
+
+    def _sizes(self) -> list[int]:
+        return [module.running_mean.numel() for module in self.modules.values()]
+
+    # words ------------------------------------------------------------------------------------
+
+    def describe(self, frozen: set[int]) -> list[Layer]:
+        """Every layer in the experiment's terms; `frozen` holds the ids of modules kept in eval."""
+        return [self._describe(name, m, id(m) in frozen) for name, m in self.modules.items()]
+
+    def _describe(self, name: str, module: Any, in_eval: bool) -> Layer:
+        momentum = getattr(module, "momentum", None)
+        rate = self.rates.get(name, momentum)
+        # Without a momentum and without an update, the statistics are constants by design.
+        constant = not hasattr(module, "momentum") and rate == 0.0
+        return Layer(
+            name=name,
+            type=type(module).__name__,
+            momentum=momentum if hasattr(module, "momentum") else rate,
+            update_rate=rate,
+            eps=float(getattr(module, "eps", 0.0)),
+            frozen=in_eval or constant,
+            stock=type(module).__module__.startswith("torch.nn."),
+            trained=_differs(module, "weight", 1.0) or _differs(module, "bias", 0.0),
+            resolution=torch.finfo(module.running_var.dtype).eps,
+            dtype=str(module.running_var.dtype).removeprefix("torch."),
+        )
+
+
+def buffers(module: nn.Module) -> list[Tensor]:
+    """What a layer updates in training: its statistics and its counter of batches."""
+    keys = ("running_mean", "running_var", "num_batches_tracked")
+    found = [getattr(module, key, None) for key in keys]
+    return [buffer for buffer in found if isinstance(buffer, Tensor)]
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    return isinstance(mean, Tensor) and isinstance(var, Tensor)
+
+
+def _values_per_channel(module: Any, values: Tensor) -> int:
+    n = values.numel() // (module.running_mean.numel() or 1)
+    per_sample = isinstance(module, _NormBase) and "InstanceNorm" in type(module).__name__
+    return n // max(values.shape[0], 1) if per_sample else n
+
+
+def _differs(module: Any, key: str, start: float) -> bool:
+    value = getattr(module, key, None)
+    return isinstance(value, Tensor) and bool((value.detach() != start).any())
+
+
+def _fill(buffer: Tensor, values: Any) -> None:
+    converted = torch.as_tensor(values).to(buffer.dtype).reshape(buffer.shape)
+    cast(Tensor, buffer.data).copy_(converted)
