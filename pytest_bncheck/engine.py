@@ -15,6 +15,7 @@ import numpy as np
 
 from pytest_bncheck import rules
 from pytest_bncheck.adapters.base import Adapter, TooFewValues
+from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import predictions, running, verdict
 from pytest_bncheck.report import (
@@ -80,15 +81,15 @@ def run(
     if not batches:
         raise InputError("batches: there is none; at least one is needed")
     clock = _Clock()
-    lab = adapter(model, batches, recipe, settings.device)
-    lab.save()
-    finished = False
-    try:
-        lab.seed(settings.seed)
-        evidence = _experiment(lab, len(batches), settings, clock)
-        finished = True
-    finally:
-        lab.restore(keep_weights=finished and not settings.restore)
+    with seeded(settings.seed):
+        lab = adapter(model, batches, recipe, settings.device)
+        lab.save()
+        finished = False
+        try:
+            evidence = _experiment(lab, len(batches), settings, clock)
+            finished = True
+        finally:
+            lab.restore(keep_weights=finished and not settings.restore)
     findings, suppressed = rules.find(evidence)
     return _report(evidence, findings, suppressed, lab, clock.stop())
 
@@ -163,6 +164,7 @@ def _measure(lab: Adapter, batches: int, settings: Settings) -> Evidence:
         train, batch, calls_in_pass = lab.predict_with_batch_statistics(0)
     with _during("the pass in eval mode"):
         evaluated = lab.predict(0)
+    half = lab.predict_half(0)
     noisy = batch
     if lab.stochastic:
         with _during("the pass in training mode"):
@@ -187,14 +189,29 @@ def _measure(lab: Adapter, batches: int, settings: Settings) -> Evidence:
         train=train,
         eval=evaluated,
         path=path,
+        half=half,
+        idle=lab.idle,
+        sticky=lab.sticky(0),
+        noise=lab.noise,
         stochastic=lab.stochastic,
         history=history,
     )
+    _repeat(lab, evidence)
     if batches > 1:
         _measure_stream(lab, batches, evidence)
     if settings.planned_updates is not None:
         _project(lab, evidence)
     return evidence
+
+
+def _repeat(lab: Adapter, evidence: Evidence) -> None:
+    """Once more in eval mode, and a look at its calls, if it is random or minds its batch."""
+    half = evidence.half_gap
+    evaluated = evidence.eval
+    if evaluated is None or not (evaluated.random or (half is not None and half > lab.noise)):
+        return
+    evidence.again = lab.predict(0)
+    evidence.traces = lab.trace(0)
 
 
 def _measure_stream(lab: Adapter, batches: int, evidence: Evidence) -> None:
@@ -232,7 +249,7 @@ def _project(lab: Adapter, evidence: Evidence) -> None:
 def _diagnose(lab: Adapter, evidence: Evidence) -> None:
     """More passes, only if something is off: converged, replaced and debiased statistics."""
     gap = evidence.gap(evidence.judged, evidence.train)
-    if gap is None or not evidence.layers:
+    if gap is None or not evidence.layers or evidence.is_random:
         return
     if not gap <= verdict.DEGRADED_GAP:
         evidence.recalibrated = _predict_with(lab, evidence.noisy_batch)

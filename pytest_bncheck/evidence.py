@@ -16,6 +16,7 @@ from pytest_bncheck.types import (
     Prediction,
     Settings,
     Statistics,
+    Trace,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ class Evidence:
     projected, recalibrated, replaced, debiased
         Eval mode with other running statistics: projected to the planned updates; the batch's, as
         the framework would store them; the batch's own biased ones; without the initial value.
+    half, again
+        Eval mode on half of the batch, and once more on all of it.
+    traces
+        Calls in an eval pass that behave as in training; looked for only if something is off.
+    idle
+        Layers that training only ever ran in inference mode, without being frozen.
+    sticky
+        Attributes that an eval pass changed for good.
     too_few
         A layer that refused to train on one value per channel.
     stream
@@ -70,6 +79,12 @@ class Evidence:
     recalibrated: Prediction | None = None
     replaced: Prediction | None = None
     debiased: Prediction | None = None
+    half: Prediction | None = None
+    again: Prediction | None = None
+    traces: Sequence[Trace] = ()
+    idle: Sequence[str] = ()
+    sticky: Sequence[str] = ()
+    noise: float = 1e-4
     stochastic: bool = False
     too_few: str | None = None
     stream: bool = False
@@ -178,6 +193,31 @@ class Evidence:
         return self.gap(self.replaced, self.train)
 
     @property
+    def half_gap(self) -> float | None:
+        """How far half of the batch's predictions move when its other half is left out."""
+        if self.half is None or self.eval is None or not self.half.outputs:
+            return None
+        whole = {key: value[: len(value) // 2] for key, value in self.eval.outputs.items()}
+        return predictions.gap(self.half.outputs, whole)
+
+    @property
+    def repeat_gap(self) -> float | None:
+        """How far two eval passes on the same batch are apart; None if there was no second."""
+        return self.gap(self.again, self.eval)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether eval mode gives another prediction each time, so that none can be compared."""
+        repeat = self.repeat_gap
+        return repeat is not None and not repeat <= self.noise
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether a sample's prediction changes with its batch mates, and not by chance."""
+        half = self.half_gap
+        return half is not None and not half <= self.noise and not self.is_random
+
+    @property
     def path_gap(self) -> float | None:
         """How far the training path differs from the eval path; None where that tells nothing.
 
@@ -215,7 +255,7 @@ class Evidence:
     @property
     def measured_verdict(self) -> BNVerdict | None:
         """The verdict as the numbers give it, whether or not training achieved anything."""
-        if self.judged is None or self.judged.random:
+        if self.judged is None or self.is_random:
             return None
         return self.judge(self.scores(self.judged, self.judged_statistics))
 

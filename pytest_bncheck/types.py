@@ -125,6 +125,8 @@ class Layer:
         Spacing of the floating-point numbers around 1 that hold the statistics.
     dtype
         Name of that floating-point type.
+    frozen_parameters
+        It has parameters, they are all frozen, and so are all that come before it.
     """
 
     name: str
@@ -137,6 +139,7 @@ class Layer:
     trained: bool = False
     resolution: float = 2.0**-23
     dtype: str = "float32"
+    frozen_parameters: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,14 @@ class Prediction:
         On the targets; None where it cannot be computed.
     constant_loss
         Loss of answering every sample with the mean prediction over the batch; None if unknown.
-    random, mutated
-        Whether the pass drew random numbers, or changed state other than the running statistics.
+    random
+        Whether the pass drew random numbers.
+    mutated
+        Names of the buffers or non-trainable variables that the pass changed, states of random
+        generators aside. Passes that use batch statistics leave the running ones out.
+    in_training
+        Paths of mode-dependent modules that ran in training mode although the model was told to
+        predict; only of a pass in eval mode.
     """
 
     outputs: Mapping[str, Array]
@@ -191,7 +200,30 @@ class Prediction:
     accuracy: float | None = None
     constant_loss: float | None = None
     random: bool = False
-    mutated: bool = False
+    mutated: tuple[str, ...] = ()
+    in_training: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One call in an eval pass that behaves as in training.
+
+    Attributes
+    ----------
+    kind
+        ``"random"`` if it drew random numbers, ``"batch statistics"`` if it normalised with them.
+    call
+        The call as a user would write it: ``F.dropout(p=0.5, training=True)``.
+    module
+        Path of the innermost module around it, empty for the model itself.
+    source
+        File, line and text of the user's code: ``net.py:12: h = F.dropout(h, 0.5)``; may be empty.
+    """
+
+    kind: Literal["random", "batch statistics"]
+    call: str
+    module: str
+    source: str
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,16 @@ def batch_length(batch: Any) -> int:
     raise InputError(f"batch: no tensor or array in {_name(batch)}; expected (inputs, targets)")
 
 
+def first_half(batch: Any, size: int) -> Any:
+    """The first half of the samples, or None if something in the batch is not cut by samples."""
+    tensors = [leaf for _, leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
+    if size < 2 or any(leaf.shape[0] != size for leaf in tensors):
+        return None
+    return _map(
+        batch, lambda leaf: leaf[: size // 2] if isinstance(leaf, Tensor) and leaf.dim() else leaf
+    )
+
+
 def float_outputs(outputs: Any, size: int) -> dict[str, Array]:
     """Every floating output whose leading axis is the batch, in float64, by its path."""
     return {

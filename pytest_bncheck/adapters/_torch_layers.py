@@ -40,6 +40,7 @@ class Layers:
         """The layer that last started to normalise with batch statistics."""
         self._values: dict[str, int] = {}
         self._order: dict[str, None] = {}
+        self._after_trainable: set[str] = set()
         self.reset_counters()
 
     # statistics -------------------------------------------------------------------------------
@@ -62,6 +63,14 @@ class Layers:
         return Statistics(
             tuple(mean), tuple(v / factor for v, factor in zip(var, factors, strict=True))
         )
+
+    def named_buffers(self) -> dict[str, Tensor]:
+        """Everything that the layers update, by its name in the state of the model."""
+        return {
+            f"{name}.{key}": buffer
+            for name, module in self.modules.items()
+            for key, buffer in buffers(module).items()
+        }
 
     def write(self, statistics: Statistics, exact: bool) -> None:
         """Store statistics; with `exact` the biased variances as they are."""
@@ -88,11 +97,13 @@ class Layers:
         A layer without momentum averages over its calls; one with momentum 0 gets a temporary one.
         """
         names = set(active)
-        saved = [(b, b.detach().clone()) for m in self.modules.values() for b in buffers(m)]
+        saved = [
+            (b, b.detach().clone()) for m in self.modules.values() for b in buffers(m).values()
+        ]
         still = {n: m for n, m in self.modules.items() if n in names and self.rates[n] == 0.0}
         momenta = {n: m.momentum for n, m in still.items() if hasattr(m, "momentum")}
         for name in names:
-            for buffer in buffers(self.modules[name]):
+            for buffer in buffers(self.modules[name]).values():
                 buffer.data.zero_()
         for name in momenta:
             still[name].momentum = 1.0
@@ -110,7 +121,9 @@ class Layers:
         With zeroed statistics and one batch, two passes leave α·b and α·b·(2-α).
         """
         silent = {n: m for n, m in self.modules.items() if n not in self.rates}
-        saved = [(b, b.detach().clone()) for m in self.modules.values() for b in buffers(m)]
+        saved = [
+            (b, b.detach().clone()) for m in self.modules.values() for b in buffers(m).values()
+        ]
         for module in silent.values():
             module.running_mean.data.zero_()
             module.running_var.data.zero_()
@@ -171,6 +184,8 @@ class Layers:
             self.last = name
             if args and isinstance(args[0], Tensor):
                 self._values[name] = _values_per_channel(module, args[0])
+                if args[0].requires_grad:
+                    self._after_trainable.add(name)
 
         return count
 
@@ -199,14 +214,15 @@ class Layers:
             trained=_differs(module, "weight", 1.0) or _differs(module, "bias", 0.0),
             resolution=torch.finfo(module.running_var.dtype).eps,
             dtype=str(module.running_var.dtype).removeprefix("torch."),
+            frozen_parameters=name not in self._after_trainable and _all_frozen(module),
         )
 
 
-def buffers(module: nn.Module) -> list[Tensor]:
+def buffers(module: nn.Module) -> dict[str, Tensor]:
     """What a layer updates in training: its statistics and its counter of batches."""
     keys = ("running_mean", "running_var", "num_batches_tracked")
-    found = [getattr(module, key, None) for key in keys]
-    return [buffer for buffer in found if isinstance(buffer, Tensor)]
+    found = {key: getattr(module, key, None) for key in keys}
+    return {key: buffer for key, buffer in found.items() if isinstance(buffer, Tensor)}
 
 
 def _has_statistics(module: nn.Module) -> bool:
@@ -223,6 +239,12 @@ def _values_per_channel(module: Any, values: Tensor) -> int:
 def _differs(module: Any, key: str, start: float) -> bool:
     value = getattr(module, key, None)
     return isinstance(value, Tensor) and bool((value.detach() != start).any())
+
+
+def _all_frozen(module: nn.Module) -> bool:
+    """Whether a layer has parameters and none of them trains."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 def _fill(buffer: Tensor, values: Any) -> None:

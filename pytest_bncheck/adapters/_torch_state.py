@@ -33,24 +33,35 @@ _NOT_STATE = (type, types.ModuleType, torch.utils.data.Dataset, torch.utils.data
 
 
 class Snapshot:
-    """The state of everything reachable from `roots`, remembered on construction."""
+    """The state of everything reachable from `roots`, remembered on construction.
+
+    Attributes
+    ----------
+    paths
+        The shortest way to each module, from the first root: ``encoder.blocks[1].norm``.
+    """
 
     def __init__(self, *roots: Any) -> None:
-        self.modules: list[nn.Module] = []
+        self.paths: dict[nn.Module, str] = {}
         self._seen: dict[int, Any] = {}
         self._undo: list[Undo] = [_global_flags()]
-        waiting = list(roots)
+        waiting = deque((root, "") for root in roots)
         while waiting:
-            item = waiting.pop()
+            item, path = waiting.popleft()
             if id(item) in self._seen:
                 continue
-            self._seen[id(item)] = item  # held, so that its id stays its own
             if isinstance(item, nn.Module):
-                self.modules.append(item)
-            undo = _remember(item)
-            if undo is not None:
-                self._undo.append(undo)
-            waiting.extend(_children(item))
+                self.paths[item] = path.removeprefix(".")
+            self._keep(item)
+            for attributes in _attributes(item):
+                self._keep(attributes)
+            waiting.extend((child, path + step) for step, child in _children(item))
+
+    def _keep(self, item: Any) -> None:
+        self._seen[id(item)] = item  # held, so that its id stays its own
+        undo = _remember(item)
+        if undo is not None:
+            self._undo.append(undo)
 
     def restore(self) -> None:
         """Put everything back. May be called once."""
@@ -59,25 +70,36 @@ class Snapshot:
         self._undo.clear()
 
 
-def _children(item: Any) -> Iterator[Any]:
-    """The objects that an object leads to."""
+def _attributes(item: Any) -> list[dict[str, Any]]:
+    """The dictionaries that hold an object's attributes, if it is walked into."""
+    if not _is_walked(item):
+        return []
+    own: dict[str, Any] = item.__dict__
+    inner = ("_modules", "_parameters", "_buffers") if isinstance(item, nn.Module) else ()
+    return [*(own[key] for key in inner if isinstance(own.get(key), dict)), own]
+
+
+def _children(item: Any) -> Iterator[tuple[str, Any]]:
+    """The objects that an object leads to, each with the step that leads there."""
     if isinstance(item, torch.jit.ScriptModule):
-        yield from item.parameters()
-        yield from item.buffers()
+        yield from (("", tensor) for tensor in (*item.parameters(), *item.buffers()))
     elif isinstance(item, dict):
-        yield from item.values()
-        yield from (key for key in item if isinstance(key, torch.Tensor))
-    elif isinstance(item, (list, tuple, set, frozenset, deque)):
-        yield from item
+        yield from ((f"[{key!r}]", value) for key, value in item.items())
+        yield from (("", key) for key in item if isinstance(key, torch.Tensor))
+    elif isinstance(item, (list, tuple, deque)):
+        yield from ((f"[{index}]", value) for index, value in enumerate(item))
+    elif isinstance(item, (set, frozenset)):
+        yield from (("", value) for value in item)
     elif isinstance(item, functools.partial):
-        yield from (item.func, item.args, item.keywords)
+        yield from (("", part) for part in (item.func, item.args, item.keywords))
     elif isinstance(item, types.MethodType):
-        yield from (item.__self__, item.__func__)
+        yield from (("", part) for part in (item.__self__, item.__func__))
     elif isinstance(item, types.FunctionType):
-        yield from (item.__defaults__, item.__kwdefaults__)
-        yield from (value for _, value in _cells(item))
-    elif _is_walked(item):
-        yield item.__dict__
+        yield from (("", part) for part in (item.__defaults__, item.__kwdefaults__))
+        yield from (("", value) for _, value in _cells(item))
+    else:
+        for attributes in _attributes(item):
+            yield from ((f".{key}", value) for key, value in attributes.items())
 
 
 def _remember(item: Any) -> Undo | None:

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_bncheck.types import Calls, Dialect, Layer, Prediction, Recipe, Statistics
+from pytest_bncheck.types import Calls, Dialect, Layer, Prediction, Recipe, Statistics, Trace
 
 
 class TooFewValues(Exception):
@@ -55,6 +55,8 @@ class Adapter(ABC):
         Lines of code in this framework.
     stochastic
         Whether a training forward drew random numbers; known after the first training step.
+    noise
+        Relative difference of two predictions that rounding explains.
     batch_size
         Samples in the first batch, or None if that cannot be told.
     """
@@ -64,6 +66,7 @@ class Adapter(ABC):
     device: str
     dialect: Dialect
     stochastic: bool = False
+    noise: float = 1e-4
     batch_size: int | None = None
 
     @abstractmethod
@@ -77,7 +80,8 @@ class Adapter(ABC):
     def save(self) -> None:
         """Remember everything that the experiment can change.
 
-        A model whose variables do not exist yet (lazy, unbuilt) is built first.
+        A model whose variables do not exist yet (lazy, unbuilt) is built first. The state of the
+        global random generators is not its concern: the experiment seeds them and puts them back.
         """
 
     @abstractmethod
@@ -87,10 +91,6 @@ class Adapter(ABC):
         With `keep_weights` parameters and running statistics stay as the experiment left them;
         modes, gradients, hooks and random state still go back.
         """
-
-    @abstractmethod
-    def seed(self, seed: int) -> None:
-        """Seed Python, numpy and the framework."""
 
     # training ---------------------------------------------------------------------------------
 
@@ -127,6 +127,14 @@ class Adapter(ABC):
 
     # looking ----------------------------------------------------------------------------------
 
+    @property
+    def idle(self) -> list[str]:
+        """Normalisation and dropout layers that training only ever ran in inference mode.
+
+        Without those that are frozen by design. Empty if the adapter does not look.
+        """
+        return []
+
     @abstractmethod
     def layers(self) -> list[Layer]:
         """The layers with running statistics, in the order in which they first ran.
@@ -154,6 +162,25 @@ class Adapter(ABC):
     @abstractmethod
     def predict(self, batch: int) -> Prediction:
         """The user's own eval mode, untouched."""
+
+    def predict_half(self, batch: int) -> Prediction | None:
+        """Eval mode on the first half of the samples.
+
+        None where the batch cannot be cut in two or the model does not take another size.
+        """
+        return None
+
+    def trace(self, batch: int) -> list[Trace]:
+        """One pass in eval mode that finds the calls in it that behave as in training."""
+        return []
+
+    def sticky(self, batch: int) -> list[str]:
+        """Attributes that an eval pass changed for good, and that change training with them.
+
+        Called after `predict`; looks at the attributes as they were before it, and only if some
+        changed runs the model in training mode with both values.
+        """
+        return []
 
     @abstractmethod
     def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,16 +14,28 @@ from pytest_bncheck.adapters import _torch_loss as losses
 from pytest_bncheck.adapters._torch_data import (
     batch_length,
     describe,
+    first_half,
     float_outputs,
     mean_output,
     split,
     to_tensors,
 )
-from pytest_bncheck.adapters._torch_layers import Layers, Raw, buffers
+from pytest_bncheck.adapters._torch_layers import Layers, Raw
+from pytest_bncheck.adapters._torch_modes import Tracer, Watch, attributes, depends_on_mode
 from pytest_bncheck.adapters._torch_state import Snapshot, random_fingerprint
 from pytest_bncheck.adapters.base import Adapter, TooFewValues
-from pytest_bncheck.adapters.random_state import RandomState, seed_everything
-from pytest_bncheck.types import Calls, Dialect, InputError, Layer, Prediction, Recipe, Statistics
+from pytest_bncheck.adapters.random_state import RandomState
+from pytest_bncheck.maths.predictions import gap
+from pytest_bncheck.types import (
+    Calls,
+    Dialect,
+    InputError,
+    Layer,
+    Prediction,
+    Recipe,
+    Statistics,
+    Trace,
+)
 
 LIBRARIES = ("torch", "torchvision", "timm")
 """Packages whose layers are library layers on the training path."""
@@ -65,14 +78,16 @@ class TorchAdapter(Adapter):
         self._log: list[Raw] = []
         self._read_log: list[Statistics] = []
         self._losses: list[Any] = []
+        self._ran = Watch()
+        self._attributes: dict[tuple[nn.Module, str], Any] | None = None
+        self.noise = _noise(dtype, home)
 
     # before -----------------------------------------------------------------------------------
 
     def save(self) -> None:
-        self._random = RandomState.capture()
         if any(nn.parameter.is_lazy(tensor) for tensor in _tensors(self.model)):
             with torch.no_grad():  # a lazy module gets its parameters in its first forward
-                self._forward(0)
+                self._forward(self._batches[0])
         self._snapshot = Snapshot(self.model, *vars(self.recipe).values(), self._batches)
         if self._to is not None:
             self.model.to(self._to)
@@ -85,10 +100,6 @@ class TorchAdapter(Adapter):
         self._snapshot.restore()
         for tensor, values in kept:
             tensor.data.copy_(values)
-        self._random.restore()
-
-    def seed(self, seed: int) -> None:
-        seed_everything(seed)
 
     # training ---------------------------------------------------------------------------------
 
@@ -101,7 +112,7 @@ class TorchAdapter(Adapter):
         if len(self._layers.rates) < len(self._layers.modules):
             state = RandomState.capture()
             with torch.no_grad():
-                self._layers.measure_silent_rates(lambda: self._forward(0))
+                self._layers.measure_silent_rates(lambda: self._forward(self._batches[0]))
             state.restore()
         self._layers.reset_counters()
         self._log, self._calls = [self._layers.raw()], self._layers.counted()
@@ -109,7 +120,7 @@ class TorchAdapter(Adapter):
     def train_step(self, batch: int) -> None:
         first = not self._losses
         before = random_fingerprint() if first else None
-        with torch.enable_grad():
+        with torch.enable_grad(), self._ran.open():
             loss = self._users_step(batch) if self.recipe.train_step else self._own_step(batch)
         self._losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
         self._log.append(self._layers.raw())
@@ -129,7 +140,7 @@ class TorchAdapter(Adapter):
         if self._optimizer is None:
             self._optimizer = self._make_optimizer()
         self._optimizer.zero_grad()
-        loss = self._loss_of(self._forward(batch), batch)
+        loss = self._loss_of(self._forward(self._batches[batch]), self._batches[batch])
         loss.backward()
         self._optimizer.step()
         return loss
@@ -168,6 +179,18 @@ class TorchAdapter(Adapter):
 
     # looking ----------------------------------------------------------------------------------
 
+    @property
+    def idle(self) -> list[str]:
+        paths = self._snapshot.paths
+        return [
+            paths[module]
+            for module in self._ran.inference
+            if module not in self._ran.training
+            and self._modes.get(module, False)
+            and module in paths
+            and depends_on_mode(module)
+        ]
+
     def layers(self) -> list[Layer]:
         return self._layers.describe({id(m) for m, mode in self._modes.items() if not mode})
 
@@ -180,17 +203,69 @@ class TorchAdapter(Adapter):
     # passes -----------------------------------------------------------------------------------
 
     def predict(self, batch: int) -> Prediction:
+        self._enter_eval()
+        watch, own = Watch(), self._layers.named_buffers()
+        before = {name: buffer.detach().clone() for name, buffer in own.items()}
+        with watch.open():
+            prediction = self._pass(self._batches[batch], self._sizes[batch])
+        moved = [name for name, buffer in own.items() if not _equal(buffer, before[name])]
+        stuck = [
+            self._snapshot.paths[module]
+            for module in watch.training
+            if module in self._snapshot.paths and depends_on_mode(module)
+        ]
+        return dataclasses.replace(
+            prediction, mutated=(*prediction.mutated, *moved), in_training=tuple(stuck)
+        )
+
+    def predict_half(self, batch: int) -> Prediction | None:
+        half = first_half(self._batches[batch], self._sizes[batch])
+        if half is None:
+            return None
         self.model.eval()
-        return self._pass(batch)
+        try:
+            return self._pass(half, self._sizes[batch] // 2)
+        except Exception:  # a model for one batch size only has no half to compare
+            return None
+
+    def trace(self, batch: int) -> list[Trace]:
+        self.model.eval()
+        tracer = Tracer(self._snapshot.paths)
+        with torch.no_grad(), tracer.watch():
+            self._forward(self._batches[batch])
+        return tracer.found
+
+    def sticky(self, batch: int) -> list[str]:
+        before, paths = self._attributes or {}, self._snapshot.paths
+        self._enter_training()
+        changed = {
+            (module, key): vars(module).get(key)
+            for (module, key), value in before.items()
+            if vars(module).get(key) != value
+        }
+        if not changed:
+            return []
+        state, results = RandomState.capture(), []
+        for values in (changed, {place: before[place] for place in changed}):
+            for (module, key), value in values.items():
+                vars(module)[key] = value
+            state.restore()
+            with self._layers.emptied(self._active()), torch.no_grad():
+                outputs = self._forward(self._batches[batch])
+            results.append(float_outputs(outputs, self._sizes[batch]))
+        differs = gap(*results)
+        if differs is not None and differs <= self.noise:
+            return []
+        return [f"{paths[module]}.{key}".removeprefix(".") for module, key in changed]
 
     def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
-        self.model.eval()
+        self._enter_eval()
         active = self._active()
         with self._layers.emptied(active):
             for module in active.values():
                 module.training = True
             self._layers.reset_counters()
-            prediction = self._pass(batch)
+            prediction = self._pass(self._batches[batch], self._sizes[batch])
             calls, filled = self._layers.counted(), self._layers.raw()
         return prediction, self._layers.batch_statistics(filled, active, calls), calls
 
@@ -200,7 +275,7 @@ class TorchAdapter(Adapter):
         with self._layers.emptied(active):
             self._layers.reset_counters()
             with torch.no_grad():
-                self._forward(batch)
+                self._forward(self._batches[batch])
             calls, filled = self._layers.counted(), self._layers.raw()
         return self._layers.batch_statistics(filled, active, calls)
 
@@ -212,11 +287,11 @@ class TorchAdapter(Adapter):
             if _is_library_leaf(module):
                 module.training = id(module) in live
         with self._layers.emptied(active):
-            return self._pass(batch)
+            return self._pass(self._batches[batch], self._sizes[batch])
 
     # inside -----------------------------------------------------------------------------------
 
-    def _forward(self, batch: int) -> Any:
+    def _forward(self, batch: Any) -> Any:
         __tracebackhide__ = True
         try:
             return self._call(batch)
@@ -225,28 +300,26 @@ class TorchAdapter(Adapter):
                 raise TooFewValues(self._layers.last) from None
             raise
 
-    def _call(self, batch: int) -> Any:
+    def _call(self, batch: Any) -> Any:
         __tracebackhide__ = True
         if self.recipe.forward is not None:
-            return self.recipe.forward(self.model, self._batches[batch])
-        inputs, _ = split(self._batches[batch])
+            return self.recipe.forward(self.model, batch)
+        inputs, _ = split(batch)
         if isinstance(inputs, dict):
             return self.model(**inputs)
         return self.model(*inputs) if isinstance(inputs, (tuple, list)) else self.model(inputs)
 
-    def _targets(self, batch: int) -> Any:
-        return split(self._batches[batch])[1]
-
-    def _loss_of(self, outputs: Any, batch: int) -> Any:
+    def _loss_of(self, outputs: Any, batch: Any) -> Any:
         __tracebackhide__ = True
+        targets = split(batch)[1]
         output = losses.main_output(outputs)
         if self._kind is None and isinstance(output, Tensor) and output.grad_fn is not None:
             self._kind = losses.last_operation(output)
         if self._loss is None:
-            self._loss = losses.infer(outputs, self._targets(batch))
-        return self._loss(outputs, self._targets(batch))
+            self._loss = losses.infer(outputs, targets)
+        return self._loss(outputs, targets)
 
-    def _pass(self, batch: int) -> Prediction:
+    def _pass(self, batch: Any, size: int) -> Prediction:
         """One forward without gradients in the modes that the modules are in."""
         __tracebackhide__ = True
         random_before = random_fingerprint()
@@ -256,16 +329,16 @@ class TorchAdapter(Adapter):
             outputs = self._forward(batch)
             loss, constant = self._scores(outputs, batch)
         return Prediction(
-            outputs=float_outputs(outputs, self._sizes[batch]),
+            outputs=float_outputs(outputs, size),
             structure=describe(outputs),
             loss=loss,
-            accuracy=losses.accuracy(outputs, self._targets(batch), self._kind),
+            accuracy=losses.accuracy(outputs, split(batch)[1], self._kind),
             constant_loss=constant,
             random=random_before != random_fingerprint(),
-            mutated=any(not _equal(now, then) for now, then in others),
+            mutated=tuple(name for name, now, then in others if not _equal(now, then)),
         )
 
-    def _scores(self, outputs: Any, batch: int) -> tuple[float | None, float | None]:
+    def _scores(self, outputs: Any, batch: Any) -> tuple[float | None, float | None]:
         """Loss of the outputs, and of the mean output for every sample; None if unknown."""
         __tracebackhide__ = True
         if self._loss is None and self.recipe.train_step is not None:
@@ -277,6 +350,11 @@ class TorchAdapter(Adapter):
             loss = self._loss_of(outputs, batch)
         mean = mean_output(outputs)
         return _number(loss), None if mean is None else _number(self._loss_of(mean, batch))
+
+    def _enter_eval(self) -> None:
+        if self._attributes is None:  # the first pass in eval mode is the first to change them
+            self._attributes = attributes(self._snapshot.paths)
+        self.model.eval()
 
     def _enter_training(self) -> None:
         if not self._mixed:
@@ -293,9 +371,10 @@ class TorchAdapter(Adapter):
             if (calls if self._losses else self._modes[module])
         }
 
-    def _other_buffers(self) -> list[tuple[Tensor, Tensor]]:
-        own = {id(b) for m in self._layers.modules.values() for b in buffers(m)}
-        return [(b, b.detach().clone()) for b in self.model.buffers() if id(b) not in own]
+    def _other_buffers(self) -> list[tuple[str, Tensor, Tensor]]:
+        own = {id(buffer) for buffer in self._layers.named_buffers().values()}
+        others = [(n, b) for n, b in self.model.named_buffers() if id(b) not in own]
+        return [(name, buffer, buffer.detach().clone()) for name, buffer in others]
 
 
 def _is_library_leaf(module: nn.Module) -> bool:
@@ -305,6 +384,16 @@ def _is_library_leaf(module: nn.Module) -> bool:
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
+
+
+def _noise(dtype: torch.dtype | None, device: torch.device) -> float:
+    """The relative difference that another batch size alone makes, with room to spare.
+
+    About 1e-6 to 1e-5 in float32 on a CPU; TF32 on a GPU keeps three digits.
+    """
+    if dtype in (torch.float16, torch.bfloat16):
+        return 5e-2
+    return 1e-4 if device.type == "cpu" else 1e-2
 
 
 def _number(loss: Any) -> float:

@@ -60,7 +60,9 @@ def _gist(check: Mapping[str, Any]) -> str:
     modes = [_quality(shown["train"]), _quality(shown["projected"] or shown["eval"])]
     if None in modes:
         gap = shown["gap"]
-        return f"{found}gap {gap:.2g}" if isinstance(gap, float) else f"{found}gap {gap or 'unknown'}"
+        return (
+            f"{found}gap {gap:.2g}" if isinstance(gap, float) else f"{found}gap {gap or 'unknown'}"
+        )
     return f"{found}{modes[0]} in training mode, {modes[1]} in eval mode"
 
 
@@ -88,9 +90,17 @@ def _calm(report: Report) -> str:
         return "The model has no layer with running statistics."
     if shown.gap is None:
         return "The outputs of the two modes cannot be aligned, so they were not compared."
+    projected = shown.projected
+    over = f"over {_count(len(report.layers), 'normalisation layer')}"
+    if projected is None or projected.gap is None:
+        return (
+            f"Eval mode repeats training mode: gap {shown.gap:.2g}, distortion "
+            f"{shown.distortion or 0:.2g} {over}."
+        )
     return (
-        f"Eval mode repeats training mode: gap {shown.gap:.2g}, distortion "
-        f"{shown.distortion or 0:.2g} over {_count(len(report.layers), 'normalisation layer')}."
+        f"Projected to the planned {report.planned_updates} updates, eval mode repeats training "
+        f"mode: gap {projected.gap:.2g}, distortion {projected.distortion or 0:.2g} {over} "
+        f"(gap {shown.gap:.2g} after the {_count(report.steps, 'step')} of this check)."
     )
 
 

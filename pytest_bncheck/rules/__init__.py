@@ -10,22 +10,40 @@ from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.rules.bn101_running_stats_underconverged import RunningStatsUnderconverged
 from pytest_bncheck.rules.bn102_running_stats_lagging import RunningStatsLagging
 from pytest_bncheck.rules.bn103_running_stats_never_updated import RunningStatsNeverUpdated
+from pytest_bncheck.rules.bn104_momentum_suspicious import MomentumSuspicious
 from pytest_bncheck.rules.bn105_running_stats_invalid import RunningStatsInvalid
 from pytest_bncheck.rules.bn106_too_few_values_per_channel import TooFewValuesPerChannel
+from pytest_bncheck.rules.bn107_frozen_layer_drifts import FrozenLayerDrifts
+from pytest_bncheck.rules.bn110_dropout_shifts_variance import DropoutShiftsVariance
 from pytest_bncheck.rules.bn201_eval_path_differs import EvalPathDiffers
 from pytest_bncheck.rules.bn202_training_inconclusive import TrainingInconclusive
+from pytest_bncheck.rules.bn301_module_ignores_mode import ModuleIgnoresMode
+from pytest_bncheck.rules.bn302_stochastic_eval import StochasticEval
+from pytest_bncheck.rules.bn303_eval_depends_on_batch import EvalDependsOnBatch
+from pytest_bncheck.rules.bn304_eval_mutates_state import EvalMutatesState
+from pytest_bncheck.rules.bn305_trained_in_eval_mode import TrainedInEvalMode
+from pytest_bncheck.rules.bn306_mode_sticks import ModeSticks
 from pytest_bncheck.types import Finding, InputError, Suppressed
 
 __all__ = ["INTENDED", "ORDER", "RULES", "find", "resolve"]
 
 ORDER: tuple[Rule, ...] = (
     RunningStatsInvalid(),
+    ModuleIgnoresMode(),
+    StochasticEval(),
+    EvalDependsOnBatch(),
+    EvalMutatesState(),
+    TrainedInEvalMode(),
     RunningStatsNeverUpdated(),
     TooFewValuesPerChannel(),
+    DropoutShiftsVariance(),
     RunningStatsUnderconverged(),
     RunningStatsLagging(),
     EvalPathDiffers(),
     TrainingInconclusive(),
+    MomentumSuspicious(),
+    FrozenLayerDrifts(),
+    ModeSticks(),
 )
 """An earlier finding explains its layers, and later rules leave them out."""
 

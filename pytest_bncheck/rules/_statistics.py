@@ -33,8 +33,10 @@ def severity(evidence: Evidence) -> Severity | None:
     kept = evidence.retained(evidence.recalibrated or evidence.train)
     loses = scores.retained is not None and not scores.retained >= DEGRADED_RETAINED
     better = kept is None or kept >= DEGRADED_RETAINED
-    far = excess is not None and not excess <= DEGRADED_GAP
-    bent = not scores.distortion <= DEGRADED_DISTORTION
+    # With dropout the converged statistics are one random draw, no yardstick for small gaps.
+    allowed = evidence.distortion_limit if evidence.stochastic else DEGRADED_DISTORTION
+    bent = not scores.distortion <= allowed
+    far = excess is not None and not excess <= DEGRADED_GAP and not evidence.stochastic
     return "warning" if far or bent or (loses and better) else None
 
 
@@ -71,7 +73,9 @@ def recalibration(evidence: Evidence) -> str | None:
         return None
     result = words.how_good(evidence.recalibrated)
     tried = f" (tried here: {result})" if result else ""
-    return f"Or re-estimate the statistics before predicting{tried}:\n{evidence.dialect.recalibrate}"
+    return (
+        f"Or re-estimate the statistics before predicting{tried}:\n{evidence.dialect.recalibrate}"
+    )
 
 
 def shorter_memory(evidence: Evidence, layer: Layer) -> str | None:

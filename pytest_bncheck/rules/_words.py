@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.types import Prediction
+from pytest_bncheck.types import Prediction, Trace
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -48,7 +48,9 @@ def headline(evidence: Evidence) -> str:
 def size_of_gap(evidence: Evidence) -> str:
     """The gap with its limit, as a sentence."""
     gap = evidence.gap(evidence.judged, evidence.train)
-    where = f"On the same {plural(evidence.batch_size, 'sample')}" if evidence.batch_size else "They"
+    where = (
+        f"On the same {plural(evidence.batch_size, 'sample')}" if evidence.batch_size else "They"
+    )
     if gap is None:
         return f"{where} the predictions cannot be aligned."
     return (
@@ -67,6 +69,12 @@ def limit(evidence: Evidence, name: str) -> str:
 def distorting(layers: Collection[str], evidence: Evidence) -> str:
     """``53 of 53 normalisation layers distort their output (up to 0.1 ... allowed, default)``."""
     allowed = limit(evidence, "distortion_tolerance").replace(" allowed", " sigma allowed", 1)
+    if not layers:
+        worst = float(evidence.judged_distortions.max(initial=0.0))
+        return (
+            f"No single layer is far off (distortion up to {worst:.2f}; {allowed}), but depth "
+            "amplifies it"
+        )
     return f"{n_of_m(layers, evidence)} distort their normalised output ({allowed})"
 
 
@@ -74,6 +82,23 @@ def n_of_m(layers: Collection[str], evidence: Evidence) -> str:
     """``3 of 20 normalisation layers``."""
     total = len(evidence.layers)
     return f"{len(layers)} of {plural(total, 'normalisation layer')}"
+
+
+def listing(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name or "the model itself" for name in names[:most]) + more
+
+
+def place(trace: Trace) -> str:
+    """``F.dropout(p=0.5) in encoder.head, net.py:12: h = F.dropout(h, 0.5)``."""
+    where = f" in {trace.module}" if trace.module else ""
+    return f"{trace.call}{where}{f', {trace.source}' if trace.source else ''}"
+
+
+def places(traces: Sequence[Trace]) -> str:
+    """A sentence that names the calls, or nothing."""
+    return f" It comes from {'; '.join(place(trace) for trace in traces[:3])}." if traces else ""
 
 
 def bullets(*lines: str | None) -> str:

@@ -79,9 +79,7 @@ class RunningStatsUnderconverged(Rule):
         )
 
 
-def _cause(
-    evidence: Evidence, worst: Layer, k: int, weight: float, layers: list[str]
-) -> str:
+def _cause(evidence: Evidence, worst: Layer, k: int, weight: float, layers: list[str]) -> str:
     counts = zip(evidence.layers, evidence.calls.training, strict=True)
     alike = len({(layer.momentum, count) for layer, count in counts}) == 1
     whose = "every running statistic is" if alike else f"the statistics of {worst.name} is"

@@ -91,7 +91,9 @@ def _unchanged(evidence: Evidence, k: int) -> bool:
 def _untouched(evidence: Evidence, k: int) -> bool:
     mean, var = evidence.stop.mean[k], evidence.stop.var[k]
     # The border converts a stored variance of 1 to (n-1)/n where n is known.
-    return evidence.layers[k].trained and not mean.any() and np.ptp(var) == 0 and _is_one(evidence, k)
+    return (
+        evidence.layers[k].trained and not mean.any() and np.ptp(var) == 0 and _is_one(evidence, k)
+    )
 
 
 def _is_one(evidence: Evidence, k: int) -> bool:

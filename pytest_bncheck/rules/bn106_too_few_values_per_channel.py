@@ -110,7 +110,11 @@ def _grade(evidence: Evidence, few: dict[str, int]) -> Severity | None:
         return "error"
     if n < VERY_FEW:
         return "warning"
-    return "warning" if floor is not None and not floor <= DEGRADED_GAP and _is_ours(evidence) else None
+    return (
+        "warning"
+        if floor is not None and not floor <= DEGRADED_GAP and _is_ours(evidence)
+        else None
+    )
 
 
 def _is_ours(evidence: Evidence) -> bool:

@@ -60,6 +60,8 @@ class EvalPathDiffers(Rule):
         gap, path, train = evidence.path_gap, evidence.path, evidence.train
         if gap is None or path is None or train is None or gap <= NOTICEABLE:
             return None
+        if evidence.is_random:  # by way of another, not of the mode
+            return None
         grade: Severity = "warning"
         if not gap <= evidence.gap_limit and _suffers(evidence, path, train):
             grade = "error"
@@ -111,9 +113,7 @@ class EvalPathDiffers(Rule):
 
 def _suffers(evidence: Evidence, path: Prediction, train: Prediction) -> bool:
     """Whether decisions are worse on the eval path than on the training path."""
-    retained = predictions.retained(
-        evidence.first_loss, path.constant_loss, path.loss, train.loss
-    )
+    retained = predictions.retained(evidence.first_loss, path.constant_loss, path.loss, train.loss)
     scores = verdict.Scores(
         gap=None,
         distortion=0.0,
@@ -132,8 +132,7 @@ def _is_conclusive(evidence: Evidence) -> bool:
         and not evidence.stream
         and not evidence.inconclusive
         and all(layer.stock for layer in evidence.layers)
-        and evidence.eval is not None
-        and not evidence.eval.random
+        and not evidence.is_random
     )
 
 

@@ -1,0 +1,185 @@
+"""How the modules of a PyTorch model mind the mode: which ignore it, which calls do, and where."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from pytest_bncheck.adapters._torch_state import random_fingerprint
+from pytest_bncheck.types import Trace
+
+_SIMPLE = (bool, int, float, str, type(None))
+_HERE = str(Path(__file__).resolve().parent)
+_TORCH = str(Path(torch.__file__).resolve().parent)
+
+_TRAINING_ARGUMENT = 5
+"""Place of `training` among the arguments of `F.batch_norm`."""
+
+
+def depends_on_mode(module: nn.Module) -> bool:
+    """Whether a module computes something else in training mode, as far as can be told.
+
+    Library layers are known; of the user's own, the code is asked whether it reads `training`.
+    """
+    if isinstance(module, (_NormBase, _DropoutNd, nn.RReLU)):
+        return not isinstance(module, _DropoutNd) or module.p > 0
+    if isinstance(module, nn.MultiheadAttention):
+        return module.dropout > 0
+    if isinstance(module, nn.RNNBase):
+        return module.dropout > 0 and module.num_layers > 1
+    if type(module).__module__.startswith("torch."):
+        return False
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and "training" in code.co_names
+
+
+class Watch:
+    """Which modules ran, in which mode, while it was open; from hooks on every module at once."""
+
+    def __init__(self) -> None:
+        self.training: dict[nn.Module, None] = {}
+        self.inference: dict[nn.Module, None] = {}
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Watch for the time of a ``with`` block."""
+        handle = register_module_forward_pre_hook(self._see)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _see(self, module: nn.Module, _: Any) -> None:
+        (self.training if module.training else self.inference).setdefault(module)
+
+
+def attributes(modules: Mapping[nn.Module, str]) -> dict[tuple[nn.Module, str], Any]:
+    """The plain attributes of all modules but their mode: numbers, words, switches."""
+    return {
+        (module, key): value
+        for module in modules
+        for key, value in vars(module).items()
+        if isinstance(value, _SIMPLE) and key != "training"
+    }
+
+
+class Tracer(TorchFunctionMode):
+    """Finds the calls that draw random numbers or normalise with batch statistics.
+
+    A function of torch is asked before and after whether torch's generators moved; random numbers
+    from elsewhere (`random`, numpy) are laid at the door of the innermost module around them.
+    """
+
+    def __init__(self, paths: Mapping[nn.Module, str]) -> None:
+        super().__init__()
+        self.found: list[Trace] = []
+        self._paths = paths
+        self._stack: list[tuple[nn.Module, list[bytes]]] = []
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Trace for the time of a ``with`` block."""
+        before = register_module_forward_pre_hook(self._enter)
+        after = register_module_forward_hook(self._leave, always_call=True)
+        start = random_fingerprint()
+        try:
+            with self:
+                yield
+        finally:
+            before.remove()
+            after.remove()
+        if start != random_fingerprint() and not self.found:
+            self._add("random", "random numbers from outside of torch", "")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        before = random_fingerprint()
+        result = func(*args, **kwargs)
+        if before != random_fingerprint():
+            self._explained(random_fingerprint())
+            self._add("random", _call(func, args, kwargs), _source())
+        elif _uses_batch_statistics(func, args, kwargs):
+            self._add("batch statistics", _call(func, args, kwargs), _source())
+        return result
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        self._stack.append((module, random_fingerprint()))
+
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        entered, before = self._stack.pop()
+        now = random_fingerprint()
+        if entered is module and before[:2] != now[:2]:
+            self._add("random", "random numbers from outside of torch", _forward_line(module))
+            self._explained(now)
+
+    def _explained(self, now: list[bytes]) -> None:
+        """Let the modules around not claim random numbers that are explained already."""
+        self._stack = [(module, now) for module, _ in self._stack]
+
+    def _add(self, kind: Literal["random", "batch statistics"], call: str, source: str) -> None:
+        around = [self._paths[module] for module, _ in self._stack if module in self._paths]
+        trace = Trace(kind, call, around[-1] if around else "", source)
+        if trace not in self.found:
+            self.found.append(trace)
+
+
+def _uses_batch_statistics(func: Any, args: Any, kwargs: Any) -> bool:
+    if func is not functional.batch_norm:
+        return False
+    positional = args[_TRAINING_ARGUMENT] if len(args) > _TRAINING_ARGUMENT else False
+    return bool(kwargs.get("training", positional))
+
+
+def _call(func: Any, args: Any, kwargs: Any) -> str:
+    """The call with its plain arguments, as one would write it."""
+    name = (resolve_name(func) or getattr(func, "__name__", "a function")).replace(
+        "torch.nn.functional.", "F."
+    )
+    names = _parameters(func)
+    plain = [
+        f"{names[k]}={value}" if k < len(names) else f"{value}"
+        for k, value in enumerate(args)
+        if isinstance(value, (bool, int, float)) and k > 0
+    ]
+    plain += [f"{k}={v}" for k, v in kwargs.items() if isinstance(v, (bool, int, float))]
+    return f"{name}({', '.join(plain)})"
+
+
+def _parameters(func: Any) -> tuple[str, ...]:
+    code = getattr(func, "__code__", None)
+    return () if code is None else code.co_varnames[: code.co_argcount]
+
+
+def _source() -> str:
+    """The line of the user's code that led to the present call of torch."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+        frame = frame.f_back
+    if frame is None or frame.f_code.co_filename.startswith(_HERE):
+        return ""  # nothing but layers of the library between the plugin and the call
+    return _line(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _forward_line(module: nn.Module) -> str:
+    code = getattr(type(module).forward, "__code__", None)
+    return "" if code is None else _line(code.co_filename, code.co_firstlineno)
+
+
+def _line(path: str, number: int) -> str:
+    text = linecache.getline(path, number).strip()
+    return f"{Path(path).name}:{number}: {text}"

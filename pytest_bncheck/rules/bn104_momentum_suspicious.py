@@ -1,0 +1,77 @@
+"""BN104: a momentum that looks like the other framework's."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding
+
+FORGETFUL = 0.5
+"""Update rate from which on only the last batches are remembered."""
+
+
+class MomentumSuspicious(Rule):
+    """A momentum that keeps only the last batches.
+
+    What it does
+    ------------
+    Reads the momentum of each normalisation layer: 0.5 or more in PyTorch, 0.5 or less in Keras,
+    means that the last batch alone makes at least half of the running statistics.
+
+    Why it is bad
+    -------------
+    What eval mode predicts depends on which batch came last. With one repeated batch nothing is
+    to be seen. It is nearly always the other framework's convention: PyTorch's momentum is the
+    weight of the new batch, Keras's the weight of the past.
+
+    Example
+    -------
+    ::
+
+        nn.BatchNorm2d(64, momentum=0.99)                  # torch, meant as 0.01
+        keras.layers.BatchNormalization(momentum=0.1)      # Keras, meant as 0.9
+
+    Use instead
+    -----------
+    One minus the value.
+
+    References
+    ----------
+    torch.nn.BatchNorm2d and keras.layers.BatchNormalization, on momentum.
+    """
+
+    code = "BN104"
+    name = "momentum-suspicious"
+    severity = "warning"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        fast = [
+            layer
+            for layer in evidence.layers
+            if layer.update_rate is not None
+            and layer.update_rate >= FORGETFUL
+            and not layer.frozen
+            and layer.momentum is not None
+        ]
+        if not fast:
+            return None
+        first, names = fast[0], [layer.name for layer in fast]
+        rate = first.update_rate or 1.0
+        advice = (
+            "Use a momentum that remembers more than one batch:\n"
+            + evidence.dialect.set_momentum(first.type, 0.1)
+            if rate >= 1.0
+            else f"Was {evidence.dialect.momentum_of(1.0 - rate):g} meant?\n"
+            + evidence.dialect.set_momentum(first.type, 1.0 - rate)
+        )
+        return self.finding(
+            f"{words.n_of_m(names, evidence)} have a momentum at which the last batch makes "
+            f"{words.percent(rate)} of the running statistics; the first is {names[0]}.",
+            cause=f"Momentum {first.momentum:g} looks like another framework's convention.",
+            remedy=words.bullets(advice),
+            layers=names,
+            momentum=first.momentum,
+        )

@@ -1,0 +1,83 @@
+"""BN110: dropout before a normalisation layer changes what the layer sees in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths.verdict import DEGRADED_GAP
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding, Severity
+
+FAR = 2.0
+"""How many times the training pass's distortion, and the limit, count as far above."""
+
+
+class DropoutShiftsVariance(Rule):
+    """Stochastic layers before batch normalisation.
+
+    What it does
+    ------------
+    Measures the running statistics against two batches of statistics: with dropout as in training
+    and without it as in eval mode. It fires where they fit the first and are far from the second.
+
+    Why it is bad
+    -------------
+    Dropout raises the variance of what follows; the running variance learns the raised one and
+    normalises with it in eval mode, where there is no dropout.
+
+    Example
+    -------
+    ::
+
+        nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 64), nn.BatchNorm1d(64))
+
+    Use instead
+    -----------
+    Dropout after the last normalisation layer, or none: batch normalisation regularises by
+    itself. Re-estimating the running statistics with dropout off helps a finished network.
+
+    References
+    ----------
+    Li, Chen, Hu & Yang 2019, Understanding the Disharmony between Dropout and Batch Normalization
+    by Variance Shift.
+    """
+
+    code = "BN110"
+    name = "dropout-shifts-variance"
+    severity = "warning"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        if not evidence.stochastic or evidence.inconclusive or evidence.is_random:
+            return None
+        noisy = evidence.judged_distortions
+        clean = evidence.distortions(evidence.judged_statistics, evidence.batch)
+        shifted = {
+            layer.name: float(d)
+            for layer, d, trained in zip(evidence.layers, clean, noisy, strict=True)
+            if d > FAR * evidence.distortion_limit and d > FAR * trained and layer.name not in taken
+        }
+        if not shifted:
+            return None
+        names = sorted(shifted, key=lambda name: -shifted[name])
+        return self.finding(
+            f"{words.n_of_m(names, evidence)} see another distribution in eval mode than in "
+            f"training; the worst is {names[0]}, by {shifted[names[0]]:.2f} standard deviations.",
+            cause="Dropout or another stochastic layer before them raises the variance in "
+            "training, and the running statistics keep the raised one.",
+            remedy=words.bullets(
+                "Move dropout behind the last normalisation layer, or leave it out.",
+                "Or re-estimate the statistics with dropout off before predicting.",
+            ),
+            severity=_grade(evidence),
+            layers=names,
+            distortion_without_dropout=shifted[names[0]],
+        )
+
+
+def _grade(evidence: Evidence) -> Severity:
+    """An error where it costs decisions that statistics without dropout would get right."""
+    gap, surviving = evidence.gap(evidence.judged, evidence.train), evidence.surviving_gap
+    bad = gap is not None and not gap <= evidence.gap_limit and evidence.fails(evidence.judged)
+    return "error" if bad and surviving is not None and surviving <= DEGRADED_GAP else "warning"

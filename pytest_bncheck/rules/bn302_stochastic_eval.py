@@ -1,0 +1,83 @@
+"""BN302: the same samples get another prediction each time."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding
+
+
+class StochasticEval(Rule):
+    """Random numbers in eval mode.
+
+    What it does
+    ------------
+    Predicts the batch twice in eval mode and watches the random generators. Where the predictions
+    differ it is an error; where random numbers are drawn without an effect on this batch, a
+    warning. One more pass finds the call, its module and the line of code.
+
+    Why it is bad
+    -------------
+    A prediction cannot be repeated, and it is worse than the network could do. The test suite and
+    the metrics flicker.
+
+    Example
+    -------
+    ::
+
+        h = F.dropout(h, 0.5)                    # training=True is the default
+        h = nn.Dropout(0.5)(h)                   # a new module each time, always in training mode
+        F.scaled_dot_product_attention(q, k, v, dropout_p=0.1)      # ignores the mode
+
+    Use instead
+    -----------
+    ``F.dropout(h, 0.5, training=self.training)``; modules built in ``__init__``;
+    ``dropout_p=0.1 if self.training else 0.0``. Monte Carlo dropout and sampling on purpose are
+    declared with ``intended="stochastic-eval"``.
+
+    References
+    ----------
+    torch.nn.functional.dropout and scaled_dot_product_attention, on their defaults. Gal &
+    Ghahramani 2016, Dropout as a Bayesian Approximation (where it is the design).
+    """
+
+    code = "BN302"
+    name = "stochastic-eval"
+    severity = "error"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        if evidence.eval is None or _is_explained(evidence, taken):
+            return None
+        if not evidence.is_random and not evidence.eval.random:
+            return None
+        traces = [trace for trace in evidence.traces if trace.kind == "random"]
+        repeat = evidence.repeat_gap
+        size = (
+            f"Two predictions of the same batch in eval mode differ by {repeat:.2g} of their "
+            "spread."
+            if evidence.is_random and repeat is not None
+            else "Eval mode draws random numbers, though without an effect on this batch."
+        )
+        return self.finding(
+            f"{size}{words.places(traces)}",
+            cause="Something draws random numbers whatever the mode."
+            if not traces
+            else f"{traces[0].call} draws random numbers whatever the mode.",
+            remedy=words.bullets(
+                "Make it depend on the mode (training=self.training, or the training argument).",
+                "If it is the design, as Monte Carlo dropout is, declare it: "
+                'intended="stochastic-eval".',
+            ),
+            severity="error" if evidence.is_random else "warning",
+            gap=repeat,
+            calls=[words.place(trace) for trace in traces],
+        )
+
+
+def _is_explained(evidence: Evidence, taken: Set[str]) -> bool:
+    """Whether a module that ignores the mode was found already."""
+    stuck = evidence.eval.in_training if evidence.eval else ()
+    return bool(stuck) and set(stuck) <= set(taken)

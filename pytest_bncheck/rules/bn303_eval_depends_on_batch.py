@@ -1,0 +1,68 @@
+"""BN303: what a sample gets depends on the samples beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding
+
+
+class EvalDependsOnBatch(Rule):
+    """Batch statistics in eval mode.
+
+    What it does
+    ------------
+    Predicts the batch and its first half in eval mode and compares the same samples. If a third
+    pass shows that it is not chance, a sample's prediction depends on its batch mates.
+
+    Why it is bad
+    -------------
+    Accuracy depends on the batch size and on the order of the test set; one sample alone gets a
+    meaningless answer. Training and eval mode agree perfectly, so nothing else shows it.
+
+    Example
+    -------
+    ::
+
+        nn.BatchNorm2d(64, track_running_stats=False)
+        F.batch_norm(x, mean, var, training=True)
+        self.norm(x, training=True)              # Keras, inside of a subclassed layer
+
+    Use instead
+    -----------
+    Running statistics (the default), ``training=self.training``, or GroupNorm. Adaptation to the
+    test batch on purpose is declared with ``intended="batch-statistics-in-eval"``.
+
+    References
+    ----------
+    torch.nn.BatchNorm2d, on track_running_stats. Schneider et al. 2020, Improving robustness
+    against common corruptions by covariate shift adaptation (where it is the design).
+    """
+
+    code = "BN303"
+    name = "eval-depends-on-batch"
+    severity = "error"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        if not evidence.depends_on_batch or (evidence.eval and evidence.eval.in_training):
+            return None
+        traces = [trace for trace in evidence.traces if trace.kind == "batch statistics"]
+        return self.finding(
+            f"In eval mode the predictions of the first samples change by "
+            f"{evidence.half_gap:.2g} of their spread when the other half of the batch is left "
+            f"out (up to {evidence.noise:g} is rounding).{words.places(traces)}",
+            cause=f"{traces[0].call} normalises with the batch's own statistics in eval mode."
+            if traces
+            else "Something in the model looks across the batch in eval mode.",
+            remedy=words.bullets(
+                "Let it use running statistics in eval mode (track_running_stats=True, "
+                "training=self.training), or normalise per sample (GroupNorm, LayerNorm).",
+                'If it is the design, declare it: intended="batch-statistics-in-eval".',
+            ),
+            layers=[trace.module for trace in traces],
+            gap=evidence.half_gap,
+            calls=[words.place(trace) for trace in traces],
+        )

@@ -1,0 +1,62 @@
+"""BN304: predicting changes the model."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding
+
+
+class EvalMutatesState(Rule):
+    """An eval pass that writes to the model's state.
+
+    What it does
+    ------------
+    Compares buffers and non-trainable variables before and after an eval pass; NaN equals NaN.
+
+    Why it is bad
+    -------------
+    The model drifts with every prediction, and the checkpoint depends on how often it was
+    evaluated.
+
+    Example
+    -------
+    ::
+
+        self.seen += 1                                             # a buffer, in forward
+        F.batch_norm(x, self.mean, self.var, training=True)        # updates both, in any mode
+
+    Use instead
+    -----------
+    Writing under ``if self.training`` only.
+
+    References
+    ----------
+    torch.nn.Module.register_buffer; keras.layers.Layer.add_weight, on trainable.
+    """
+
+    code = "BN304"
+    name = "eval-mutates-state"
+    severity = "error"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        if evidence.eval is None or evidence.eval.in_training:
+            return None
+        names = list(evidence.eval.mutated)
+        if evidence.depends_on_batch:  # its own statistics are BN303's
+            own = ("running_", "moving_", "num_batches_tracked")
+            names = [name for name in names if not name.rsplit(".", 1)[-1].startswith(own)]
+            modules = {trace.module for trace in evidence.traces}
+            names = [name for name in names if name.rpartition(".")[0] not in modules]
+        if not names:
+            return None
+        return self.finding(
+            f"An eval pass changed {words.plural(len(names), 'value')} of the model's state: "
+            f"{words.listing(names)}.",
+            cause=f"The forward pass writes to {names[0]} whatever the mode.",
+            remedy=words.bullets("Write to it under `if self.training` only."),
+            state=names,
+        )

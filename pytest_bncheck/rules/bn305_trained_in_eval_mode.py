@@ -1,0 +1,62 @@
+"""BN305: training ran with layers in inference mode."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding
+
+
+class TrainedInEvalMode(Rule):
+    """Normalisation or dropout that is switched off while the model trains.
+
+    What it does
+    ------------
+    Watches the mode in which layers run in the training steps. It fires for normalisation and
+    dropout layers that only ever ran in inference mode without being frozen by design.
+
+    Why it is bad
+    -------------
+    Dropout does not regularise and batch normalisation does not adapt: the network trains around
+    its initial statistics, and training and eval mode agree so well that nothing looks wrong.
+
+    Example
+    -------
+    ::
+
+        validate(model)               # calls model.eval(), and nobody calls model.train() again
+        model(x)                      # Keras, in a training loop of one's own: inference mode
+
+    Use instead
+    -----------
+    ``model.train()`` at the start of every training step or epoch; ``model(x, training=True)`` in
+    a Keras training loop, and ``training`` passed on to every layer. Freezing on purpose is
+    declared with ``intended="frozen-batchnorm"``.
+
+    References
+    ----------
+    torch.nn.Module.train; Keras guide "Writing a training loop from scratch".
+    """
+
+    code = "BN305"
+    name = "trained-in-eval-mode"
+    severity = "error"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        names = [name for name in evidence.idle if name not in taken]
+        if not names:
+            return None
+        return self.finding(
+            f"{words.plural(len(names), 'layer')} ran in inference mode in all of the "
+            f"{words.plural(evidence.steps, 'training step')}: {words.listing(names)}.",
+            cause="The model, or a part of it, is in eval mode while it trains.",
+            remedy=words.bullets(
+                f"Enter training mode before each step ({evidence.dialect.training_mode}), and "
+                "pass the mode on to every layer.",
+                'If that is on purpose, declare it: intended="frozen-batchnorm".',
+            ),
+            layers=names,
+        )
