@@ -156,7 +156,11 @@ def _call(func: Any, args: Any, kwargs: Any) -> str:
         for k, value in enumerate(args)
         if isinstance(value, (bool, int, float)) and k > 0
     ]
-    plain += [f"{k}={v}" for k, v in kwargs.items() if isinstance(v, (bool, int, float))]
+    plain += [
+        f"{k}={v}"
+        for k, v in kwargs.items()
+        if isinstance(v, (bool, int, float)) and v is not False
+    ]
     return f"{name}({', '.join(plain)})"
 
 

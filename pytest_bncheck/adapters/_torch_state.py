@@ -140,7 +140,7 @@ def _remember_tensor(tensor: torch.Tensor) -> Undo | None:
     """
     if nn.parameter.is_lazy(tensor) or tensor.is_meta:
         return None
-    data, wanted = tensor.data, tensor.requires_grad
+    data, wanted, version = tensor.data, tensor.requires_grad, tensor._version
     values = data.clone()
     gradient = tensor.grad if tensor.is_leaf else None
     gradient_values = None if gradient is None else gradient.detach().clone()
@@ -155,8 +155,16 @@ def _remember_tensor(tensor: torch.Tensor) -> Undo | None:
                 tensor.requires_grad_(wanted)
         if gradient is not None and gradient_values is not None:
             gradient.data.copy_(gradient_values)
+        _set_version(tensor, version)
 
     return undo
+
+
+def _set_version(tensor: torch.Tensor, version: int) -> None:
+    """Tell autograd that a tensor is what it was, so that a graph made before can be used."""
+    tell = getattr(torch._C._autograd, "_unsafe_set_version_counter", None)
+    if tell is not None and tensor._version != version:
+        tell((tensor,), (version,))
 
 
 def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:

@@ -69,6 +69,7 @@ class TorchAdapter(Adapter):
         home = self._to or next((t.device for t in _tensors(model)), torch.device("cpu"))
         self.device = str(home)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        self._layers = Layers(model)
         self._batches = [to_tensors(batch, home, dtype) for batch in batches]
         self._sizes = [batch_length(batch) for batch in self._batches]
         self.batch_size = self._sizes[0]
@@ -86,12 +87,23 @@ class TorchAdapter(Adapter):
 
     def save(self) -> None:
         if any(nn.parameter.is_lazy(tensor) for tensor in _tensors(self.model)):
-            with torch.no_grad():  # a lazy module gets its parameters in its first forward
-                self._forward(self._batches[0])
+            self._materialise()
         self._snapshot = Snapshot(self.model, *vars(self.recipe).values(), self._batches)
         if self._to is not None:
             self.model.to(self._to)
         self._layers = Layers(self.model)
+
+    def _materialise(self) -> None:
+        """Give lazy modules their parameters, which takes a forward; nothing else changes."""
+        modes = {module: module.training for module in self.model.modules()}
+        for module in modes:
+            module.training = False
+        try:
+            with torch.no_grad():
+                self._forward(self._batches[0])
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
     def restore(self, *, keep_weights: bool = False) -> None:
         kept: list[tuple[Tensor, Tensor]] = []

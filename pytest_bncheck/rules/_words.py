@@ -20,28 +20,32 @@ def plural(count: int, noun: str) -> str:
 
 def how_good(prediction: Prediction | None) -> str | None:
     """``33 % right``, or the loss where accuracy is unknown; None where both are."""
-    if prediction is None:
+    return _accuracy(prediction) or _loss(prediction)
+
+
+def _accuracy(prediction: Prediction | None) -> str | None:
+    if prediction is None or prediction.accuracy is None:
         return None
-    if prediction.accuracy is not None:
-        return f"{percent(prediction.accuracy)} right"
-    return None if prediction.loss is None else f"loss {prediction.loss:.3g}"
+    return f"{percent(prediction.accuracy)} right"
+
+
+def _loss(prediction: Prediction | None) -> str | None:
+    if prediction is None or prediction.loss is None:
+        return None
+    return f"loss {prediction.loss:.3g}"
 
 
 def headline(evidence: Evidence) -> str:
     """``100 % right in training mode, 33 % in eval mode``, or the best that can be said."""
-    train, judged = evidence.train, evidence.judged
     mode = "in eval mode"
     if evidence.projected is not None:
         mode = f"in eval mode after {evidence.settings.planned_updates} updates"
-    if train is not None and judged is not None:
-        if train.accuracy is not None and judged.accuracy is not None:
-            if round(100 * train.accuracy) != round(100 * judged.accuracy):
-                return (
-                    f"{percent(train.accuracy)} right in training mode, "
-                    f"{percent(judged.accuracy)} {mode}"
-                )
-        if train.loss is not None and judged.loss is not None:
-            return f"loss {train.loss:.3g} in training mode, {judged.loss:.3g} {mode}"
+    train, judged = evidence.train, evidence.judged
+    for quality in (_accuracy, _loss):
+        first, second = quality(train), quality(judged)
+        if first and second and first != second:
+            second = second.removesuffix(" right").removeprefix("loss ")
+            return f"{first} in training mode, {second} {mode}"
     return f"the predictions of training mode and {mode.removeprefix('in ')} differ"
 
 
@@ -75,13 +79,15 @@ def distorting(layers: Collection[str], evidence: Evidence) -> str:
             f"No single layer is far off (distortion up to {worst:.2f}; {allowed}), but depth "
             "amplifies it"
         )
-    return f"{n_of_m(layers, evidence)} distort their normalised output ({allowed})"
+    return f"{n_of_m(layers, evidence, 'distort')} their normalised output ({allowed})"
 
 
-def n_of_m(layers: Collection[str], evidence: Evidence) -> str:
-    """``3 of 20 normalisation layers``."""
-    total = len(evidence.layers)
-    return f"{len(layers)} of {plural(total, 'normalisation layer')}"
+def n_of_m(layers: Collection[str], evidence: Evidence, verb: str) -> str:
+    """``3 of 20 normalisation layers have``; the verb is given in its plural form."""
+    noun = "normalisation layer" if len(evidence.layers) == 1 else "normalisation layers"
+    singular = {"have": "has"}.get(verb, f"{verb}s") if verb else ""
+    said = singular if len(layers) == 1 else verb
+    return f"{len(layers)} of {len(evidence.layers)} {noun} {said}".rstrip()
 
 
 def listing(names: Sequence[str], most: int = 5) -> str:

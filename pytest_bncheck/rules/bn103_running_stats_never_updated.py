@@ -7,9 +7,13 @@ from collections.abc import Set
 import numpy as np
 
 from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding, Layer
+
+EXACT = 1e-3
+"""Distortion below which statistics are those of the batch, up to rounding."""
 
 
 class RunningStatsNeverUpdated(Rule):
@@ -65,10 +69,11 @@ class RunningStatsNeverUpdated(Rule):
             return None
         names = [layer.name for layer in still]
         after = f"in {words.plural(evidence.steps, 'training step')}"
+        lost = "lost updates of" if _is_rounded_away(still[0]) else "did not change"
         return self.finding(
-            f"{words.n_of_m(names, evidence)} did not change their running statistics {after}."
+            f"{words.n_of_m(names, evidence, '')} {lost} their running statistics {after}."
             if evidence.steps
-            else f"{words.n_of_m(names, evidence)} have statistics at exactly 0 and 1 beside "
+            else f"{words.n_of_m(names, evidence, 'have')} statistics at exactly 0 and 1 beside "
             "trained parameters.",
             cause=_cause(evidence, still[0]),
             remedy=_remedy(evidence, still[0]),
@@ -79,13 +84,25 @@ class RunningStatsNeverUpdated(Rule):
 
 
 def _unchanged(evidence: Evidence, k: int) -> bool:
-    ran = evidence.calls.training[k] + evidence.calls.inference[k] > 0
-    start, stop = evidence.start, evidence.stop
-    return (
-        ran
-        and np.array_equal(start.mean[k], stop.mean[k], equal_nan=True)
-        and np.array_equal(start.var[k], stop.var[k], equal_nan=True)
-    )
+    layer, start, stop = evidence.layers[k], evidence.start, evidence.stop
+    if evidence.calls.training[k] + evidence.calls.inference[k] == 0:
+        return False
+    rounded = _is_rounded_away(layer)
+    same_mean = np.array_equal(start.mean[k], stop.mean[k], equal_nan=True)
+    same_var = np.array_equal(start.var[k], stop.var[k], equal_nan=True)
+    # Numbers are further apart around 1 than around 0, so variances stall first.
+    if not (same_mean and same_var) and not (rounded and (start.var[k] == stop.var[k]).any()):
+        return False
+    if layer.update_rate == 0.0 or not evidence.calls.training[k]:
+        return True
+    # A layer that fits its batch already has nothing to change.
+    fits = DEGRADED_DISTORTION if rounded else EXACT
+    return not evidence.distortions(stop)[k] <= fits
+
+
+def _is_rounded_away(layer: Layer) -> bool:
+    """Whether an update by an eighth of a statistic is less than half the spacing of numbers."""
+    return bool(layer.update_rate) and (layer.update_rate or 0.0) < 4.0 * layer.resolution
 
 
 def _untouched(evidence: Evidence, k: int) -> bool:
@@ -110,7 +127,7 @@ def _cause(evidence: Evidence, layer: Layer) -> str:
         return f"Momentum {layer.momentum:g} means that {layer.name} never takes anything in."
     if not evidence.calls.training[k]:
         return f"{layer.name} ran in inference mode during training: it was not told to train."
-    if layer.resolution > 1e-4:
+    if _is_rounded_away(layer):
         return (
             f"{layer.name} keeps its statistics in {layer.dtype}: a change by "
             f"{layer.update_rate or 0:g} of the difference is rounded away."
@@ -135,6 +152,6 @@ def _remedy(evidence: Evidence, layer: Layer) -> str:
     if not evidence.calls.training[k]:
         mode = evidence.dialect.training_mode
         return words.bullets(f"Pass the mode on to the layer ({mode}).", declare)
-    if layer.resolution > 1e-4:
+    if _is_rounded_away(layer):
         return words.bullets("Keep running statistics in float32.", declare)
     return words.bullets("Update the layer's own statistics, in place.", declare)

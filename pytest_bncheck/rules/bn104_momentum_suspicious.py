@@ -68,7 +68,7 @@ class MomentumSuspicious(Rule):
             + evidence.dialect.set_momentum(first.type, 1.0 - rate)
         )
         return self.finding(
-            f"{words.n_of_m(names, evidence)} have a momentum at which the last batch makes "
+            f"{words.n_of_m(names, evidence, 'have')} a momentum at which the last batch makes "
             f"{words.percent(rate)} of the running statistics; the first is {names[0]}.",
             cause=f"Momentum {first.momentum:g} looks like another framework's convention.",
             remedy=words.bullets(advice),

@@ -65,7 +65,7 @@ class RunningStatsInvalid(Rule):
             return None
         what = "NaN or infinity" if not_finite else "a negative variance"
         return self.finding(
-            f"{words.n_of_m(names, evidence)} hold {what} in their running statistics; "
+            f"{words.n_of_m(names, evidence, 'hold')} {what} in their running statistics; "
             f"the first is {names[0]}.",
             cause="A value that was not finite went through the layer in training mode."
             if not_finite

@@ -74,7 +74,7 @@ class TooFewValuesPerChannel(Rule):
             f"Even with converged statistics the predictions differ by {floor:.2f} of their "
             f"spread over the batch (up to {DEGRADED_GAP:g} is usual)."
             if floor is not None and not floor <= DEGRADED_GAP
-            else f"{words.n_of_m(names, evidence)} normalise over {words.plural(n, 'value')} "
+            else f"{words.n_of_m(names, evidence, 'normalise')} over {words.plural(n, 'value')} "
             "per channel."
         )
         return self.finding(
@@ -91,7 +91,7 @@ class TooFewValuesPerChannel(Rule):
 
     def _single(self, names: list[str], evidence: Evidence) -> Finding:
         return self.finding(
-            f"{words.n_of_m(names, evidence)} get a single value per channel from a training "
+            f"{words.n_of_m(names, evidence, 'get')} a single value per channel from a training "
             f"batch; the first is {names[0]}.",
             cause="The variance of one value is 0: in training the layer outputs its offset, "
             "whatever its input.",

@@ -65,7 +65,7 @@ class FrozenLayerDrifts(Rule):
         if not names:
             return None
         return self.finding(
-            f"{words.n_of_m(names, evidence)} have frozen parameters, but their running "
+            f"{words.n_of_m(names, evidence, 'have')} frozen parameters, but their running "
             f"statistics moved; the first is {names[0]}.",
             cause="requires_grad=False stops the optimizer, not the running statistics, which "
             "move whenever the layer runs in training mode.",

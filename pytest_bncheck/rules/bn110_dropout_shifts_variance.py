@@ -62,7 +62,7 @@ class DropoutShiftsVariance(Rule):
             return None
         names = sorted(shifted, key=lambda name: -shifted[name])
         return self.finding(
-            f"{words.n_of_m(names, evidence)} see another distribution in eval mode than in "
+            f"{words.n_of_m(names, evidence, 'see')} another distribution in eval mode than in "
             f"training; the worst is {names[0]}, by {shifted[names[0]]:.2f} standard deviations.",
             cause="Dropout or another stochastic layer before them raises the variance in "
             "training, and the running statistics keep the raised one.",

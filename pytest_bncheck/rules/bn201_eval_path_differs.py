@@ -58,7 +58,7 @@ class EvalPathDiffers(Rule):
 
     def _by_path(self, evidence: Evidence) -> Finding | None:
         gap, path, train = evidence.path_gap, evidence.path, evidence.train
-        if gap is None or path is None or train is None or gap <= NOTICEABLE:
+        if gap is None or path is None or train is None or gap <= _noticeable(evidence):
             return None
         if evidence.is_random:  # by way of another, not of the mode
             return None
@@ -84,7 +84,7 @@ class EvalPathDiffers(Rule):
         gap, replaced, train = evidence.surviving_gap, evidence.replaced, evidence.train
         if gap is None or replaced is None or train is None or not _is_conclusive(evidence):
             return None
-        if gap <= NOTICEABLE:
+        if gap <= _noticeable(evidence):
             return None
         grade: Severity = "warning"
         if not gap <= evidence.gap_limit and evidence.fails(replaced):
@@ -109,6 +109,10 @@ class EvalPathDiffers(Rule):
             gap=gap,
             by="survival",
         )
+
+
+def _noticeable(evidence: Evidence) -> float:
+    return max(NOTICEABLE, evidence.noise)
 
 
 def _suffers(evidence: Evidence, path: Prediction, train: Prediction) -> bool:

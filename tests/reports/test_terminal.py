@@ -1,0 +1,93 @@
+"""What a person reads: at most 80 columns, the numbers, the layers, what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pytest_bncheck.report import LayerReport, Predictions, Projected, Report, Scored
+from pytest_bncheck.reports import terminal
+from pytest_bncheck.types import Finding, Suppressed
+
+FINDING = Finding(
+    code="BN101",
+    name="running-stats-underconverged",
+    severity="error",
+    message="100 % right in training mode, 33 % in eval mode. " + "Some words more. " * 9,
+    cause="After 5 updates at momentum 0.99, 95.1 % of every running statistic is still there.",
+    layers=[f"stage.{k}.block.with.a.rather.long.path.bn" for k in range(8)],
+    remedy="- Train for more updates.\n- Or shorten the memory:\nnn.BatchNorm2d(momentum=0.1)",
+    evidence={},
+)
+
+
+def layer(name: str) -> LayerReport:
+    return LayerReport(name, "BatchNorm2d", 0.99, 0.01, 5, 0.95099, 147, 0.5, 0.3, 1.234)
+
+
+REPORT = Report(
+    nodeid="test_model.py::test_resnet",
+    framework="keras",
+    backend="tensorflow",
+    device="cpu",
+    verdict="fail",
+    bn_verdict="broken",
+    steps=5,
+    batch_size=3,
+    findings=[FINDING],
+    suppressed=[Suppressed("BN106", "too-few-values-per-channel", "ignored: known", "Few.")],
+    predictions=Predictions(1.05, train=Scored(1e-7, 1.0), eval=Scored(10.7, 1 / 3)),
+    layers=[layer(name) for name in FINDING.layers],
+)
+
+
+def test_text_fits_80_columns_and_says_everything() -> None:
+    lines = terminal.check_lines(REPORT)
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "bncheck fail: 1 error, 0 warnings (keras, cpu, 5 steps on 3 samples)"
+    for part in ("BN101 running-stats-underconverged", "Cause: After 5 updates", "95.1 %",
+                 "What to do:", "and 3 more", "ignored: known", "1.23"):  # fmt: skip
+        assert part in text
+    assert "      nn.BatchNorm2d(momentum=0.1)" in lines
+    assert str(REPORT) == text
+
+
+def test_a_number_stays_with_its_unit() -> None:
+    for start in range(60):
+        message = "x" * start + " word 95.1 % of it"
+        finding = dataclasses.replace(FINDING, message=message)
+        text = str(dataclasses.replace(REPORT, findings=[finding]))
+        assert not [line for line in text.splitlines() if line.strip().startswith("%")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "FAIL  test_model.py::test_resnet: BN101 running-stats-underconverged; "
+             "100 % in training mode, 33 % in eval mode"),
+        ({"index": 1}, "FAIL  test_model.py::test_resnet #2: BN101"),
+        ({"verdict": "pass", "findings": [], "layers": []}, "no layer with running statistics"),
+        ({"verdict": "error", "error": "ValueError: bad\nmore"},
+         "ERROR test_model.py::test_resnet: ValueError: bad"),
+        ({"predictions": Predictions(0.5)}, "gap 0.5"),
+        ({"predictions": Predictions(float("nan"))}, "gap nan"),
+        ({"predictions": Predictions()}, "gap unknown"),
+    ],
+)  # fmt: skip
+def test_summary_line(changes: dict, expected: str) -> None:
+    line = terminal.summary_line(dataclasses.replace(REPORT, **changes).to_dict())
+    assert expected in line
+    assert "\n" not in line
+
+
+def test_a_silent_check_says_why() -> None:
+    calm = dataclasses.replace(REPORT, verdict="pass", findings=[], suppressed=[])
+    assert "no layer with running statistics" in str(dataclasses.replace(calm, layers=[]))
+    assert "Eval mode repeats training mode: gap 1.1" in str(calm)
+    assert "cannot be aligned" in str(dataclasses.replace(calm, predictions=Predictions()))
+    planned = Predictions(1.05, projected=Projected(0.1, 1.0, 0.02, None, 0.01, 1.0))
+    text = str(dataclasses.replace(calm, planned_updates=1000, predictions=planned))
+    assert "Projected to the planned 1000 updates" in text
+    assert "gap 1.1 after the 5 steps" in text.replace("\n  ", " ")
