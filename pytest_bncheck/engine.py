@@ -205,12 +205,17 @@ def _measure(lab: Adapter, batches: int, settings: Settings) -> Evidence:
 
 
 def _repeat(lab: Adapter, evidence: Evidence) -> None:
-    """Once more in eval mode, and a look at its calls, if it is random or minds its batch."""
+    """Once more in eval mode, and a look at its calls, if it is random or minds its batch.
+
+    A rare random event can miss the whole passes and hit a half, so that is repeated too.
+    """
     half = evidence.half_gap
     evaluated = evidence.eval
     if evaluated is None or not (evaluated.random or (half is not None and half > lab.noise)):
         return
     evidence.again = lab.predict(0)
+    if evaluated.random and evidence.half is not None:
+        evidence.half_again = lab.predict_half(0)
     evidence.traces = lab.trace(0)
 
 

@@ -46,8 +46,8 @@ class Evidence:
     projected, recalibrated, replaced, debiased
         Eval mode with other running statistics: projected to the planned updates; the batch's, as
         the framework would store them; the batch's own biased ones; without the initial value.
-    half, again
-        Eval mode on half of the batch, and once more on all of it.
+    half, again, half_again
+        Eval mode on half of the batch, once more on all of it, and once more on the half.
     traces
         Calls in an eval pass that behave as in training; looked for only if something is off.
     idle
@@ -81,6 +81,7 @@ class Evidence:
     debiased: Prediction | None = None
     half: Prediction | None = None
     again: Prediction | None = None
+    half_again: Prediction | None = None
     traces: Sequence[Trace] = ()
     idle: Sequence[str] = ()
     sticky: Sequence[str] = ()
@@ -202,8 +203,10 @@ class Evidence:
 
     @property
     def repeat_gap(self) -> float | None:
-        """How far two eval passes on the same batch are apart; None if there was no second."""
-        return self.gap(self.again, self.eval)
+        """How far two eval passes on the same samples are apart; None if there was no second."""
+        pairs = ((self.again, self.eval), (self.half_again, self.half))
+        gaps = [gap for gap in (self.gap(*pair) for pair in pairs) if gap is not None]
+        return max(gaps, key=lambda gap: (gap != gap, gap), default=None)
 
     @property
     def is_random(self) -> bool:

@@ -177,6 +177,9 @@ class CheckFailed(AssertionError):
         self.report = report
 
 
+CheckFailed.__module__ = "pytest_bncheck"  # where users import it from, in tracebacks too
+
+
 def exact(value: Any) -> Any:
     """`value` in exact builtins, ready for strict JSON and for another process.
 

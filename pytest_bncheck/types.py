@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from pytest_bncheck.errors import InputError as InputError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -22,10 +24,6 @@ if TYPE_CHECKING:
 Verdict: TypeAlias = Literal["pass", "warn", "fail", "error"]
 BNVerdict: TypeAlias = Literal["healthy", "degraded", "broken"]
 Severity: TypeAlias = Literal["error", "warning"]
-
-
-class InputError(ValueError):
-    """Something the user handed over cannot be used; the text says what, where from and what can."""
 
 
 @dataclass(frozen=True)

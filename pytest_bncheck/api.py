@@ -1,0 +1,127 @@
+"""A check outside pytest: in a notebook or a script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from pytest_bncheck.errors import InputError
+
+if TYPE_CHECKING:
+    from pytest_bncheck.report import Report
+
+# More than a check can use; an endless loader stops here.
+MOST_BATCHES = 1000
+
+
+def check(
+    model: Any,
+    batch: Any = None,
+    *,
+    batches: Iterable[Any] | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    optimizer: Any = None,
+    train_step: Callable[[Any, Any], Any] | None = None,
+    forward: Callable[[Any, Any], Any] | None = None,
+    **options: Any,
+) -> Report:
+    """Train a model briefly and compare its predictions in eval mode with those of training.
+
+    The model is as before afterwards.
+
+    Parameters
+    ----------
+    model
+        A PyTorch or Keras model.
+    batch
+        ``(inputs, targets)``, or whatever `train_step` and `forward` understand.
+    batches
+        Instead of `batch`: several mini-batches, trained on in turn.
+    loss
+        ``loss(outputs, targets)``; inferred from the model and the targets if not given.
+    optimizer
+        ``optimizer(params)`` or an optimizer of the framework; Adam(1e-3) if not given.
+    train_step
+        ``train_step(model, batch)``: the whole step; returns the loss.
+    forward
+        ``forward(model, batch)``: returns the outputs.
+    **options
+        `steps`, `planned_updates`, `device`, `seed`, `select`, `ignore`, `gap_tolerance`,
+        `distortion_tolerance`, `strict`, `intended`, `restore`: see the documentation.
+
+    Returns
+    -------
+    Report
+        Findings are in it; they raise nothing.
+
+    Raises
+    ------
+    InputError
+        If something handed over cannot be used.
+
+    Examples
+    --------
+    >>> report = check(model, (images, labels), steps=5)  # doctest: +SKIP
+    >>> report.ok, report.verdict  # doctest: +SKIP
+    (False, 'fail')
+    """
+    from pytest_bncheck import adapters, engine, settings
+
+    given = settings.layer(
+        dict(loss=loss, optimizer=optimizer, train_step=train_step, forward=forward, **options),
+        "call",
+    )
+    merged = settings.merge(given)
+    adapter = adapters.find(model)
+    gathered = gather(batch, batches, merged.seed)
+    return engine.run(model, gathered, merged, settings.recipe(given), adapter)
+
+
+def gather(batch: Any, batches: Iterable[Any] | None, seed: int) -> list[Any]:
+    """The batches of a check as a list.
+
+    Parameters
+    ----------
+    batch, batches
+        Exactly one of them; the other is None.
+    seed
+        For loaders that shuffle; the random state is as before afterwards.
+
+    Raises
+    ------
+    InputError
+        If both or none are given, or there are none or too many batches.
+    """
+    if (batch is None) == (batches is None):
+        raise InputError(
+            "a check needs either batch=(inputs, targets) or batches=[...]; "
+            f"{'neither' if batch is None else 'both'} was given."
+        )
+    if batches is None:
+        return [batch]
+    from pytest_bncheck.adapters.random_state import seeded
+
+    with seeded(seed):
+        gathered = list(islice(_each(batches), MOST_BATCHES + 1))
+    if not gathered:
+        raise InputError("batches is empty; a check needs at least one batch.")
+    if len(gathered) > MOST_BATCHES:
+        raise InputError(
+            f"batches yields more than {MOST_BATCHES} batches; pass the first few of them, "
+            "for example list(itertools.islice(batches, 8))."
+        )
+    return gathered
+
+
+def _each(batches: Any) -> Iterator[Any]:
+    if hasattr(batches, "num_batches") and hasattr(batches, "__getitem__"):  # a Keras PyDataset
+        return (batches[index] for index in range(batches.num_batches or MOST_BATCHES + 1))
+    try:
+        iterator: Iterator[Any] = iter(batches)
+    except TypeError:
+        raise InputError(
+            f"batches is a {type(batches).__name__}; allowed is a list, a loader or another "
+            "iterable of batches."
+        ) from None
+    return iterator

@@ -1,0 +1,157 @@
+"""Command line and ini file."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_bncheck import settings
+from pytest_bncheck.errors import InputError
+
+SWITCH = "Train the models of tests marked bn_consistency and check them (default: skip them)."
+JSON = "Write a JSON report of all checks to this file; turns the checks on."
+EXPLAIN = "Print the page of a rule, given by code, name or prefix, and exit."
+
+# Native values of TOML need a union, which pytest has from 9.2 on; before, all ini values are text.
+_INI_TYPE: Any = str | int | float if pytest.version_tuple >= (9, 2) else "string"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the plugin knows in one run.
+
+    Attributes
+    ----------
+    enabled
+        Whether models are trained and checked.
+    layers
+        The options of the command line and of the ini file.
+    json
+        Where the JSON report goes, or None.
+    """
+
+    enabled: bool
+    layers: tuple[settings.Layer, ...]
+    json: Path | None
+
+
+SESSION = pytest.StashKey[Session]()
+
+
+def add(parser: pytest.Parser) -> None:
+    """Declare every option, on the command line and in the ini file with the same help."""
+    group = parser.getgroup("bncheck", "batch-norm consistency of models")
+    toggle = argparse.BooleanOptionalAction
+    group.addoption("--bncheck", action=toggle, default=None, help=SWITCH)
+    parser.addini("bncheck", SWITCH, type="bool", default=None)
+    for name, option in settings.OPTIONS.items():
+        flag = "--bncheck-" + name.replace("_", "-")
+        if not option.help:
+            continue
+        if not option.metavar:
+            group.addoption(flag, action=toggle, default=None, help=option.help)
+            parser.addini(f"bncheck_{name}", option.help, type="bool", default=None)
+            continue
+        action = "append" if option.repeatable else "store"
+        group.addoption(flag, action=action, default=None, metavar=option.metavar, help=option.help)
+        kind: Any = "linelist" if option.repeatable else _INI_TYPE
+        parser.addini(f"bncheck_{name}", option.help, type=kind, default=None)
+    group.addoption("--bncheck-json", default=None, metavar="PATH", help=JSON)
+    parser.addini("bncheck_json", JSON, type="string", default=None)
+    group.addoption("--bncheck-explain", default=None, metavar="RULE", help=EXPLAIN)
+
+
+def read(config: pytest.Config) -> Session:
+    """Everything from command line and ini file.
+
+    Raises
+    ------
+    pytest.UsageError
+        One line for the first option that cannot be used.
+    """
+    try:
+        path = _json_path(config)
+        layers = (_command_line(config), _ini_file(config))
+        enabled = _enabled(config)
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from None
+    return Session(enabled, layers, path if enabled else None)
+
+
+def explain(text: str) -> str:
+    """The pages of the rules that a code, name or prefix stands for.
+
+    Raises
+    ------
+    pytest.UsageError
+        If there is no such rule.
+    """
+    from pytest_bncheck import rules
+
+    try:
+        codes = sorted(rules.resolve(text))
+    except InputError as error:
+        raise pytest.UsageError(f"--bncheck-explain: {error}") from None
+    return "\n\n".join(rules.RULES[code].page.strip() for code in codes)
+
+
+def _command_line(config: pytest.Config) -> settings.Layer:
+    layer: dict[str, settings.Given] = {}
+    for name, option in settings.OPTIONS.items():
+        if option.help:
+            source = "--bncheck-" + name.replace("_", "-")
+            layer |= settings.layer({name: config.getoption(f"bncheck_{name}")}, source)
+    return layer
+
+
+def _ini_file(config: pytest.Config) -> settings.Layer:
+    layer: dict[str, settings.Given] = {}
+    place = config.inipath.name if config.inipath else "ini"
+    for name, option in settings.OPTIONS.items():
+        if option.help:
+            source = f"bncheck_{name} in {place}"
+            layer |= settings.layer({name: _ini(config, f"bncheck_{name}")}, source)
+    return layer
+
+
+def _ini(config: pytest.Config, name: str) -> Any:
+    """One ini value, or None. Only from version 9.2 on pytest itself says UsageError."""
+    try:
+        return config.getini(name)
+    except (TypeError, ValueError, pytest.UsageError) as error:
+        raise InputError(f"{name} in the ini file cannot be used: {error}") from None
+
+
+def _enabled(config: pytest.Config) -> bool:
+    answers = (
+        config.getoption("bncheck"),
+        True if config.getoption("bncheck_json") is not None else None,
+        _ini(config, "bncheck"),
+        True if _ini(config, "bncheck_json") is not None else None,
+    )
+    return next((answer for answer in answers if answer is not None), False)
+
+
+def _json_path(config: pytest.Config) -> Path | None:
+    """The report's path, from the working directory or from the ini file's, tried out."""
+    option, ini = config.getoption("bncheck_json"), _ini(config, "bncheck_json")
+    if option is not None:
+        source, text, base = "--bncheck-json", option, config.invocation_params.dir
+    elif ini is not None:
+        source, text, base = "bncheck_json in the ini file", ini, config.rootpath
+        base = config.inipath.parent if config.inipath else base
+    else:
+        return None
+    path = Path(base, text)
+    # A worker of pytest-xdist writes nothing, and may run where the path does not exist.
+    if not hasattr(config, "workerinput"):
+        from pytest_bncheck.reports import wire
+
+        problem = wire.why_not_writable(path) if text else "the path is empty"
+        if problem:
+            raise InputError(f"{source}={text} cannot be written: {problem}.")
+    return path

@@ -1,0 +1,363 @@
+"""The hooks of pytest. Each delegates; what makes a check is in `pytest_bncheck.fixtures`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_bncheck import fixtures, options, settings
+from pytest_bncheck.errors import InputError
+from pytest_bncheck.fixtures import (  # noqa: F401  (pytest finds fixtures in a plugin's names)
+    ATTEMPT,
+    CURRENT,
+    INPUTS,
+    MARKER,
+    OFF,
+    Attempt,
+    _bncheck_on,
+    bncheck,
+    bncheck_batch,
+    bncheck_batches,
+    bncheck_forward,
+    bncheck_loss,
+    bncheck_model,
+    bncheck_optimizer,
+    bncheck_report,
+    bncheck_train_step,
+)
+from pytest_bncheck.options import SESSION
+
+SIGNATURE = (
+    f"{MARKER}(steps, planned_updates, device, seed, select, ignore, gap_tolerance, "
+    "distortion_tolerance, strict, intended, restore, loss, optimizer, train_step, forward): "
+    "train the model of the fixture bncheck_model briefly on bncheck_batch and check that it "
+    "predicts in eval mode what it learned in training mode; all arguments are optional keywords"
+)
+ATTRIBUTE = "bncheck_checks"
+"""Where a test report carries the string of its checks."""
+
+
+# start ------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    options.add(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the hook for other frameworks."""
+    from pytest_bncheck import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Print a rule's page instead of running tests."""
+    text = config.getoption("bncheck_explain")
+    if text is None:
+        return None
+    print(options.explain(text))
+    return 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker always, and the hooks that check only when checks are on."""
+    config.addinivalue_line("markers", SIGNATURE)
+    config.stash[SESSION] = options.read(config)
+    config.pluginmanager.register(Results(config), "bncheck-results")
+    if config.stash[SESSION].enabled:
+        config.pluginmanager.register(Checking(), "bncheck-checking")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_bncheck_adapters(model: Any) -> Any:
+    """Keras, PyTorch, and what installed packages add."""
+    from pytest_bncheck import adapters
+
+    return adapters.search(model)
+
+
+# collection -------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem(
+    collector: pytest.Module | pytest.Class, name: str, obj: object
+) -> Generator[None, Any, Any]:
+    """Let the inputs join a marked test's fixtures, so that they can be parametrized."""
+    with _using_inputs(collector, name, getattr(obj, "__func__", obj)):
+        return (yield)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark tests that request one of the fixtures, so that ``-m bn_consistency`` selects them."""
+    if not _is_marked(item) and {"bncheck", "bncheck_report"} & {*_fixturenames(item)}:
+        item.add_marker(MARKER)
+
+
+def _is_marked(node: pytest.Item | pytest.Collector) -> bool:
+    return node.get_closest_marker(MARKER) is not None
+
+
+def _fixturenames(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
+
+
+@contextmanager
+def _using_inputs(collector: pytest.Module | pytest.Class, name: str, obj: Any) -> Iterator[None]:
+    """Put a usefixtures mark on a test function while pytest makes its items.
+
+    Only for that while: a function can be collected several times, from a mixin for one, and the
+    other classes need not be marked.
+    """
+    marks = getattr(obj, "pytestmark", [])
+    marked = any(getattr(mark, "name", None) == MARKER for mark in marks)
+    function = inspect.isfunction(obj)
+    if not function or not collector.istestfunction(obj, name):
+        if marked and function:
+            raise collector.CollectError(
+                f"{MARKER} marks {name}, which is not a test. Does a mark say {MARKER}({name})? "
+                f"It takes keywords only, for example {MARKER}(loss={name})."
+            )
+        yield
+        return
+    requested = inspect.signature(obj).parameters
+    automatic = (marked or _is_marked(collector)) and "bncheck" not in requested
+    if not automatic and "bncheck_report" not in requested:
+        yield
+        return
+    had, before = "pytestmark" in vars(obj), obj.__dict__.get("pytestmark")
+    try:
+        names = _input_names(collector)
+    except InputError:  # Said when the test is set up: one test fails, not the whole file.
+        names = ["bncheck_report"]
+    obj.pytestmark = [*marks, pytest.mark.usefixtures(*names).mark]
+    try:
+        yield
+    finally:
+        if had:
+            obj.pytestmark = before
+        else:
+            del obj.pytestmark
+
+
+def _input_names(node: pytest.Item | pytest.Collector) -> list[str]:
+    return ["bncheck_model", fixtures.batch_fixture(node), "bncheck_report"]
+
+
+# a test, whether checks are on or off -----------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip marked tests while checks are off; before setup, and after all marks are there."""
+    if item.config.stash[SESSION].enabled:
+        _prepare(item)
+    elif _is_marked(item):
+        item.add_marker(pytest.mark.skip(reason=OFF))
+
+
+def _prepare(item: pytest.Item) -> None:
+    """Validate a test's marks; let the inputs join it if collection could not do that."""
+    attempt = item.stash[ATTEMPT] = Attempt(seeded=frozenset(INPUTS))
+    item.config.stash[CURRENT] = item
+    if not _is_marked(item):
+        return
+    names = _fixturenames(item)
+    try:
+        attempt.marker = tuple(_marker_layers(item))
+        fixtures.require_functions(item)
+        inputs = _input_names(item)
+    except InputError as error:
+        attempt.pending = error
+        names = fixtures.without_inputs(item, names)
+    else:
+        attempt.seeded = fixtures.inputs_and_what_they_need(item)
+        if names and "bncheck" not in names and "bncheck_report" not in names:
+            names = [*names, *inputs]
+    item.fixturenames = names  # type: ignore[attr-defined]
+
+
+def _marker_layers(item: pytest.Item) -> list[settings.Layer]:
+    """Options of the marks: the nearest node first, and in it the last mark first.
+
+    Within a node `iter_markers` gives the lower decorator before the upper one, and the base
+    class's mark before the subclass's: the last is the one that users mean.
+    """
+    by_node: dict[Any, list[settings.Layer]] = {}
+    for node, mark in item.iter_markers_with_node(MARKER):
+        if mark.args:
+            raise InputError(
+                f"{MARKER} takes keywords only, but got {mark.args[0]!r} without one; "
+                f"for example {MARKER}(steps=50)."
+            )
+        by_node.setdefault(node, []).insert(0, settings.layer(mark.kwargs, "marker"))
+    return [layer for layers in by_node.values() for layer in layers]
+
+
+# a test while checks are on ---------------------------------------------------------------------
+
+
+class Checking:
+    """The hooks that are registered only when checks are on: off means off."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, Any, Any]:
+        """Build the inputs from a fresh seed."""
+        with fixtures.building(request, fixturedef.argname):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, trylast=True)  # innermost: xfail and captured logs see it
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """Fail before the body if the check did; fail after it if there was none."""
+        attempt = item.stash[ATTEMPT]
+        attempt.started = True
+        if attempt.pending:
+            _raise_at(item, attempt.pending)
+        result = yield
+        if not attempt.checks and _is_marked(item):
+            attempt.pending = InputError(_unchecked(item))
+            _raise_at(item, attempt.pending)
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Attach the checks to the report of every phase, and point a failure at the test."""
+        _note_missing_check(item, call)
+        _point_at_test(item, call)
+        _set_properties(item)
+        report = yield
+        _attach(item, report)
+        return report
+
+
+def _raise_at(item: pytest.Item, error: Exception) -> None:
+    """Raise `error` from the line of the test, where a user looks for it, in every ``--tb``."""
+    __tracebackhide__ = True
+    path, line, _ = item.reportinfo()
+    code = compile("raise error.with_traceback(None)", str(path), "exec")
+    code = code.replace(co_firstlineno=(line or 0) + 1, co_name=item.name)
+    exec(code, {"error": error})
+
+
+def _unchecked(item: pytest.Item) -> str:
+    if "bncheck" in _fixturenames(item):
+        return "this test requested bncheck but made no check; call bncheck(model, batch)."
+    return f"this test is marked {MARKER}, but a {type(item).__name__} cannot be checked."
+
+
+def _point_at_test(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Cut the frames of pytest and of the plugin off a failure that `_raise_at` raised."""
+    attempt = item.stash.get(ATTEMPT, None)
+    error = attempt.pending if attempt else None
+    if error is None or call.excinfo is None or call.excinfo.value is not error:
+        return
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    call.excinfo = pytest.ExceptionInfo.from_exception(error.with_traceback(last))
+
+
+def _note_missing_check(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """A marked test that ended without a check has an entry that says why."""
+    attempt = item.stash.get(ATTEMPT, None)
+    error = call.excinfo.value if call.excinfo else None
+    expected = isinstance(error, (pytest.skip.Exception, pytest.xfail.Exception))
+    failed = isinstance(error, (Exception, pytest.fail.Exception)) and not expected
+    if attempt and failed and error and not attempt.checks and _is_marked(item):
+        attempt.checks.append(fixtures.no_check(error, nodeid=item.nodeid))
+
+
+def _set_properties(item: pytest.Item) -> None:
+    """On the item, not on the report: JUnit reads them from the report of the teardown."""
+    from pytest_bncheck.reports import wire
+
+    attempt = item.stash.get(ATTEMPT, None)
+    own = wire.properties(attempt.checks) if attempt else []
+    others = [each for each in item.user_properties if not each[0].startswith("bncheck_")]
+    item.user_properties[:] = [*others, *own]
+
+
+def _attach(item: pytest.Item, report: pytest.TestReport) -> None:
+    from pytest_bncheck.reports import wire
+
+    attempt = item.stash.get(ATTEMPT, None)
+    if attempt is not None and (attempt.checks or _is_marked(item)):
+        setattr(report, ATTRIBUTE, wire.dumps(attempt.checks))
+
+
+# results ----------------------------------------------------------------------------------------
+
+
+class Results:
+    """Collects the checks of all tests, from all processes, and reports them at the end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.session = config.stash[SESSION]
+        self.checks: dict[str, str] = {}
+        self.skipped = 0
+        self.said: list[str] = []
+
+    def pytest_report_header(self) -> str | None:
+        """Say that models are trained, and with which options."""
+        if not self.session.enabled:
+            return None
+        merged = settings.merge(*self.session.layers)
+        given = [f"{name}={getattr(merged, name)}" for name in merged.sources]
+        return f"bncheck: {', '.join(['on', *given])}"
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the latest string of each test; a rerun replaces what it repeats."""
+        if report.skipped and isinstance(report.longrepr, tuple) and OFF in report.longrepr[2]:
+            self.skipped += 1
+        if hasattr(report, ATTRIBUTE):
+            self.checks[report.nodeid] = getattr(report, ATTRIBUTE)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the JSON report, where there was a run."""
+        option = self.config.option
+        ran = exitstatus != pytest.ExitCode.USAGE_ERROR
+        ran = ran and not (option.collectonly or option.setuponly or option.setupplan)
+        if self.session.json and ran and not hasattr(self.config, "workerinput"):
+            self._write(session, self.session.json)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """One line for each check, or one line that says how many tests were skipped."""
+        lines = [*self._summary(), *self.said]
+        if lines:
+            terminalreporter.section("bncheck")
+        for line in lines:
+            terminalreporter.write_line(line)
+        if self.skipped:
+            count = f"{self.skipped} test{'s' if self.skipped > 1 else ''}"
+            terminalreporter.write_line(f"bncheck: {count} skipped; --bncheck runs them.")
+
+    def _summary(self) -> list[str]:
+        if not self.checks:
+            return []
+        from pytest_bncheck.reports import terminal, wire
+
+        return [terminal.summary_line(check) for check in wire.in_order(self.checks.values())]
+
+    def _write(self, session: pytest.Session, path: Path) -> None:
+        from pytest_bncheck.reports import wire
+
+        try:
+            wire.write(path, wire.document(wire.in_order(self.checks.values())))
+            self.said.append(f"JSON report: {path}")
+        except OSError as error:
+            self.said.append(f"the JSON report {path} could not be written: {error}")
+            if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,126 @@
+"""Checks on their way: between processes as one string, and to the JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest_bncheck
+from pytest_bncheck.report import exact
+
+SCHEMA = 1
+
+_DISTRIBUTIONS = ("pytest", "numpy", "torch", "keras", "tensorflow", "jax")
+_COUNTS = {"pass": "passed", "warn": "warned", "fail": "failed", "error": "errored"}
+_WORST = ("pass", "warn", "fail", "error")
+
+
+def dumps(checks: Sequence[dict[str, Any]]) -> str:
+    """Checks as one string of exact type str, the only thing that leaves a worker process.
+
+    A subclass of a builtin, a numpy scalar for one, breaks the connection between pytest-xdist's
+    processes: the failing test vanishes and the run is green.
+    """
+    return json.dumps(exact(checks), allow_nan=False)
+
+
+def loads(text: str) -> list[dict[str, Any]]:
+    """The checks in a string of `dumps`."""
+    checks: list[dict[str, Any]] = json.loads(text)
+    return checks
+
+
+def properties(checks: Sequence[dict[str, Any]]) -> list[tuple[str, str | float]]:
+    """What JUnit shows of a test's checks: the worst verdict, all codes, the largest gap."""
+    if not checks:
+        return []
+    verdict = max((check["verdict"] for check in checks), key=_WORST.index)
+    codes = dict.fromkeys(found["code"] for check in checks for found in check["findings"])
+    gaps = [check["predictions"]["gap"] for check in checks]
+    result: list[tuple[str, str | float]] = [("bncheck_verdict", verdict)]
+    if codes:
+        result.append(("bncheck_codes", " ".join(codes)))
+    if any(gap is not None for gap in gaps):
+        result.append(("bncheck_gap", max((g for g in gaps if g is not None), key=float)))
+    return result
+
+
+def in_order(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """All checks in strings of `dumps`, sorted by test and index."""
+    checks = [check for text in texts for check in loads(text)]
+    return sorted(checks, key=lambda check: (check["nodeid"], check["index"]))
+
+
+def document(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The whole JSON report, schema 1."""
+    summary = {"checks": len(checks)} | dict.fromkeys(_COUNTS.values(), 0)
+    for check in checks:
+        summary[_COUNTS[check["verdict"]]] += 1
+    return {
+        "schema": SCHEMA,
+        "plugin": pytest_bncheck.__version__,
+        "environment": environment(),
+        "summary": summary,
+        "checks": list(checks),
+    }
+
+
+def environment() -> dict[str, str]:
+    """Versions of what is installed; asked of the metadata, so that nothing is imported."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file in one piece: whoever reads it sees the old report or the new one.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    text = json.dumps(exact(content), allow_nan=False, indent=1) + "\n"
+    target = path.resolve()
+    if target.exists() and not target.is_file():  # A pipe or a device must not be replaced.
+        target.write_text(text, encoding="utf-8")
+        return
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    """The umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def why_not_writable(path: Path) -> str | None:
+    """Why a file cannot be written here, or None if it can."""
+    if path.is_dir():
+        return "it is a directory"
+    if not path.parent.is_dir():
+        return f"the directory {path.parent} does not exist"
+    try:
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)

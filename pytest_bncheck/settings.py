@@ -1,0 +1,318 @@
+"""The options of a check: one table for call, marker, command line and ini file alike.
+
+Each surface gives a `Layer`, the options that it sets with the place they came from; `merge` and
+`recipe` put layers together, strongest first. An option that is None is not given.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from pytest_bncheck.errors import InputError
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Recipe, Settings
+
+INTENDED = (
+    "stochastic-eval",
+    "batch-statistics-in-eval",
+    "frozen-batchnorm",
+    "mode-dependent-path",
+)
+
+
+class Given(NamedTuple):
+    """A value that was given, and where."""
+
+    value: Any
+    source: str
+
+
+Layer: TypeAlias = Mapping[str, Given]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row of the table.
+
+    Attributes
+    ----------
+    parse
+        Turns what the user wrote into the value; raises TypeError or ValueError.
+    allowed
+        What can be given, as error messages say it.
+    help
+        One sentence for ``--help`` and the ini file; empty where neither has the option.
+    metavar
+        The value's placeholder in ``--help``.
+    repeatable
+        Whether the command line collects several values.
+    """
+
+    parse: Callable[[Any], Any]
+    allowed: str
+    help: str = ""
+    metavar: str = ""
+    repeatable: bool = False
+
+
+# parsing ----------------------------------------------------------------------------------------
+
+
+def _whole(low: int, high: float = math.inf) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        if isinstance(value, bool):
+            raise TypeError
+        number = int(value) if isinstance(value, str) else operator.index(value)
+        if not low <= number <= high:
+            raise ValueError
+        return number
+
+    return parse
+
+
+def _steps(value: Any) -> int | str:
+    return "auto" if isinstance(value, str) and value == "auto" else _whole(0)(value)
+
+
+def _tolerance(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
+        raise TypeError
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise ValueError
+    return number
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "yes": True, "on": True, "1": True}
+    words |= {"false": False, "no": False, "off": False, "0": False}
+    return words[value.lower()]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError
+    return value.strip()
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise TypeError
+    items = value.split(",") if isinstance(value, str) else value
+    return [_text(item) for item in items]
+
+
+def _select(value: Any) -> tuple[str, ...]:
+    texts = [text for item in _texts(value) for text in _texts(item)]
+    return tuple(_known_rule(text) for text in texts)
+
+
+def _ignore(value: Any) -> dict[str, str | None]:
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, Mapping):
+        pairs = [(_text(rule), reason) for rule, reason in value.items()]
+    else:
+        pairs = [_split_reason(text) for text in _texts(value)]
+    return {_known_rule(rule): _text(reason) if reason else None for rule, reason in pairs}
+
+
+def _split_reason(text: str) -> tuple[str, str]:
+    if text.startswith("{"):  # A table in an ini file arrives as the text of a dict.
+        raise ValueError
+    rule, _, reason = text.partition(":")
+    return rule.strip(), reason.strip()
+
+
+def _known_rule(text: str) -> str:
+    from pytest_bncheck import rules
+
+    rules.resolve(text)
+    return text
+
+
+def _intended(value: Any) -> tuple[str, ...]:
+    names = _texts(value)
+    if not set(names) <= set(INTENDED):
+        raise ValueError
+    return tuple(names)
+
+
+def _function(value: Any) -> Any:
+    if not callable(value):
+        raise TypeError
+    return value
+
+
+def _optimizer(value: Any) -> Any:
+    if not (callable(value) or hasattr(value, "step") or hasattr(value, "apply_gradients")):
+        raise TypeError
+    return value
+
+
+# the table --------------------------------------------------------------------------------------
+
+_RULES = "codes, names or prefixes of rules, such as BN101, running-stats-invalid or BN3"
+
+OPTIONS: Mapping[str, Option] = {
+    "steps": Option(
+        _steps,
+        'a whole number >= 0, or "auto"',
+        "Training steps of a check: a whole number, or auto (default) to train until the running "
+        "statistics have settled.",
+        "N|auto",
+    ),
+    "planned_updates": Option(
+        _whole(1),
+        "a whole number >= 1",
+        "How many updates the real training makes; the verdict is then about the running "
+        "statistics at its end.",
+        "N",
+    ),
+    "device": Option(
+        _text,
+        'a device as the framework names it, such as "cpu" or "cuda:1", or "auto"',
+        "Where to run: cpu, cuda, cuda:1, mps or auto (default: where the model is).",
+        "DEVICE",
+    ),
+    "seed": Option(
+        _whole(0, 2**32 - 1),
+        "a whole number from 0 to 2**32 - 1",
+        "Seed of every random generator during a check (default: 0).",
+        "N",
+    ),
+    "select": Option(
+        _select,
+        _RULES,
+        "Report only these rules: codes, names or prefixes, separated by commas.",
+        "RULES",
+        repeatable=True,
+    ),
+    "ignore": Option(
+        _ignore,
+        f'{_RULES}, each alone or as "RULE: reason"',
+        "Do not count a rule's findings: a code, name or prefix, alone or as 'RULE: reason'.",
+        "RULE[: REASON]",
+        repeatable=True,
+    ),
+    "gap_tolerance": Option(
+        _tolerance,
+        "a finite number > 0",
+        "Largest relative difference between eval and training predictions (default: 0.25).",
+        "X",
+    ),
+    "distortion_tolerance": Option(
+        _tolerance,
+        "a finite number > 0",
+        "Largest distortion of a layer, in standard deviations of its normalised output "
+        "(default: 0.10).",
+        "X",
+    ),
+    "strict": Option(_flag, "true or false", "Warnings fail too."),
+    "intended": Option(_intended, ", ".join(f'"{name}"' for name in INTENDED)),
+    "restore": Option(_flag, "True or False"),
+    "loss": Option(_function, "a function loss(outputs, targets)"),
+    "optimizer": Option(
+        _optimizer, "a function optimizer(params) or an optimizer of the model's framework"
+    ),
+    "train_step": Option(_function, "a function train_step(model, batch) that returns the loss"),
+    "forward": Option(_function, "a function forward(model, batch) that returns the outputs"),
+}
+
+RECIPE = ("loss", "optimizer", "train_step", "forward")
+
+
+def parse(name: str, value: Any, source: str) -> Any:
+    """The normalised value of an option.
+
+    Parameters
+    ----------
+    name, value
+        The option and what was given for it.
+    source
+        Where it came from: ``"call"``, ``"marker"``, ``"--bncheck-seed"``.
+
+    Raises
+    ------
+    InputError
+        Names the option, the value, where it came from and what is allowed.
+    """
+    if name not in OPTIONS:
+        raise InputError(_unknown(name, source))
+    try:
+        return OPTIONS[name].parse(value)
+    except InputError as error:
+        reason = str(error)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
+        reason = f"allowed: {OPTIONS[name].allowed}"
+    raise InputError(f"{name}={_short(value)} (from {source}) cannot be used; {reason}")
+
+
+def _unknown(name: str, source: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, OPTIONS, n=1)
+    hint = f'did you mean "{close[0]}"?' if close else f"known are {', '.join(OPTIONS)}."
+    return f'unknown option "{name}" (from {source}); {hint}'
+
+
+def _short(value: Any) -> str:
+    """A repr that stays on one line; values can be tensors, or hold whole models."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return " ".join(short.repr(value).split())
+
+
+# layers -----------------------------------------------------------------------------------------
+
+
+def layer(options: Mapping[str, Any], source: str) -> Layer:
+    """The options that one place sets, validated; None means not set."""
+    return {
+        name: Given(parse(name, value, source), source)
+        for name, value in options.items()
+        if value is not None or name not in OPTIONS
+    }
+
+
+def merge(*layers: Layer) -> Settings:
+    """Settings from layers, strongest first.
+
+    The first layer that sets an option decides; `ignore` and `intended` add up.
+    """
+    from pytest_bncheck.types import Settings
+
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name in OPTIONS:
+        given = [found[name] for found in layers if name in found]
+        if not given or name in RECIPE:
+            continue
+        values[name] = given[0].value
+        sources[name] = given[0].source
+        if name == "ignore":
+            values[name] = {k: v for item in reversed(given) for k, v in item.value.items()}
+        elif name == "intended":
+            values[name] = tuple(dict.fromkeys(text for item in given for text in item.value))
+        if name in ("ignore", "intended"):
+            sources[name] = ", ".join(dict.fromkeys(item.source for item in given))
+    return Settings(**values, sources=sources)
+
+
+def recipe(*layers: Layer) -> Recipe:
+    """What the user supplies about training, from layers, strongest first."""
+    from pytest_bncheck.types import Recipe
+
+    found: dict[str, Any] = {}
+    for name in RECIPE:
+        found[name] = next((each[name].value for each in layers if name in each), None)
+    return Recipe(**found)

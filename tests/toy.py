@@ -1,0 +1,214 @@
+"""A framework of thirty lines, so that the plugin is tested without PyTorch or TensorFlow.
+
+`ToyModel` is one batch normalisation and a linear softmax; `ToyAdapter` is a whole adapter.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+
+from pytest_bncheck.adapters.base import Adapter
+from pytest_bncheck.types import (
+    Calls,
+    Dialect,
+    InputError,
+    Layer,
+    Prediction,
+    Statistics,
+)
+
+
+class ToyModel:
+    """Normalises its inputs, then a linear layer; called with inputs it returns logits."""
+
+    eps = 1e-5
+
+    def __init__(self, update_rate=0.1, features=4, classes=3):
+        self.update_rate = update_rate
+        self.training = True
+        self.weight = 0.1 * np.random.standard_normal((features, classes))
+        self.bias = np.zeros(classes)
+        self.mean = np.zeros(features)
+        self.var = np.ones(features)
+        self.updates = 0
+
+    def __call__(self, inputs):
+        return self.normalise(np.asarray(inputs, float)) @ self.weight + self.bias
+
+    def normalise(self, inputs):
+        mean, var = self.mean, self.var
+        if self.training:
+            mean, var = inputs.mean(0), inputs.var(0)
+            self.mean = self.mean + self.update_rate * (mean - self.mean)
+            self.var = self.var + self.update_rate * (var - self.var)
+            self.updates += 1
+        return (inputs - mean) / np.sqrt(var + self.eps)
+
+
+def toy_batch(size=24, features=4, classes=3, seed=0):
+    """Three clouds of points, far from mean 0 and variance 1."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(size) % classes
+    centres = 10.0 * np.eye(classes, features)
+    return 50.0 + centres[labels] + rng.standard_normal((size, features)), labels
+
+
+def cross_entropy(logits, labels):
+    """The mean loss and its gradient."""
+    shifted = logits - logits.max(1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    rows = np.arange(len(labels))
+    gradient = np.exp(logs)
+    gradient[rows, labels] -= 1.0
+    return float(-logs[rows, labels].mean()), gradient / len(labels)
+
+
+class ToyAdapter(Adapter):
+    framework = "toy"
+    backend = "numpy"
+    dialect = Dialect(
+        set_momentum=lambda name, rate: f"model.update_rate = {rate:g}",
+        recalibrate="model.training = True; model(inputs)",
+        momentum_of=lambda rate: rate,
+        training_mode="model.training = True",
+    )
+
+    def __init__(self, model, batches, recipe, device):
+        if device not in (None, "cpu", "auto"):
+            raise InputError(f"device={device!r}: this framework has cpu only")
+        self.device = "cpu"
+        self.model = model
+        self.batches = batches
+        self.recipe = recipe
+        self.batch_size = len(batches[0][0])
+        self._losses: list[float] = []
+        self._history: list[Statistics] = []
+        self._calls = 0
+
+    def save(self):
+        self._saved = copy.deepcopy(vars(self.model))
+        self._random = random.getstate(), np.random.get_state(legacy=False)
+
+    def restore(self, *, keep_weights=False):
+        if keep_weights:
+            self.model.training = self._saved["training"]
+        else:
+            vars(self.model).clear()
+            vars(self.model).update(self._saved)
+        random.setstate(self._random[0])
+        np.random.set_state(self._random[1])
+
+    def seed(self, seed):
+        random.seed(seed)
+        np.random.seed(seed)
+
+    def begin(self):
+        self.model.training = True
+        self._history.append(self.read())
+
+    def train_step(self, batch):
+        inputs, labels = self.batches[batch]
+        before = self.model.updates
+        if self.recipe.train_step is not None:
+            loss = self.recipe.train_step(self.model, self.batches[batch])
+        else:
+            frozen = copy.deepcopy(vars(self.model))
+            features = self.model.normalise(np.asarray(inputs, float))
+            vars(self.model).update(frozen)
+            loss, gradient = self._loss(self._forward(batch), labels)
+            rate = 1.0 if self.recipe.optimizer is None else self.recipe.optimizer(self.model)
+            self.model.weight = self.model.weight - rate * features.T @ gradient
+            self.model.bias = self.model.bias - rate * gradient.sum(0)
+        self._calls += self.model.updates - before
+        self._losses.append(float(loss))
+        self._history.append(self.read())
+
+    def _forward(self, batch):
+        if self.recipe.forward is not None:
+            return self.recipe.forward(self.model, self.batches[batch])
+        return self.model(self.batches[batch][0])
+
+    def _loss(self, outputs, labels):
+        return (self.recipe.loss or cross_entropy)(outputs, labels)
+
+    @property
+    def losses(self):
+        return self._losses
+
+    @property
+    def history(self):
+        return self._history
+
+    @property
+    def calls(self):
+        return Calls((self._calls,), (0,), (self.batch_size,))
+
+    @property
+    def idle(self):
+        return []
+
+    def layers(self):
+        return [
+            Layer(
+                name="norm",
+                type="ToyNorm",
+                momentum=self.model.update_rate,
+                update_rate=self.model.update_rate,
+                eps=self.model.eps,
+                resolution=2.0**-52,
+                dtype="float64",
+            )
+        ]
+
+    def read(self):
+        return Statistics((self.model.mean.copy(),), (self.model.var.copy(),))
+
+    def write(self, statistics, *, exact=False):
+        self.model.mean, self.model.var = statistics.mean[0].copy(), statistics.var[0].copy()
+
+    def predict(self, batch):
+        self.model.training = False
+        return self._prediction(batch)
+
+    def predict_half(self, batch):
+        inputs, labels = self.batches[batch]
+        if len(inputs) < 2:
+            return None
+        half = slice(len(inputs) // 2)
+        return ToyAdapter(self.model, [(inputs[half], labels[half])], self.recipe, None).predict(0)
+
+    def trace(self, batch):
+        return []
+
+    def sticky(self, batch):
+        return []
+
+    def predict_with_batch_statistics(self, batch):
+        inputs = np.asarray(self.batches[batch][0], float)
+        before = copy.deepcopy(vars(self.model))
+        self.model.training = True
+        try:
+            prediction = self._prediction(batch)
+        finally:
+            vars(self.model).update(before)
+        found = Statistics((inputs.mean(0),), (inputs.var(0),))
+        return prediction, found, Calls((1,), (0,), (len(inputs),))
+
+    def batch_statistics(self, batch):
+        return self.predict_with_batch_statistics(batch)[1]
+
+    def predict_on_training_path(self, batch):
+        return self.predict_with_batch_statistics(batch)[0]
+
+    def _prediction(self, batch):
+        outputs, labels = self._forward(batch), self.batches[batch][1]
+        return Prediction(
+            outputs={"output": outputs},
+            structure=f"array {outputs.shape}",
+            loss=self._loss(outputs, labels)[0],
+            accuracy=float((outputs.argmax(1) == labels).mean()),
+            constant_loss=self._loss(np.broadcast_to(outputs.mean(0), outputs.shape), labels)[0],
+        )
