@@ -166,7 +166,7 @@ class Evidence:
 
     @property
     def judged(self) -> Prediction | None:
-        """The prediction that the verdict is taken on: projected, if `planned_updates` was declared."""
+        """The prediction that the verdict is taken on: projected, if updates are planned."""
         return self.projected or self.eval
 
     def gap(self, prediction: Prediction | None, reference: Prediction | None) -> float | None:

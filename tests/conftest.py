@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+# The nets are tiny, and threads that wait for each other cost more than they help.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Loaded once here: pytester forgets modules that a run inside it imports first.
 import pytest_bncheck.engine

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Layers:
             _fill(module.running_var, statistics.var[k] * factor)
 
     def batch_statistics(self, filled: Raw, active: Iterable[str], calls: Calls) -> Statistics:
-        """b = r1 / (1 - (1-α)^c) of the active layers, from zeroed statistics after c calls."""
+        """B = r1 / (1 - (1-α)^c) of the active layers, from zeroed statistics after c calls."""
         found, current, active = self.biased(filled), self.biased(self.raw()), set(active)
         mean, var = list(current.mean), list(current.var)
         for k, name in enumerate(self.modules):
@@ -249,4 +249,4 @@ def _all_frozen(module: nn.Module) -> bool:
 
 def _fill(buffer: Tensor, values: Any) -> None:
     converted = torch.as_tensor(values).to(buffer.dtype).reshape(buffer.shape)
-    cast(Tensor, buffer.data).copy_(converted)
+    buffer.data.copy_(converted)

@@ -33,7 +33,7 @@ def main_output(outputs: Any) -> Any:
 
 
 def last_operation(output: Tensor) -> str:
-    """``"softmax"``, ``"log_softmax"``, ``"sigmoid"`` or ``"logits"``, read from the autograd graph.
+    """softmax, log_softmax, sigmoid or logits, read from the autograd graph.
 
     Values cannot tell: most untrained networks with one output stay within [0, 1].
     """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import linecache
+import random
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -26,6 +28,7 @@ from pytest_bncheck.types import Trace
 _SIMPLE = (bool, int, float, str, type(None))
 _HERE = str(Path(__file__).resolve().parent)
 _TORCH = str(Path(torch.__file__).resolve().parent)
+_LIBRARIES = (_HERE, _TORCH, str(Path(np.__file__).resolve().parent), random.__file__)
 
 _TRAINING_ARGUMENT = 5
 """Place of `training` among the arguments of `F.batch_norm`."""
@@ -39,9 +42,9 @@ def depends_on_mode(module: nn.Module) -> bool:
     if isinstance(module, (_NormBase, _DropoutNd, nn.RReLU)):
         return not isinstance(module, _DropoutNd) or module.p > 0
     if isinstance(module, nn.MultiheadAttention):
-        return module.dropout > 0
+        return bool(module.dropout > 0)
     if isinstance(module, nn.RNNBase):
-        return module.dropout > 0 and module.num_layers > 1
+        return bool(module.dropout > 0) and module.num_layers > 1
     if type(module).__module__.startswith("torch."):
         return False
     code = getattr(type(module).forward, "__code__", None)
@@ -81,8 +84,8 @@ def attributes(modules: Mapping[nn.Module, str]) -> dict[tuple[nn.Module, str], 
 class Tracer(TorchFunctionMode):
     """Finds the calls that draw random numbers or normalise with batch statistics.
 
-    A function of torch is asked before and after whether torch's generators moved; random numbers
-    from elsewhere (`random`, numpy) are laid at the door of the innermost module around them.
+    A function of torch is asked before and after whether torch's generators moved. For those of
+    Python and numpy every line of the user's code is asked, and the innermost module around it.
     """
 
     def __init__(self, paths: Mapping[nn.Module, str]) -> None:
@@ -90,27 +93,33 @@ class Tracer(TorchFunctionMode):
         self.found: list[Trace] = []
         self._paths = paths
         self._stack: list[tuple[nn.Module, list[bytes]]] = []
+        self._lines = _HostLines()
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Trace for the time of a ``with`` block."""
         before = register_module_forward_pre_hook(self._enter)
         after = register_module_forward_hook(self._leave, always_call=True)
-        start = random_fingerprint()
+        start, trace = random_fingerprint(), sys.gettrace()
+        sys.settrace(self._lines)
         try:
             with self:
                 yield
         finally:
+            sys.settrace(trace)
             before.remove()
             after.remove()
-        if start != random_fingerprint() and not self.found:
-            self._add("random", "random numbers from outside of torch", "")
+        now = random_fingerprint()
+        if start != now and not self.found:
+            self._add("random", _generator(start, now), self._lines.last_found)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        before = random_fingerprint()
+        before, own = random_fingerprint(), kwargs.get("generator")
+        own_before = None if own is None else own.get_state()
         result = func(*args, **kwargs)
-        if before != random_fingerprint():
+        moved = own is not None and not torch.equal(own_before, own.get_state())
+        if moved or before != random_fingerprint():
             self._explained(random_fingerprint())
             self._add("random", _call(func, args, kwargs), _source())
         elif _uses_batch_statistics(func, args, kwargs):
@@ -124,7 +133,8 @@ class Tracer(TorchFunctionMode):
         entered, before = self._stack.pop()
         now = random_fingerprint()
         if entered is module and before[:2] != now[:2]:
-            self._add("random", "random numbers from outside of torch", _forward_line(module))
+            source = self._lines.last_found or _forward_line(module)
+            self._add("random", _generator(before, now), source)
             self._explained(now)
 
     def _explained(self, now: list[bytes]) -> None:
@@ -136,6 +146,36 @@ class Tracer(TorchFunctionMode):
         trace = Trace(kind, call, around[-1] if around else "", source)
         if trace not in self.found:
             self.found.append(trace)
+
+
+class _HostLines:
+    """A trace function that finds the user's line that moves a generator of Python or numpy."""
+
+    def __init__(self) -> None:
+        self.last_found = ""
+        self._state = random_fingerprint()[:3]
+        self._line = ("", 0)
+
+    def __call__(self, frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename.startswith(_LIBRARIES):
+            return None
+        state = random_fingerprint()[:3]
+        if state != self._state:
+            self._state = state
+            self.last_found = _line(*self._line) if self._line[1] else ""
+        if event == "return":  # the caller's line goes on
+            frame = frame.f_back
+            while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+                frame = frame.f_back
+        if frame is not None and event != "call":
+            self._line = (frame.f_code.co_filename, frame.f_lineno)
+        return self
+
+
+def _generator(before: list[bytes], now: list[bytes]) -> str:
+    if before[0] != now[0]:
+        return "Python's random"
+    return "numpy.random" if before[1:3] != now[1:3] else "a generator of torch"
 
 
 def _uses_batch_statistics(func: Any, args: Any, kwargs: Any) -> bool:

@@ -233,13 +233,17 @@ def _global_flags() -> Undo:
 
 
 def random_fingerprint() -> list[bytes]:
-    """The state of the random generators a forward pass can draw from, to compare before and after."""
+    """The state of the generators a forward pass can draw from, to compare before and after."""
     prints = [
         repr(random.getstate()).encode(),
-        repr(np.random.get_state(legacy=True)[2:]).encode(),
-        np.random.get_state(legacy=True)[1].tobytes(),
+        _numpy_state(),
         torch.get_rng_state().numpy().tobytes(),
     ]
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         prints += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
     return prints
+
+
+def _numpy_state() -> bytes:
+    state: Any = np.random.get_state(legacy=True)
+    return bytes(state[1].tobytes()) + repr(state[2:]).encode()

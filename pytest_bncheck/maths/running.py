@@ -65,7 +65,7 @@ def updates_until(rate: float | None, weight: float) -> int | None:
 
 
 def bessel(n: int | None) -> float:
-    """n/(n-1), the factor from a biased variance to an unbiased one; 1 where n is unknown or < 2."""
+    """n/(n-1), from a biased variance to an unbiased one; 1 where n is unknown or < 2."""
     return n / (n - 1) if n is not None and n > 1 else 1.0
 
 
@@ -151,7 +151,7 @@ def project(current: Statistics, batch: Statistics, weights: Sequence[float]) ->
 
 
 def remaining_share(rate: float | None, done: int, further: int) -> float:
-    """Weight that the current statistics keep after `further` updates on top of `done`, in [0, 1]."""
+    """Weight in [0, 1] that the statistics after `done` updates keep after `further` more."""
     if further == 0:
         return 1.0
     if rate is None:
@@ -177,8 +177,8 @@ def readable(
 ) -> list[NDArray[np.bool_]]:
     r"""Channels whose batch variance survives rounding in `recover_batch`.
 
-    Where :math:`u·\max(|r_v|, |r_m|·\sqrt{b_v+ε})/α ≤ 0.05·(b_v+ε)`, u the spacing of floating-point
-    numbers around 1: rounding errors of size u·r are divided by α.
+    Where :math:`u·\max(|r_v|, |r_m|·\sqrt{b_v+ε})/α ≤ 0.05·(b_v+ε)`, u the spacing of
+    floating-point numbers around 1: rounding errors of size u·r are divided by α.
 
     Returns
     -------

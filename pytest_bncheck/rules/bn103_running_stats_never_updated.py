@@ -7,13 +7,14 @@ from collections.abc import Set
 import numpy as np
 
 from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths.running import shift_and_scale
 from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding, Layer
 
 EXACT = 1e-3
-"""Distortion below which statistics are those of the batch, up to rounding."""
+"""Shift and scale within which statistics are those of the batch, up to rounding."""
 
 
 class RunningStatsNeverUpdated(Rule):
@@ -90,19 +91,22 @@ def _unchanged(evidence: Evidence, k: int) -> bool:
     rounded = _is_rounded_away(layer)
     same_mean = np.array_equal(start.mean[k], stop.mean[k], equal_nan=True)
     same_var = np.array_equal(start.var[k], stop.var[k], equal_nan=True)
-    # Numbers are further apart around 1 than around 0, so variances stall first.
-    if not (same_mean and same_var) and not (rounded and (start.var[k] == stop.var[k]).any()):
+    if not (same_mean and same_var or rounded):
         return False
     if layer.update_rate == 0.0 or not evidence.calls.training[k]:
         return True
     # A layer that fits its batch already has nothing to change.
-    fits = DEGRADED_DISTORTION if rounded else EXACT
-    return not evidence.distortions(stop)[k] <= fits
+    shift, scale = shift_and_scale(stop, evidence.noisy_batch, evidence.eps)[k]
+    far = max(np.abs(shift).max(initial=0.0), np.abs(scale - 1.0).max(initial=0.0))
+    return not far <= (DEGRADED_DISTORTION if rounded else EXACT)
 
 
 def _is_rounded_away(layer: Layer) -> bool:
-    """Whether an update by an eighth of a statistic is less than half the spacing of numbers."""
-    return bool(layer.update_rate) and (layer.update_rate or 0.0) < 4.0 * layer.resolution
+    """Whether updates by a quarter of a statistic are less than half the spacing of numbers.
+
+    Such statistics stop on the way, at a quarter of their value or more from where they belong.
+    """
+    return bool(layer.update_rate) and (layer.update_rate or 0.0) < 2.0 * layer.resolution
 
 
 def _untouched(evidence: Evidence, k: int) -> bool:

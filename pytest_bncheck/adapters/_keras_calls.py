@@ -1,0 +1,269 @@
+"""Calls of Keras layers, seen and changed.
+
+A layer gets another ``call`` on the instance for a while. Keras and its wrappers reach every layer
+through that attribute, wherever it is nested.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+
+from pytest_bncheck.adapters._keras_layers import is_library, is_stock, statistics_of
+from pytest_bncheck.adapters._keras_state import TensorFlow, contents, put_back, to_host
+from pytest_bncheck.types import Calls, Statistics
+
+Tensor: TypeAlias = Any
+KerasLayer: TypeAlias = Any
+Replacement: TypeAlias = tuple[KerasLayer, Callable[..., Any]]
+
+_RESHAPING = {"Dropout", "Flatten", "Identity", "InputLayer", "Permute", "Reshape"}
+
+
+@dataclass
+class Record:
+    """How one layer was called.
+
+    Attributes
+    ----------
+    training, inference
+        Calls with batch statistics and with running statistics.
+    values
+        Values per channel of the smallest call.
+    batches
+        Batch mean and variance of each call, where they are collected.
+    """
+
+    training: int = 0
+    inference: int = 0
+    values: int | None = None
+    batches: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+def calls_of(records: Sequence[Record]) -> Calls:
+    """The counts of all layers."""
+    return Calls(
+        tuple(record.training for record in records),
+        tuple(record.inference for record in records),
+        tuple(record.values for record in records),
+    )
+
+
+def batch_statistics_of(
+    layers: Sequence[KerasLayer], records: Sequence[Record], now: Statistics
+) -> Statistics:
+    """What was collected; of c calls the value to which c calls a step lead.
+
+    A layer that used no batch statistics gives its running ones, `now`.
+    """
+    tensors = [t for record in records for pair in record.batches for t in pair]
+    values = iter(to_host(tensors))
+    mean, var = list(now.mean), list(now.var)
+    for k, (layer, record) in enumerate(zip(layers, records, strict=True)):
+        if record.batches:
+            each = np.array([[next(values), next(values)] for _ in record.batches])
+            decay = float(layer.momentum) ** np.arange(len(each))[::-1]
+            mean[k], var[k] = np.tensordot(decay / decay.sum(), each, axes=1)
+    return Statistics(tuple(mean), tuple(var))
+
+
+@contextlib.contextmanager
+def replaced_calls(calls: Sequence[Replacement]) -> Iterator[None]:
+    """Give layers another ``call`` each."""
+    # Through the instance's dictionary: Keras' own setattr would look for something to track.
+    own: list[tuple[dict[str, Any], Any]] = [(layer.__dict__, call) for layer, call in calls]
+    before = [attributes.get("call") for attributes, _ in own]
+    try:
+        for attributes, call in own:
+            attributes["call"] = call
+        yield
+    finally:
+        for (attributes, _), call in zip(own, before, strict=True):
+            if call is None:
+                attributes.pop("call", None)
+            else:
+                attributes["call"] = call
+
+
+def counted(
+    layer: KerasLayer,
+    record: Record,
+    backend: TensorFlow,
+    *,
+    force: bool = False,
+    collect: bool = False,
+) -> Replacement:
+    """Count the layer's calls.
+
+    Parameters
+    ----------
+    force
+        Call the layer in training mode, whatever it is told.
+    collect
+        Record its batch statistics and leave its own as they are.
+    """
+    original = layer.call
+    signature = inspect.signature(original)
+    takes_mode = "training" in signature.parameters
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if traced(args, backend):
+            return original(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        if takes_mode and force:
+            bound.arguments["training"] = True
+        bound.apply_defaults()
+        training = bool(bound.arguments.get("training")) and layer.trainable
+        before = None if takes_mode else contents(statistics_of(layer))
+        with contextlib.ExitStack() as changes:
+            if collect and training:
+                changes.enter_context(_collected(layer, record, backend))
+            outputs = original(*bound.args, **bound.kwargs)
+        if before is not None:  # no mode to see, but its effect
+            training = before != contents(statistics_of(layer))
+        record.training += training
+        record.inference += not training
+        values = _values_per_channel(layer, bound)
+        record.values = values if record.values is None else min(values, record.values)
+        return outputs
+
+    return layer, call
+
+
+@contextlib.contextmanager
+def _collected(layer: KerasLayer, record: Record, backend: TensorFlow) -> Iterator[None]:
+    """Let one call leave its batch statistics in the record, and nothing in the layer.
+
+    With momentum 0 a running statistic of 0 becomes the batch's own: free of rounding, and where
+    the layer's momentum of 1 would hide it. Other layers than Keras' own may use their running
+    statistics in training mode, so theirs stay for the call.
+    """
+    momentum = layer.momentum
+    with put_back(layer._non_trainable_variables, backend):
+        if is_stock(layer):
+            for variable in statistics_of(layer):
+                variable.assign(keras.ops.zeros_like(variable))
+        layer.momentum = 0.0
+        try:
+            yield
+        finally:
+            layer.momentum = momentum
+        mean, var = (backend.copy(v) for v in statistics_of(layer))
+        record.batches.append((mean, var))
+
+
+def muted(model: Any, kept: Sequence[KerasLayer]) -> list[Replacement]:
+    """Inference mode for the layers that Keras brings along, except `kept` and what holds them."""
+    excepted = {id(layer) for layer in kept}
+    return [
+        (layer, _in_inference(layer.call))
+        for layer in model._flatten_layers()
+        if layer._call_has_training_arg
+        and not isinstance(layer, keras.Model)
+        and all(is_library(k) and id(k) not in excepted for k in layer._flatten_layers())
+    ]
+
+
+def _in_inference(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **{**kwargs, "training": False})
+
+    return call
+
+
+class Modes:
+    """In which mode layers run.
+
+    Attributes
+    ----------
+    training, inference
+        Ids of the layers that ran in training mode, and in inference mode.
+    """
+
+    def __init__(self, layers: Sequence[KerasLayer], backend: TensorFlow) -> None:
+        self.training: set[int] = set()
+        self.inference: set[int] = set()
+        self._layers = layers
+        self._backend = backend
+
+    def watch(self) -> contextlib.AbstractContextManager[None]:
+        """Look at the layers' calls for a while."""
+        return replaced_calls([(layer, self._noted(layer)) for layer in self._layers])
+
+    def _noted(self, layer: KerasLayer) -> Callable[..., Any]:
+        original = layer.call
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not traced(args, self._backend):
+                mode = mode_of(signature, args, kwargs)
+                (self.training if mode else self.inference).add(id(layer))
+            return original(*args, **kwargs)
+
+        return call
+
+
+def mode_of(signature: inspect.Signature, args: Any, kwargs: Any) -> bool:
+    """Whether a call with these arguments is one in training mode."""
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bool(bound.arguments.get("training"))
+
+
+class Order:
+    """Which layer runs when.
+
+    Attributes
+    ----------
+    places
+        Place of each layer that ran, by its id.
+    last
+        The last layer that did more than reshape.
+    """
+
+    def __init__(self, model: Any, backend: TensorFlow) -> None:
+        self.places: dict[int, int] = {}
+        self.last: KerasLayer = None
+        self._model = model
+        self._backend = backend
+
+    def watch(self) -> contextlib.AbstractContextManager[None]:
+        """Look at all calls for a while."""
+        layers = self._model._flatten_layers(include_self=False)
+        return replaced_calls([(layer, self._noted(layer)) for layer in layers])
+
+    def _noted(self, layer: KerasLayer) -> Callable[..., Any]:
+        original = layer.call
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not traced(args, self._backend):
+                self.places.setdefault(id(layer), len(self.places))
+                if not layer._layers and type(layer).__name__ not in _RESHAPING:
+                    self.last = layer
+            return original(*args, **kwargs)
+
+        return call
+
+
+def traced(args: Sequence[Any], backend: TensorFlow) -> bool:
+    """Whether a call only builds or traces the layer."""
+    return not backend.eager() or any(isinstance(a, keras.KerasTensor) for a in args)
+
+
+def _values_per_channel(layer: KerasLayer, bound: inspect.BoundArguments) -> int:
+    mask = bound.arguments.get("mask")
+    if mask is not None:
+        return int(keras.ops.count_nonzero(mask))
+    channels = max(int(np.prod(layer.moving_mean.shape)), 1)
+    return int(np.prod(bound.args[0].shape)) // channels

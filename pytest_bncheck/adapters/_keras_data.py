@@ -1,0 +1,184 @@
+"""What goes into a Keras model and comes out: batches, optimizers, structures of outputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from pytest_bncheck.types import InputError, Recipe
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array
+
+_TARGET_KEYS = ("labels", "targets", "target", "y")
+
+
+class Batch:
+    """One batch of the user's as tensors.
+
+    Attributes
+    ----------
+    whole, inputs, targets
+        Everything; what the model gets; what the loss gets. None where the recipe needs none.
+    size
+        Samples; None if nothing tells.
+    """
+
+    def __init__(self, batch: Any, recipe: Recipe, model: Any) -> None:
+        self._recipe, self._model = recipe, model
+        self.whole = _tensors(batch)
+        self.inputs: Any = None
+        self.targets: Any = None
+        if isinstance(self.whole, dict):
+            key = next((key for key in _TARGET_KEYS if key in self.whole), None)
+            self.inputs, self.targets = self.whole, None if key is None else self.whole[key]
+            if key is not None and _ignores(model, key):
+                # A functional model takes values by their order, so it must not see others.
+                self.inputs = {k: v for k, v in self.whole.items() if k != key}
+        elif isinstance(self.whole, (list, tuple)) and len(self.whole) == 2:
+            self.inputs, self.targets = self.whole
+        elif recipe.forward is None or recipe.train_step is None:
+            raise InputError(
+                f"a batch must be (inputs, targets) or a dictionary, got {_kind(batch)}; for any "
+                "other pass both forward= and train_step=, functions of (model, batch)"
+            )
+        if self.targets is None and recipe.train_step is None:
+            raise InputError(
+                f"the batch, {_kind(batch)}, has no targets under any of the keys "
+                f"{', '.join(map(repr, _TARGET_KEYS))}; add them, or pass train_step=, a function "
+                "of (model, batch) that makes the whole step and returns the loss"
+            )
+        leaves = keras.tree.flatten(self.whole if self.inputs is None else self.inputs)
+        shapes = [leaf.shape for leaf in leaves if getattr(leaf, "shape", ())]
+        self.size = int(shapes[0][0]) if shapes else None
+        if self.size == 0:
+            raise InputError(
+                f"the batch is empty: its first array has shape {tuple(shapes[0])}; "
+                "at least one sample is needed"
+            )
+
+    def half(self) -> Batch | None:
+        """The first half of the samples, or None for a single one."""
+        if self.size is None or self.size < 2:
+            return None
+        size = self.size
+
+        def cut(leaf: Any) -> Any:
+            whole = getattr(leaf, "shape", ())
+            return leaf[: size // 2] if whole and whole[0] == size else leaf
+
+        return Batch(keras.tree.map_structure(cut, self.whole), self._recipe, self._model)
+
+
+def _ignores(model: Any, key: str) -> bool:
+    """Whether a functional model has no input of this name."""
+    expected = getattr(model, "_inputs_struct", None)
+    names = {getattr(tensor, "name", None) for tensor in keras.tree.flatten(expected)}
+    return expected is not None and key not in names | set(
+        expected if isinstance(expected, dict) else ()
+    )
+
+
+def _kind(batch: Any) -> str:
+    if isinstance(batch, dict):
+        return f"a dictionary with keys {', '.join(map(repr, batch))}"
+    length = f" of length {len(batch)}" if isinstance(batch, (list, tuple)) else ""
+    return f"a {type(batch).__name__}{length}"
+
+
+def _tensors(value: Any) -> Any:
+    """Arrays as tensors in the same containers; lists of numbers are arrays, the rest stays."""
+    if isinstance(value, dict):
+        return {key: _tensors(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not _is_numbers(value):
+        items = [_tensors(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if keras.ops.is_tensor(value):
+        narrow = keras.backend.standardize_dtype(value.dtype) == "float64"
+        return keras.ops.cast(value, keras.backend.floatx()) if narrow else value
+    if hasattr(value, "__array__") or (isinstance(value, (list, tuple)) and value):
+        array = np.asarray(value)
+        dtype = keras.backend.floatx() if array.dtype == np.float64 else None  # as fit does
+        # A copy: on a CPU a tensor can share the memory of the user's array.
+        return keras.ops.convert_to_tensor(np.array(array, dtype=dtype))
+    return value
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether a list holds nothing but numbers, however nested."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(map(_is_numbers, value))
+    return isinstance(value, (bool, int, float, np.number))
+
+
+def check_optimizer(optimizer: Any, *, made: bool = False) -> Any:
+    """An optimizer or a function that makes one; refuses everything else."""
+    if optimizer is None and not made:
+        return None
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        return optimizer
+    if callable(optimizer) and not made:
+        return optimizer
+    what = "a function that returned " if made else ""
+    kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+    raise InputError(
+        "optimizer= must be a Keras optimizer, or a function optimizer(params) that returns one, "
+        f"for a Keras model; got {what}{kind}"
+    )
+
+
+def make_optimizer(chosen: Any, model: Any) -> Any:
+    """A fresh optimizer like the chosen, the compiled or the default one."""
+    if chosen is not None and not isinstance(chosen, keras.optimizers.Optimizer):
+        chosen = check_optimizer(chosen(model.trainable_variables), made=True)
+    chosen = chosen or getattr(model, "optimizer", None)
+    if chosen is not None:
+        return _clone(chosen)
+    adam = keras.optimizers.Adam(1e-3)
+    if model.dtype_policy.name == "mixed_float16":  # as compile() does
+        return keras.optimizers.LossScaleOptimizer(adam)
+    return adam
+
+
+def _clone(optimizer: Any) -> Any:
+    """A fresh optimizer with the same settings; a schedule is shared, since it has no state."""
+    config = optimizer.get_config()
+    rate = getattr(optimizer, "_learning_rate", None)
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        config["learning_rate"] = rate
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        config["inner_optimizer"] = _clone(optimizer.inner_optimizer)
+        return type(optimizer)(**config)
+    return type(optimizer).from_config(config)
+
+
+def floating(outputs: Any, size: int | None) -> dict[str, Array]:
+    """Floating outputs with one row per sample, by path; a lone tensor is ``output``."""
+    return {
+        "/".join(map(str, path)) or "output": keras.ops.convert_to_numpy(leaf).astype(np.float64)
+        for path, leaf in _leaves(outputs)
+        if keras.ops.is_tensor(leaf)
+        and keras.backend.is_float_dtype(leaf.dtype)
+        and leaf.shape
+        and size in (None, leaf.shape[0])
+    }
+
+
+def _leaves(outputs: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    return list(keras.tree.flatten_with_path(outputs))
+
+
+def structure(outputs: Any, size: int | None) -> str:
+    """Containers, types and shapes; the batch's size is B, so that half a batch looks the same."""
+
+    def describe(leaf: Any) -> str:
+        if not keras.ops.is_tensor(leaf):
+            return type(leaf).__name__
+        shape = [str(n) for n in leaf.shape]
+        if shape and leaf.shape[0] == size:
+            shape[0] = "B"
+        return f"{keras.backend.standardize_dtype(leaf.dtype)}[{', '.join(shape)}]"
+
+    return str(keras.tree.map_structure(describe, outputs))

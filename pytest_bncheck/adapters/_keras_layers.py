@@ -1,0 +1,215 @@
+"""Layers of a Keras model: their paths, what they are, and their description for reports."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+
+from pytest_bncheck.adapters._keras_state import TensorFlow, seed_variables, untracked_variables
+from pytest_bncheck.types import Dialect, Layer
+
+KerasLayer: TypeAlias = Any
+Variable: TypeAlias = Any
+
+_RESOLUTION = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+_DROPOUT = (
+    keras.layers.Dropout,
+    keras.layers.AlphaDropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+)
+
+
+def _momentum_of(rate: float) -> float:
+    return round(1.0 - rate, 6)
+
+
+def _set_momentum(layer_type: str, rate: float) -> str:
+    prefix = "keras.layers." if hasattr(keras.layers, layer_type) else ""
+    return f"{prefix}{layer_type}(momentum={_momentum_of(rate):g})"
+
+
+DIALECT = Dialect(
+    set_momentum=_set_momentum,
+    recalibrate="for inputs, _ in batches:  # several times over; no weights move\n"
+    "    model(inputs, training=True)",
+    momentum_of=_momentum_of,
+    training_mode="model(x, training=True)",
+)
+
+
+class Inventory:
+    """The parts of a model.
+
+    Parameters
+    ----------
+    model
+        The user's model.
+    places
+        For each layer that ran, by its id, the place at which it did.
+    backend
+        The backend's own part.
+
+    Attributes
+    ----------
+    named
+        The model and every layer with their paths.
+    layers, names
+        Layers with running statistics, in the order in which they ran, and their paths.
+    dropouts
+        Layers that add noise in training.
+    seeds, drawn, idle
+        States of random generators: all, those that move in inference only if it uses them, and
+        the others.
+    variables, buffers
+        All others, and, by name, those among them that no optimizer moves.
+    """
+
+    def __init__(self, model: Any, places: dict[int, int], backend: TensorFlow) -> None:
+        self._model = model
+        self._places = places
+        self.named = paths(model)
+        found = [(layer, name) for layer, name in self.named if has_statistics(layer)]
+        found.sort(key=lambda pair: places.get(id(pair[0]), len(places)))
+        self.layers = [layer for layer, _ in found]
+        self.names = [name for _, name in found]
+
+        everything = [layer for layer, _ in self.named]
+        self.dropouts = [layer for layer in everything if is_dropout(layer)]
+        self.seeds = seed_variables(everything, backend)
+        # Recurrent layers of Keras prepare their dropout in any mode, and ignore it in inference.
+        idle = {id(v) for v in seed_variables(filter(_is_recurrent, everything), backend)}
+        self.drawn = [v for v in self.seeds if id(v) not in idle]
+        self.idle = [v for v in self.seeds if id(v) in idle]
+        seeds = {id(v) for v in self.seeds}
+        self.variables = [v for v in model.variables if id(v) not in seeds]
+        self.variables += untracked_variables(everything, backend)
+        self.buffers = _buffers(self.named, backend)
+
+    def watched(self, *, statistics: bool) -> dict[str, Variable]:
+        """The buffers, with or without running statistics."""
+        own = {id(v) for layer in self.layers for v in statistics_of(layer)}
+        return {name: v for name, v in self.buffers.items() if statistics or id(v) not in own}
+
+    def describe(self) -> list[Layer]:
+        """What a report says about the layers with running statistics."""
+        frozen = _frozen_until(self.named, self._places, self._model)
+        return [
+            _describe(layer, name, frozen_parameters=id(layer) in frozen)
+            for layer, name in zip(self.layers, self.names, strict=True)
+        ]
+
+
+def paths(model: Any) -> list[tuple[KerasLayer, str]]:
+    """The model, with an empty path, and every layer with the names of those around it and its own.
+
+    As Keras' summary shows them: ``base/conv1_bn``.
+    """
+    found: dict[int, tuple[KerasLayer, str]] = {id(model): (model, "")}
+    taken: set[str] = set()
+
+    def walk(parent: Any, prefix: str) -> None:
+        for layer in parent._layers:
+            if id(layer) in found:
+                continue
+            path, again = prefix + layer.name, 2
+            while path in taken:
+                path, again = f"{prefix}{layer.name}#{again}", again + 1
+            taken.add(path)
+            found[id(layer)] = layer, path
+            walk(layer, path + "/")
+
+    walk(model, "")
+    return list(found.values())
+
+
+def has_statistics(layer: KerasLayer) -> bool:
+    """Whether the layer, once built, has running statistics and a momentum."""
+    names = ("moving_mean", "moving_variance")
+    return isinstance(getattr(layer, "momentum", None), (int, float)) and all(
+        isinstance(getattr(layer, name, None), keras.Variable) for name in names
+    )
+
+
+def _describe(layer: KerasLayer, name: str, *, frozen_parameters: bool) -> Layer:
+    dtype = keras.backend.standardize_dtype(layer.moving_variance.dtype)
+    initial = ((getattr(layer, "gamma", None), 1.0), (getattr(layer, "beta", None), 0.0))
+    return Layer(
+        name=name,
+        type=type(layer).__name__,
+        momentum=float(layer.momentum),
+        update_rate=1.0 - float(layer.momentum),
+        eps=float(getattr(layer, "epsilon", 0.0)),
+        frozen=not layer.trainable,
+        stock=is_stock(layer),
+        trained=any(v is not None and (np.asarray(v) != start).any() for v, start in initial),
+        resolution=_RESOLUTION.get(dtype, 2.0**-23),
+        dtype=dtype,
+        frozen_parameters=frozen_parameters,
+    )
+
+
+def statistics_of(layer: KerasLayer) -> tuple[Any, Any]:
+    """The variables that hold the running mean and variance."""
+    return layer.moving_mean, layer.moving_variance
+
+
+def is_stock(layer: KerasLayer) -> bool:
+    """Whether the layer is Keras' own, with the formula of batch normalization."""
+    return type(layer) is keras.layers.BatchNormalization and not getattr(layer, "renorm", False)
+
+
+def is_library(layer: KerasLayer) -> bool:
+    """Whether what the layer does is code of Keras."""
+    return str(type(layer).call.__module__).split(".")[0] == "keras"
+
+
+def _is_recurrent(layer: KerasLayer) -> bool:
+    """Whether it is one of Keras' recurrent cells, which have dropout of their own."""
+    return hasattr(layer, "get_dropout_mask") and is_library(layer)
+
+
+def is_dropout(layer: KerasLayer) -> bool:
+    """Whether the layer adds noise in training."""
+    strength = getattr(layer, "rate", getattr(layer, "stddev", 0.0))
+    return isinstance(layer, _DROPOUT) and strength != 0
+
+
+def _buffers(named: Collection[tuple[KerasLayer, str]], backend: TensorFlow) -> dict[str, Variable]:
+    """Variables that no optimizer moves, seeds aside: ``base/bn.moving_mean``.
+
+    A layer that is frozen keeps its weights out of them: Keras lists a variable by what it was
+    made for.
+    """
+    found: dict[int, tuple[str, Variable]] = {}
+    for layer, path in named:
+        prefix = path and path + "."
+        for variable in layer._non_trainable_variables:
+            found.setdefault(id(variable), (prefix + variable.name, variable))
+        for name, value in vars(layer).items():
+            for variable in backend.own_variables(value) if hasattr(value, "trainable") else ():
+                found.setdefault(id(variable), (prefix + name, variable))
+    names: dict[str, Variable] = {}
+    for name, variable in found.values():
+        again = name if name not in names else f"{name}#{len(names)}"
+        names[again] = variable
+    return names
+
+
+def _frozen_until(
+    named: Collection[tuple[KerasLayer, str]], places: dict[int, int], model: Any
+) -> set[int]:
+    """Ids of the layers that have weights, none of which is trained, like all that ran before."""
+    trained = {id(v) for v in model.trainable_weights}
+    frozen: set[int] = set()
+    ran = [layer for layer, path in named if path and id(layer) in places and not layer._layers]
+    for layer in sorted(ran, key=lambda layer: places[id(layer)]):
+        own = layer._trainable_variables
+        if any(id(v) in trained for v in own):
+            break
+        if own:
+            frozen.add(id(layer))
+    return frozen
