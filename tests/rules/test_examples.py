@@ -1,39 +1,65 @@
-"""Every rule, on every framework: its bad model fires it, its good one stays silent."""
+"""Every rule, on every framework: its bad model fires it, its good one stays silent.
+
+The table in the docs is made from these results.
+"""
 
 from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
 
 import pytest
 
 from pytest_bncheck import check
+from pytest_bncheck.report import Report
 from pytest_bncheck.rules import RULES
 
 from .conftest import EXAMPLES, load
 
+FRAMEWORKS = {"torch": "PyTorch", "keras": "Keras"}
+TABLE = Path(__file__).parents[2] / "docs" / "rules.md"
+REWRITE = "BNCHECK_REWRITE_TABLE"
+
+
+@functools.cache
+def examine(framework: str, code: str, which: str) -> Report | None:
+    """The report on an example model, or None if the rule does not apply there."""
+    module = load(framework, code)
+    if hasattr(module, "NOT_APPLICABLE"):
+        return None
+    case = getattr(module, which)()
+    return check(case.model, case.batch, **case.options)
+
 
 @pytest.mark.parametrize("code", RULES)
 def test_bad_model_fires_its_rule_alone(code: str, framework: str) -> None:
-    module = load(framework, code)
-    if hasattr(module, "NOT_APPLICABLE"):
+    report = examine(framework, code, "bad")
+    if report is None:
+        assert load(framework, code).NOT_APPLICABLE
         return
-    case = module.bad()
-    report = check(case.model, case.batch, **case.options)
     assert [finding.code for finding in report.findings] == [code], str(report)
     (finding,) = report.findings
     rule = RULES[code]
     assert (finding.name, finding.severity) == (rule.name, rule.severity)
-    assert finding.message and finding.cause and finding.remedy
+    assert all((finding.message, finding.cause, finding.remedy))
     assert report.verdict == ("fail" if rule.severity == "error" else "warn")
 
 
 @pytest.mark.parametrize("code", RULES)
 def test_good_model_is_silent(code: str, framework: str) -> None:
-    module = load(framework, code)
-    if hasattr(module, "NOT_APPLICABLE"):
-        return
-    case = module.good()
-    report = check(case.model, case.batch, **case.options)
-    assert not report.findings, str(report)
-    assert report.verdict == "pass"
+    report = examine(framework, code, "good")
+    if report is not None:
+        assert not report.findings, str(report)
+        assert report.verdict == "pass"
+
+
+@pytest.mark.parametrize("code", RULES)
+def test_text_fits_a_terminal(code: str, framework: str) -> None:
+    report = examine(framework, code, "bad")
+    lines = str(report).splitlines() if report is not None else []
+    long = [line for line in lines if len(line) > 80 and " " in line.strip()]
+    assert not [line for line in long if not line.startswith("      ")], "\n".join(long)
 
 
 @pytest.mark.parametrize("code", RULES)
@@ -41,12 +67,45 @@ def test_page_has_its_headings(code: str) -> None:
     page = RULES[code].page
     headings = ["What it does", "Why it is bad", "Example", "Use instead", "References"]
     positions = [page.find(f"\n{heading}\n---") for heading in headings]
-    assert -1 not in positions and positions == sorted(positions)
+    assert -1 not in positions
+    assert positions == sorted(positions)
 
 
 def test_every_rule_has_one_file_named_after_it() -> None:
     for code, rule in RULES.items():
         module = type(rule).__module__.rsplit(".", 1)[-1]
         assert module == f"{code.lower()}_{rule.name.replace('-', '_')}"
-        for framework in ("torch", "keras"):
+        for framework in FRAMEWORKS:
             assert (EXAMPLES / framework / f"{code.lower()}.py").exists()
+
+
+def cell(framework: str, code: str) -> str:
+    """What the docs say about a rule on a framework, from what its examples did."""
+    bad, good = (examine(framework, code, which) for which in ("bad", "good"))
+    if bad is None or good is None:
+        return "not applicable"
+    caught = "caught" if code in {finding.code for finding in bad.findings} else "missed"
+    return f"{caught}, {'false alarm' if good.findings else 'silent'}"
+
+
+def test_the_table_in_the_docs_is_what_the_examples_do(framework: str) -> None:
+    """Set BNCHECK_REWRITE_TABLE=1, with both frameworks installed, to write it anew."""
+    if os.environ.get(REWRITE):
+        rows = [
+            f"| {code} | {rule.name} | {rule.severity} "
+            + "".join(f"| {cell(name, code)} " for name in FRAMEWORKS)
+            + "|"
+            for code, rule in RULES.items()
+        ]
+        top = TABLE.read_text(encoding="utf-8").partition("| code")[0]
+        head = f"| code | name | severity | {' | '.join(FRAMEWORKS.values())} |"
+        line = "|---" * (3 + len(FRAMEWORKS)) + "|"
+        TABLE.write_text(top + "\n".join([head, line, *rows]) + "\n", encoding="utf-8")
+    lines = TABLE.read_text(encoding="utf-8").splitlines()
+    table = [[part.strip() for part in x.strip("|").split("|")] for x in lines if x[:1] == "|"]
+    column = table[0].index(FRAMEWORKS[framework])
+    written = {row[0]: (row[1], row[2], row[column]) for row in table[2:]}
+    made = {
+        code: (rule.name, rule.severity, cell(framework, code)) for code, rule in RULES.items()
+    }
+    assert written == made
