@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pytest_bncheck import rules
+from pytest_bncheck import remedies, rules
 from pytest_bncheck.adapters.base import Adapter, TooFewValues
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.evidence import Evidence
@@ -151,7 +151,8 @@ def _settled(lab: Adapter) -> bool:
     batch = running.recover_batch(before, after, weights)
     eps = [layer.eps for layer in layers]
     counted = running.readable(after, batch, eps, rates, [layer.resolution for layer in layers])
-    distortion = running.distortion(after, batch, eps, counted)
+    # The step's batch statistics come from the weights that `before` belongs to.
+    distortion = running.distortion(before, batch, eps, counted)
     return bool((distortion <= verdict.DEGRADED_DISTORTION).all())
 
 
@@ -262,6 +263,13 @@ def _diagnose(lab: Adapter, evidence: Evidence) -> None:
     if evidence.measured_verdict in ("broken", "degraded") and evidence.steps:
         clean = running.debias(evidence.stop, evidence.start, evidence.initial_weights)
         evidence.debiased = _predict_with(lab, clean)
+    if evidence.bn_verdict == "broken" and evidence.steps:
+
+        def predict(statistics: Statistics) -> Prediction:
+            return _predict_with(lab, statistics)
+
+        evidence.further_updates = remedies.further_updates(evidence, predict)
+        evidence.sufficient_rate = remedies.sufficient_rate(evidence, predict)
 
 
 def _predict_with(lab: Adapter, statistics: Statistics, *, exact: bool = False) -> Prediction:
@@ -393,7 +401,12 @@ def _layers(evidence: Evidence) -> list[LayerReport]:
 def _remedies(evidence: Evidence) -> Remedies | None:
     if evidence.recalibrated is None:
         return None
-    return Remedies(recalibrates=not evidence.fails(evidence.recalibrated))
+    rate = evidence.sufficient_rate
+    return Remedies(
+        further_updates=evidence.further_updates,
+        momentum=None if rate is None else evidence.dialect.momentum_of(rate),
+        recalibrates=not evidence.fails(evidence.recalibrated),
+    )
 
 
 def _root_mean_square(values: Any) -> float:

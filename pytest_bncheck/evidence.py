@@ -51,11 +51,15 @@ class Evidence:
     traces
         Calls in an eval pass that behave as in training; looked for only if something is off.
     idle
-        Layers that training only ever ran in inference mode, without being frozen.
+        Layers that ran in inference mode only in some training step, without being frozen.
     sticky
         Attributes that an eval pass changed for good.
     too_few
         A layer that refused to train on one value per channel.
+    further_updates
+        Training steps until the prediction would pass, with the weights as they are.
+    sufficient_rate
+        The smallest update rate with which the steps that were made would have sufficed.
     stream
         Whether several mini-batches were trained on, which doubles the limits.
     """
@@ -86,6 +90,8 @@ class Evidence:
     idle: Sequence[str] = ()
     sticky: Sequence[str] = ()
     noise: float = 1e-4
+    further_updates: int | None = None
+    sufficient_rate: float | None = None
     stochastic: bool = False
     too_few: str | None = None
     stream: bool = False

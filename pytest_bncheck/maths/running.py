@@ -168,6 +168,19 @@ def recover_batch(before: Statistics, after: Statistics, weights: Sequence[float
     return debias(after, before, weights)
 
 
+def replay(
+    start: Statistics, batches: Sequence[Statistics], weights: Sequence[float]
+) -> Statistics:
+    """Where the recursion r ← w·r + (1-w)·b leads from `start` over all batches.
+
+    w is the share that a layer keeps at each step.
+    """
+    current = start
+    for batch in batches:
+        current = _per_layer(lambda r, b, w: w * r + (1.0 - w) * b, current, batch, weights)
+    return current
+
+
 def readable(
     running: Statistics,
     batch: Statistics,

@@ -17,6 +17,9 @@ from pytest_bncheck.types import Layer, Severity
 COMMON_RATE = 0.1
 """PyTorch's default; in Keras, momentum 0.9."""
 
+FORGETFUL = 0.5
+"""Update rate from which on only the last batches are remembered."""
+
 
 def severity(evidence: Evidence) -> Severity | None:
     """How grave a fault of the running statistics is, or None if they are not at fault.
@@ -67,6 +70,57 @@ def worst_layer(evidence: Evidence, layers: Sequence[str]) -> Layer:
     return evidence.layers[int(evidence.judged_distortions.argmax())]
 
 
+def longer_training(evidence: Evidence, layer: Layer) -> str | None:
+    """The advice to train for longer, with the number of updates where it is known."""
+    more = evidence.further_updates
+    if more is not None:
+        return (
+            f"Train for at least {more} more updates, {evidence.steps + more} in all: with the "
+            "weights as they are now, eval mode passes then."
+        )
+    until = updates_until(layer.update_rate, SETTLED)
+    if until is None or layer.momentum is None:
+        return None
+    return (
+        f"Train for more updates: at momentum {layer.momentum:g} the initial value falls to 1 % "
+        f"only after {until}."
+    )
+
+
+def declaration(evidence: Evidence) -> str | None:
+    """The advice to declare the updates of the real training, if they are not declared yet."""
+    if evidence.settings.planned_updates is not None:
+        return None
+    more = evidence.further_updates
+    many = "many more updates" if more is None else f"at least {evidence.steps + more} updates"
+    return (
+        f"If the real training makes {many}, declare how many, and the check judges the "
+        "statistics as they will be then:\n@pytest.mark.bn_consistency(planned_updates=...)"
+    )
+
+
+def shorter_memory(evidence: Evidence, layer: Layer) -> str | None:
+    """The advice of a larger update rate: the one that sufficed here, or the common one."""
+    sufficient, rate = evidence.sufficient_rate, layer.update_rate
+    if sufficient is not None:
+        momentum = evidence.dialect.momentum_of(sufficient)
+        code = evidence.dialect.set_momentum(layer.type, sufficient)
+        only = " (it remembers the last batches only)" if sufficient >= FORGETFUL else ""
+        steps = words.plural(evidence.steps, "step")
+        return (
+            f"Or shorten the memory: with momentum {momentum:g}{only} the {steps} of this check "
+            f"would have sufficed:\n{code}"
+        )
+    if rate is None or not 0.0 < rate < COMMON_RATE:
+        return None
+    momentum = evidence.dialect.momentum_of(COMMON_RATE)
+    until = updates_until(COMMON_RATE, SETTLED)
+    return (
+        f"Or shorten the memory: momentum {momentum:g} forgets the initial value in {until} "
+        f"updates:\n{evidence.dialect.set_momentum(layer.type, COMMON_RATE)}"
+    )
+
+
 def recalibration(evidence: Evidence) -> str | None:
     """The advice to re-estimate the statistics, where that cures the prediction."""
     if evidence.recalibrated is None or evidence.fails(evidence.recalibrated):
@@ -75,17 +129,4 @@ def recalibration(evidence: Evidence) -> str | None:
     tried = f" (tried here: {result})" if result else ""
     return (
         f"Or re-estimate the statistics before predicting{tried}:\n{evidence.dialect.recalibrate}"
-    )
-
-
-def shorter_memory(evidence: Evidence, layer: Layer) -> str | None:
-    """The advice of a larger update rate, where the layer's is below the common one."""
-    rate = layer.update_rate
-    if rate is None or not 0.0 < rate < COMMON_RATE:
-        return None
-    momentum = evidence.dialect.momentum_of(COMMON_RATE)
-    until = updates_until(COMMON_RATE, SETTLED)
-    return (
-        f"Or shorten the memory: momentum {momentum:g} forgets the initial value in {until} "
-        f"updates:\n{evidence.dialect.set_momentum(layer.type, COMMON_RATE)}"
     )

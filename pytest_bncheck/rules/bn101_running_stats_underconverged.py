@@ -95,24 +95,9 @@ def _cause(evidence: Evidence, worst: Layer, k: int, weight: float, layers: list
 
 
 def _remedy(evidence: Evidence, worst: Layer) -> str:
-    until = updates_until(worst.update_rate, SETTLED)
-    planned = evidence.settings.planned_updates
-    longer = (
-        f"Train for more updates: at momentum {worst.momentum:g} the initial value falls to 1 % "
-        f"only after {until}."
-        if until is not None
-        else None
-    )
-    declare = (
-        "If the real training makes many more updates, declare how many, and the check "
-        "judges the statistics as they will be then:\n"
-        "@pytest.mark.bn_consistency(planned_updates=...)"
-        if planned is None
-        else None
-    )
     return words.bullets(
-        longer,
-        declare,
+        statistics.longer_training(evidence, worst),
+        statistics.declaration(evidence),
         statistics.shorter_memory(evidence, worst),
         statistics.recalibration(evidence),
     )

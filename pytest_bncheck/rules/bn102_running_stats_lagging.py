@@ -55,7 +55,7 @@ class RunningStatsLagging(Rule):
         return self.finding(
             f"{words.headline(evidence)}. {words.size_of_gap(evidence)}",
             cause=_cause(evidence, layers),
-            remedy=_remedy(evidence),
+            remedy=_remedy(evidence, layers),
             severity=grade,
             layers=layers,
             initial_share=evidence.initial_share if evidence.steps else None,
@@ -84,15 +84,18 @@ def _cause(evidence: Evidence, layers: list[str]) -> str:
     return f"{who}. The weights move faster than the running average follows: {average}."
 
 
-def _remedy(evidence: Evidence) -> str:
+def _remedy(evidence: Evidence, layers: list[str]) -> str:
     recalibration = statistics.recalibration(evidence)
+    first = recalibration and recalibration.removeprefix("Or ").replace("re-", "Re-", 1)
+    if not evidence.steps:
+        return words.bullets(
+            first,
+            "Or load the running statistics together with the parameters (a full state, buffers "
+            "included).",
+        )
+    worst = statistics.worst_layer(evidence, layers)
     return words.bullets(
-        recalibration and recalibration.removeprefix("Or ").replace("re-", "Re-", 1),
-        "Train on until the loss is flat, or let the learning rate decay towards the end."
-        if evidence.steps
-        else None,
-        "Or load the running statistics together with the parameters (a full state, buffers "
-        "included)."
-        if not evidence.steps
-        else None,
+        first,
+        statistics.shorter_memory(evidence, worst) if evidence.sufficient_rate else None,
+        "Or train on until the loss is flat, or let the learning rate decay towards the end.",
     )

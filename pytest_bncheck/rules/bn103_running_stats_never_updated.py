@@ -91,7 +91,7 @@ def _unchanged(evidence: Evidence, k: int) -> bool:
     rounded = _is_rounded_away(layer)
     same_mean = np.array_equal(start.mean[k], stop.mean[k], equal_nan=True)
     same_var = np.array_equal(start.var[k], stop.var[k], equal_nan=True)
-    if not (same_mean and same_var or rounded):
+    if not ((same_mean and same_var) or rounded):
         return False
     if layer.update_rate == 0.0 or not evidence.calls.training[k]:
         return True

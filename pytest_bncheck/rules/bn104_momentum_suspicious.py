@@ -7,10 +7,8 @@ from collections.abc import Set
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.rules._statistics import FORGETFUL
 from pytest_bncheck.types import Finding
-
-FORGETFUL = 0.5
-"""Update rate from which on only the last batches are remembered."""
 
 
 class MomentumSuspicious(Rule):

@@ -50,8 +50,8 @@ class TrainedInEvalMode(Rule):
         if not names:
             return None
         return self.finding(
-            f"{words.plural(len(names), 'layer')} ran in inference mode in all of the "
-            f"{words.plural(evidence.steps, 'training step')}: {words.listing(names)}.",
+            f"{words.plural(len(names), 'layer')} ran in inference mode throughout training "
+            f"steps: {words.listing(names)}.",
             cause="The model, or a part of it, is in eval mode while it trains.",
             remedy=words.bullets(
                 f"Enter training mode before each step ({evidence.dialect.training_mode}), and "

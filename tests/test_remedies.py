@@ -1,0 +1,106 @@
+"""The numbers in the remedies, each against doing the real thing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+from pytest_bncheck import check  # noqa: E402
+from pytest_bncheck.remedies import RATES  # noqa: E402
+
+
+def plain(momentum: float) -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 12), (12, 16), (16, 16)):
+        norm = nn.BatchNorm2d(outputs, momentum=momentum)
+        layers += [nn.Conv2d(inputs, outputs, 3, bias=False), norm, nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+
+
+class Residual(nn.Module):
+    def __init__(self, momentum: float) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12, momentum=momentum))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(12, 12, 3, padding=1, groups=groups, bias=False),
+                nn.BatchNorm2d(12, momentum=momentum),
+                nn.ReLU(),
+                nn.Conv2d(12, 12, 1, bias=False),
+                nn.BatchNorm2d(12, momentum=momentum),
+            )
+            for groups in (1, 12, 1)
+        )
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(self.stem(x))
+        for block in self.blocks:
+            x = torch.relu(x + block(x))
+        return self.head(x.mean(dim=(2, 3)))
+
+
+NETS = {"plain": plain, "residual": Residual}
+
+
+def build(name: str, momentum: float, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return NETS[name](momentum)
+
+
+def noise(seed: int) -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(16, 3, 14, 14, generator=generator), torch.arange(16) % 4
+
+
+def optimizer(params: Any) -> Any:
+    return torch.optim.Adam(params, lr=3e-3)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", NETS)
+def test_the_momentum_would_really_have_sufficed_and_the_next_worse_not(
+    name: str, seed: int
+) -> None:
+    options: dict[str, Any] = {"steps": 40, "optimizer": optimizer, "seed": seed}
+    report = check(build(name, 0.01, seed), noise(seed), **options)
+    assert report.verdict == "fail", str(report)
+    rate = report.remedies.momentum
+    assert rate is not None
+    assert f"momentum {rate:g}" in str(report)
+    assert check(build(name, rate, seed), noise(seed), **options).bn_verdict != "broken"
+    worse = RATES[RATES.index(rate) - 1]
+    assert check(build(name, worse, seed), noise(seed), **options).bn_verdict == "broken"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", NETS)
+def test_the_further_updates_really_suffice_with_frozen_weights(name: str, seed: int) -> None:
+    model, batch = build(name, 0.02, seed), noise(seed)
+    report = check(model, batch, steps=30, optimizer=optimizer, seed=seed, restore=False)
+    assert report.verdict == "fail", str(report)
+    more = report.remedies.further_updates
+    assert more is not None
+    target = max(0.8 * 0.25, 1.2 * report.predictions.floor)
+    model.train()
+    observed = 0
+    with torch.no_grad():
+        while check(model, batch, steps=0).predictions.gap > target:
+            model(batch[0])
+            observed += 1
+    assert abs(more - observed) <= max(3, 0.15 * observed)
+
+
+def test_nothing_is_promised_where_nothing_helps() -> None:
+    model = build("plain", 0.01, 0)
+    model[1].momentum = 0.0
+    report = check(model, noise(0), steps=40, optimizer=optimizer)
+    assert [finding.code for finding in report.findings][0] == "BN103"
+    assert report.remedies is not None
+    assert report.remedies.further_updates is None
+    assert report.remedies.momentum is None
