@@ -32,6 +32,7 @@ from pytest_bncheck.types import (
     Calls,
     Finding,
     InputError,
+    Layer,
     Prediction,
     Recipe,
     Settings,
@@ -42,6 +43,9 @@ from pytest_bncheck.types import (
 
 AUTO_FIRST, AUTO_EVERY, AUTO_LAST = 20, 10, 150
 """`steps="auto"`: the first look, the steps between looks, the end."""
+
+DRAWS = 8
+"""Passes that stand for the mean over dropout's random numbers, where one draw looks off."""
 
 STREAM = 8
 """Mini-batches at frozen weights that stand for a stream."""
@@ -172,13 +176,15 @@ def _measure(lab: Adapter, batches: int, settings: Settings) -> Evidence:
             noisy = lab.batch_statistics(0)
     with _during("the pass on the training path"):
         path = lab.predict_on_training_path(0)
-    stop = lab.read()
+    stop, layers = lab.read(), lab.layers()
+    if lab.stochastic and not _fit(stop, noisy, layers):
+        noisy = _mean([noisy, *(lab.batch_statistics(0) for _ in range(DRAWS - 1))])
     history = lab.history
     evidence = Evidence(
         settings=settings,
         dialect=lab.dialect,
         batch_size=lab.batch_size,
-        layers=lab.layers(),
+        layers=layers,
         active=[count > 0 for count in calls_in_pass.training],
         calls=lab.calls,
         calls_in_pass=calls_in_pass,
@@ -205,6 +211,21 @@ def _measure(lab: Adapter, batches: int, settings: Settings) -> Evidence:
     return evidence
 
 
+def _fit(statistics: Statistics, batch: Statistics, layers: Sequence[Layer]) -> bool:
+    distortion = running.distortion(statistics, batch, [layer.eps for layer in layers])
+    return bool((distortion <= verdict.DEGRADED_DISTORTION).all())
+
+
+def _mean(some: Sequence[Statistics]) -> Statistics:
+    """The mean of several batches' statistics: what a running average of them settles around."""
+    means = zip(*(each.mean for each in some), strict=True)
+    variances = zip(*(each.var for each in some), strict=True)
+    return Statistics(
+        tuple(np.mean(layer, axis=0) for layer in means),
+        tuple(np.mean(layer, axis=0) for layer in variances),
+    )
+
+
 def _repeat(lab: Adapter, evidence: Evidence) -> None:
     """Once more in eval mode, and a look at its calls, if it is random or minds its batch.
 
@@ -227,11 +248,7 @@ def _measure_stream(lab: Adapter, batches: int, evidence: Evidence) -> None:
     eval mode with the statistics averaged over up to 8 of them at frozen weights.
     """
     evidence.stream = True
-    some = [lab.batch_statistics(k) for k in range(min(batches, STREAM))]
-    mean = Statistics(
-        tuple(np.mean([s.mean[k] for s in some], axis=0) for k in range(len(evidence.layers))),
-        tuple(np.mean([s.var[k] for s in some], axis=0) for k in range(len(evidence.layers))),
-    )
+    mean = _mean([lab.batch_statistics(k) for k in range(min(batches, STREAM))])
     evidence.batch = evidence.noisy_batch = mean
     evidence.train = _predict_with(lab, mean, exact=True)
     evidence.path = None

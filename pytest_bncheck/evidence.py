@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -220,11 +220,19 @@ class Evidence:
         repeat = self.repeat_gap
         return repeat is not None and not repeat <= self.noise
 
+    def stuck(self, taken: Set[str]) -> Set[str]:
+        """Modules that ran in training mode in eval mode, as far as a finding explains them."""
+        return set() if self.eval is None else taken & set(self.eval.in_training)
+
     @property
     def depends_on_batch(self) -> bool:
         """Whether a sample's prediction changes with its batch mates, and not by chance."""
         half = self.half_gap
         return half is not None and not half <= self.noise and not self.is_random
+
+    def beyond(self, stuck: Collection[str], kind: str) -> list[Trace]:
+        """The traces of a kind outside of modules that ignore the mode."""
+        return [trace for trace in self.traces if trace.kind == kind and trace.module not in stuck]
 
     @property
     def path_gap(self) -> float | None:

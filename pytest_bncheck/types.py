@@ -236,14 +236,26 @@ class Dialect:
         Code that re-estimates running statistics from data.
     momentum_of
         The framework's momentum for an update rate α.
-    training_mode, optimizer
-        How to enter training mode; how to name the default optimizer.
+    training_mode
+        How to enter training mode.
+    mode
+        The name under which the user's own code reads the mode.
+    freeze
+        What keeps a frozen part from moving its statistics.
+    running_in_eval
+        What lets a normalisation use running statistics in eval mode.
+    unbiased
+        Whether the framework stores the unbiased variance.
     """
 
     set_momentum: Callable[[str, float], str]
     recalibrate: str
     momentum_of: Callable[[float], float]
     training_mode: str
+    mode: str = "training"
+    freeze: str = "Keep the frozen part in inference mode."
+    running_in_eval: str = "Let it use running statistics in eval mode"
+    unbiased: bool = False
 
 
 @dataclass(frozen=True)

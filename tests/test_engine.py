@@ -55,7 +55,10 @@ def test_the_initial_value_is_named_with_its_numbers() -> None:
     assert finding.evidence["initial_weight"] == pytest.approx(0.99**5)
     assert finding.evidence["updates_to_settle"] == 459
     assert "After 5 updates at momentum 0.01, 95.1 %" in finding.cause
-    assert "459" in finding.remedy
+    more = report.remedies.further_updates
+    assert f"at least {more} more updates, {5 + more} in all" in finding.remedy
+    then = run(rate=0.01, steps=5, planned_updates=5 + more)
+    assert then.predictions.projected.gap <= 0.2
     assert finding.layers == ["norm"]
     assert report.bn_verdict == "broken"
     assert report.predictions.train.accuracy == 1.0

@@ -101,10 +101,6 @@ class ToyAdapter(Adapter):
         random.setstate(self._random[0])
         np.random.set_state(self._random[1])
 
-    def seed(self, seed):
-        random.seed(seed)
-        np.random.seed(seed)
-
     def begin(self):
         self.model.training = True
         self._history.append(self.read())

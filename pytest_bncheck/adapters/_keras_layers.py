@@ -38,6 +38,9 @@ DIALECT = Dialect(
     "    model(inputs, training=True)",
     momentum_of=_momentum_of,
     training_mode="model(x, training=True)",
+    mode="training",
+    freeze="Freeze layers, not variables: layer.trainable = False also stops the statistics.",
+    running_in_eval="Let it use the moving statistics in eval mode (training=training)",
 )
 
 

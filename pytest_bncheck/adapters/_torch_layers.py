@@ -124,19 +124,27 @@ class Layers:
         saved = [
             (b, b.detach().clone()) for m in self.modules.values() for b in buffers(m).values()
         ]
-        for module in silent.values():
-            module.running_mean.data.zero_()
-            module.running_var.data.zero_()
         reads = []
-        for _ in range(2):
-            forward()
-            reads.append({n: m.running_var.detach().double().clone() for n, m in silent.items()})
+        try:
+            for module in silent.values():
+                module.running_mean.data.zero_()
+                module.running_var.data.zero_()
+            for _ in range(2):
+                forward()
+                reads.append(
+                    {n: m.running_var.detach().double().clone() for n, m in silent.items()}
+                )
+        finally:
+            for buffer, values in saved:
+                buffer.data.copy_(values)
         for name in silent:
             one, two = reads[0][name], reads[1][name]
             norm = float((one * one).sum())
             self.rates[name] = 0.0 if norm == 0 else 2.0 - float((one * two).sum()) / norm
-        for buffer, values in saved:
-            buffer.data.copy_(values)
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a layer is made of constants: it has no momentum, and no pass changes it."""
+        return self.rates.get(name) == 0.0 and not hasattr(self.modules[name], "momentum")
 
     # calls ------------------------------------------------------------------------------------
 
@@ -177,7 +185,7 @@ class Layers:
     def _counter(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         def count(module: Any, args: tuple[Any, ...]) -> None:
             self._order.setdefault(name)
-            if not module.training:
+            if not module.training or self.is_constant(name):
                 self._inferred[name] += 1
                 return
             self._trained[name] += 1
@@ -201,15 +209,13 @@ class Layers:
     def _describe(self, name: str, module: Any, in_eval: bool) -> Layer:
         momentum = getattr(module, "momentum", None)
         rate = self.rates.get(name, momentum)
-        # Without a momentum and without an update, the statistics are constants by design.
-        constant = not hasattr(module, "momentum") and rate == 0.0
         return Layer(
             name=name,
             type=type(module).__name__,
             momentum=momentum if hasattr(module, "momentum") else rate,
             update_rate=rate,
             eps=float(getattr(module, "eps", 0.0)),
-            frozen=in_eval or constant,
+            frozen=in_eval or self.is_constant(name),
             stock=type(module).__module__.startswith("torch.nn."),
             trained=_differs(module, "weight", 1.0) or _differs(module, "bias", 0.0),
             resolution=torch.finfo(module.running_var.dtype).eps,

@@ -115,11 +115,9 @@ class Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        before, own = random_fingerprint(), kwargs.get("generator")
-        own_before = None if own is None else own.get_state()
+        before, own = random_fingerprint(), _own_state(kwargs)
         result = func(*args, **kwargs)
-        moved = own is not None and not torch.equal(own_before, own.get_state())
-        if moved or before != random_fingerprint():
+        if before != random_fingerprint() or own != _own_state(kwargs):
             self._explained(random_fingerprint())
             self._add("random", _call(func, args, kwargs), _source())
         elif _uses_batch_statistics(func, args, kwargs):
@@ -170,6 +168,12 @@ class _HostLines:
         if frame is not None and event != "call":
             self._line = (frame.f_code.co_filename, frame.f_lineno)
         return self
+
+
+def _own_state(kwargs: Mapping[str, Any]) -> bytes:
+    """State of the generator that a call is given, empty if it is given none."""
+    generator = kwargs.get("generator")
+    return b"" if generator is None else bytes(generator.get_state().numpy().tobytes())
 
 
 def _generator(before: list[bytes], now: list[bytes]) -> str:

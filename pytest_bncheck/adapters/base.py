@@ -129,7 +129,7 @@ class Adapter(ABC):
 
     @property
     def idle(self) -> list[str]:
-        """Normalisation and dropout layers that training only ever ran in inference mode.
+        """Normalisation and dropout layers that ran in inference mode only, in some training step.
 
         Without those that are frozen by design. Empty if the adapter does not look.
         """
@@ -196,9 +196,10 @@ class Adapter(ABC):
         """Batch statistics of a pass in full training mode, stochastic layers on."""
 
     @abstractmethod
-    def predict_on_training_path(self, batch: int) -> Prediction:
+    def predict_on_training_path(self, batch: int) -> Prediction | None:
         """As `predict_with_batch_statistics`, but the user's own code is told that it trains.
 
         Layers of the framework other than the normalisation itself stay in inference mode, so
-        that only code of the user's that depends on the mode can make a difference.
+        that only code of the user's that depends on the mode can make a difference. None where
+        the model cannot run so on its inputs alone.
         """

@@ -8,8 +8,8 @@ by another ``call`` on the instance, which works wherever the layer is nested.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import keras
@@ -47,7 +47,7 @@ from pytest_bncheck.adapters._keras_state import (
     split,
 )
 from pytest_bncheck.adapters.base import Adapter
-from pytest_bncheck.adapters.random_state import RandomState, seed_everything
+from pytest_bncheck.adapters.random_state import RandomState
 from pytest_bncheck.types import Calls, InputError, Layer, Prediction, Recipe, Statistics, Trace
 
 Tensor: TypeAlias = Any
@@ -55,7 +55,7 @@ Tensor: TypeAlias = Any
 _NOISE = {"float16": 1e-2, "bfloat16": 5e-2}
 
 
-@dataclass
+@dataclasses.dataclass
 class _Pass:
     """What one forward pass gave besides its outputs."""
 
@@ -113,6 +113,7 @@ class KerasAdapter(Adapter):
         self._parts = Inventory(self._model, places, self._own)
         self._records = [Record() for _ in self._parts.layers]
         self._dropouts = Modes(self._parts.dropouts, self._own)
+        self._whole = Modes([self._model], self._own)
         self._attributes: dict[tuple[int, str], Any] | None = None
         self._losses: list[Tensor] = []
         self._log: list[Tensor] = []
@@ -141,11 +142,6 @@ class KerasAdapter(Adapter):
                 self._own.forget_kernels()
         self._snapshot = self._random = None
         self._cleanup.close()
-
-    def seed(self, seed: int) -> None:
-        # Seeding before saving gives an unbuilt model the same weights every time.
-        self._keep_random_state()
-        seed_everything(seed)
 
     def _keep_random_state(self) -> None:
         if self._random is None:
@@ -182,6 +178,7 @@ class KerasAdapter(Adapter):
             self._on_device(),
             replaced_calls(self._counted(self._records)),
             self._dropouts.watch(),
+            self._whole.watch(),
         ):
             before = fingerprint(self._own, self._parts.seeds) if first else ()
             self._losses.append(self._step(self._batches[batch]))
@@ -222,16 +219,27 @@ class KerasAdapter(Adapter):
 
     @property
     def idle(self) -> list[str]:
+        if self._whole.training:
+            return []  # the mode got to the model: what a layer was told then is the user's design
         normal = {
             id(layer)
-            for layer, record in zip(self._parts.layers, self._records, strict=True)
-            if record.inference and not record.training and layer.trainable
+            for k, layer in enumerate(self._parts.layers)
+            if self._only_infers(k) and layer.trainable
         }
         only = normal | (self._dropouts.inference - self._dropouts.training)
         return [path for layer, path in self._parts.named if id(layer) in only]
 
+    def _only_infers(self, k: int) -> bool:
+        return self._records[k].inference > 0 and not self._records[k].training
+
     def layers(self) -> list[Layer]:
-        return list(self._described or self._parts.describe())
+        described = self._described or self._parts.describe()
+        if not self._whole.training:
+            return list(described)
+        return [
+            dataclasses.replace(layer, frozen=layer.frozen or self._only_infers(k))
+            for k, layer in enumerate(described)
+        ]
 
     def read(self) -> Statistics:
         return self._unpacked(self._packed())

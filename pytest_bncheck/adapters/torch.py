@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ from pytest_bncheck.types import (
     Trace,
 )
 
+T = TypeVar("T")
+
 LIBRARIES = ("torch", "torchvision", "timm")
 """Packages whose layers are library layers on the training path."""
 
@@ -45,6 +47,12 @@ DIALECT = Dialect(
     recalibrate="torch.optim.swa_utils.update_bn(train_loader, model)",
     momentum_of=lambda rate: rate,
     training_mode="model.train()",
+    mode="self.training",
+    freeze="Keep the frozen part in eval mode: override train(mode) of the model and call eval() "
+    "on that part after super().train(mode).",
+    running_in_eval="Let it use running statistics in eval mode (track_running_stats=True, "
+    "training=self.training)",
+    unbiased=True,
 )
 
 
@@ -79,7 +87,7 @@ class TorchAdapter(Adapter):
         self._log: list[Raw] = []
         self._read_log: list[Statistics] = []
         self._losses: list[Any] = []
-        self._ran = Watch()
+        self._idle: dict[nn.Module, None] = {}
         self._attributes: dict[tuple[nn.Module, str], Any] | None = None
         self.noise = _noise(dtype, home)
 
@@ -124,18 +132,24 @@ class TorchAdapter(Adapter):
         if len(self._layers.rates) < len(self._layers.modules):
             state = RandomState.capture()
             with torch.no_grad():
-                self._layers.measure_silent_rates(lambda: self._forward(self._batches[0]))
+                self._in_training(
+                    lambda: self._layers.measure_silent_rates(
+                        lambda: self._forward(self._batches[0])
+                    )
+                )
             state.restore()
+            self._enter_training()
         self._layers.reset_counters()
         self._log, self._calls = [self._layers.raw()], self._layers.counted()
 
     def train_step(self, batch: int) -> None:
-        first = not self._losses
+        first, ran = not self._losses, Watch()
         before = random_fingerprint() if first else None
-        with torch.enable_grad(), self._ran.open():
+        with torch.enable_grad(), ran.open():
             loss = self._users_step(batch) if self.recipe.train_step else self._own_step(batch)
         self._losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
         self._log.append(self._layers.raw())
+        self._idle.update({m: None for m in ran.inference if m not in ran.training})
         if first:
             self.stochastic = before != random_fingerprint()
             self._log = self._layers.order_by_call(self._log)
@@ -196,11 +210,8 @@ class TorchAdapter(Adapter):
         paths = self._snapshot.paths
         return [
             paths[module]
-            for module in self._ran.inference
-            if module not in self._ran.training
-            and self._modes.get(module, False)
-            and module in paths
-            and depends_on_mode(module)
+            for module in self._idle
+            if self._modes.get(module, False) and module in paths and depends_on_mode(module)
         ]
 
     def layers(self) -> list[Layer]:
@@ -262,9 +273,7 @@ class TorchAdapter(Adapter):
             for (module, key), value in values.items():
                 vars(module)[key] = value
             state.restore()
-            with self._layers.emptied(self._active()), torch.no_grad():
-                outputs = self._forward(self._batches[batch])
-            results.append(float_outputs(outputs, self._sizes[batch]))
+            results.append(self._in_training(lambda: self._training_outputs(batch)))
         differs = gap(*results)
         if differs is not None and differs <= self.noise:
             return []
@@ -282,24 +291,32 @@ class TorchAdapter(Adapter):
         return prediction, self._layers.batch_statistics(filled, active, calls), calls
 
     def batch_statistics(self, batch: int) -> Statistics:
-        self._enter_training()
         active = self._active()
-        with self._layers.emptied(active):
-            self._layers.reset_counters()
-            with torch.no_grad():
-                self._forward(self._batches[batch])
-            calls, filled = self._layers.counted(), self._layers.raw()
-        return self._layers.batch_statistics(filled, active, calls)
 
-    def predict_on_training_path(self, batch: int) -> Prediction:
+        def run() -> Statistics:
+            with self._layers.emptied(active):
+                self._layers.reset_counters()
+                with torch.no_grad():
+                    self._forward(self._batches[batch])
+                calls, filled = self._layers.counted(), self._layers.raw()
+            return self._layers.batch_statistics(filled, active, calls)
+
+        return self._in_training(run)
+
+    def predict_on_training_path(self, batch: int) -> Prediction | None:
         self._enter_training()
         active = self._active()
         live = {id(module) for module in active.values()}
         for module in self.model.modules():
             if _is_library_leaf(module):
                 module.training = id(module) in live
-        with self._layers.emptied(active):
-            return self._pass(self._batches[batch], self._sizes[batch])
+        try:
+            with self._layers.emptied(active):
+                return self._pass(self._batches[batch], self._sizes[batch])
+        except Exception:
+            if self.recipe.train_step is None:
+                raise
+            return None  # in training mode the model wants more than its inputs
 
     # inside -----------------------------------------------------------------------------------
 
@@ -330,6 +347,10 @@ class TorchAdapter(Adapter):
         if self._loss is None:
             self._loss = losses.infer(outputs, targets)
         return self._loss(outputs, targets)
+
+    def _training_outputs(self, batch: int) -> Any:
+        with self._layers.emptied(self._active()), torch.no_grad():
+            return float_outputs(self._forward(self._batches[batch]), self._sizes[batch])
 
     def _pass(self, batch: Any, size: int) -> Prediction:
         """One forward without gradients in the modes that the modules are in."""
@@ -374,6 +395,28 @@ class TorchAdapter(Adapter):
         for module, training in self._modes.items():
             module.training = training
 
+    def _in_training(self, run: Callable[[], T]) -> T:
+        """`run` in training mode.
+
+        A model that then wants more than its inputs (the targets, of which only the user's own
+        step knows) is told to predict, while its layers are told to train.
+        """
+        __tracebackhide__ = True
+        self._enter_training()
+        try:
+            return run()
+        except TooFewValues:
+            raise
+        except Exception:
+            if self.recipe.train_step is None:
+                raise
+        self.model.eval()
+        own = {id(module) for module in self._layers.modules.values()}
+        for module, training in self._modes.items():
+            if _is_library_leaf(module) or id(module) in own:
+                module.training = training
+        return run()
+
     def _active(self) -> dict[str, Any]:
         """The layers that used batch statistics in training, or would have."""
         pairs = zip(self._layers.modules.items(), self._calls.training, strict=True)
@@ -381,6 +424,7 @@ class TorchAdapter(Adapter):
             name: module
             for (name, module), calls in pairs
             if (calls if self._losses else self._modes[module])
+            and not self._layers.is_constant(name)
         }
 
     def _other_buffers(self) -> list[tuple[str, Tensor, Tensor]]:

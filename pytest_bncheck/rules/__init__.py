@@ -20,7 +20,7 @@ from pytest_bncheck.rules.bn202_training_inconclusive import TrainingInconclusiv
 from pytest_bncheck.rules.bn301_module_ignores_mode import ModuleIgnoresMode
 from pytest_bncheck.rules.bn302_stochastic_eval import StochasticEval
 from pytest_bncheck.rules.bn303_eval_depends_on_batch import EvalDependsOnBatch
-from pytest_bncheck.rules.bn304_eval_mutates_state import EvalMutatesState
+from pytest_bncheck.rules.bn304_eval_mutates_state import STATISTICS, EvalMutatesState
 from pytest_bncheck.rules.bn305_trained_in_eval_mode import TrainedInEvalMode
 from pytest_bncheck.rules.bn306_mode_sticks import ModeSticks
 from pytest_bncheck.types import Finding, InputError, Suppressed
@@ -56,7 +56,10 @@ INTENDED: Mapping[str, frozenset[str]] = {
     "frozen-batchnorm": frozenset({"BN103", "BN305"}),
     "mode-dependent-path": frozenset({"BN201"}),
 }
-"""The rules that a declared design silences."""
+"""The rules that a declared design silences, as far as a finding is about it (see `_covers`)."""
+
+KINDS = {"stochastic-eval": "random", "batch-statistics-in-eval": "batch statistics"}
+"""What the calls of a declared design do."""
 
 
 def find(evidence: Evidence) -> tuple[list[Finding], list[Suppressed]]:
@@ -70,7 +73,7 @@ def find(evidence: Evidence) -> tuple[list[Finding], list[Suppressed]]:
         if found is None:
             continue
         taken.update(found.layers)
-        reason = _reason(rule.code, evidence)
+        reason = _reason(found, evidence)
         if reason is None:
             findings.append(found)
         else:
@@ -104,12 +107,24 @@ def _codes(names: Iterable[str]) -> set[str]:
     return set().union(*(resolve(name) for name in names))
 
 
-def _reason(code: str, evidence: Evidence) -> str | None:
-    """Why a rule's finding does not count, or None if it does."""
+def _reason(found: Finding, evidence: Evidence) -> str | None:
+    """Why a finding does not count, or None if it does."""
     for design in evidence.settings.intended:
-        if code in INTENDED[design]:
+        if found.code in INTENDED[design] and _covers(design, found, evidence):
             return f"intended: {design}"
     for name, reason in evidence.settings.ignore.items():
-        if code in resolve(name):
+        if found.code in resolve(name):
             return f"ignored: {reason}" if reason else "ignored"
     return None
+
+
+def _covers(design: str, found: Finding, evidence: Evidence) -> bool:
+    """Whether a finding is about the declared design, and about nothing else."""
+    if found.code == "BN301":  # dropout on purpose is no reason for a lost normalisation
+        kinds = {trace.kind for trace in evidence.traces if trace.module in found.layers}
+        return kinds == {KINDS[design]}
+    if found.code == "BN304":
+        names = [name.rsplit(".", 1)[-1] for name in found.evidence["state"]]
+        own = STATISTICS if design == "batch-statistics-in-eval" else ("seed",)
+        return all(name.startswith(own) for name in names)
+    return True

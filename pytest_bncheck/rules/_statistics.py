@@ -17,6 +17,9 @@ from pytest_bncheck.types import Layer, Severity
 COMMON_RATE = 0.1
 """PyTorch's default; in Keras, momentum 0.9."""
 
+PATH_GAP = 0.01
+"""Difference of the training and the eval path from which on it is the model's own code's."""
+
 FORGETFUL = 0.5
 """Update rate from which on only the last batches are remembered."""
 
@@ -40,7 +43,11 @@ def severity(evidence: Evidence) -> Severity | None:
     allowed = evidence.distortion_limit if evidence.stochastic else DEGRADED_DISTORTION
     bent = not scores.distortion <= allowed
     far = excess is not None and not excess <= DEGRADED_GAP and not evidence.stochastic
-    return "warning" if far or bent or (loses and better) else None
+    if not (far or bent or (loses and better)):
+        return None
+    # Another path in eval mode explains a gap that no layer's statistics do.
+    elsewhere = evidence.path_gap is not None and evidence.path_gap > PATH_GAP
+    return None if elsewhere and not evidence.distorted() else "warning"
 
 
 def layers_at_fault(evidence: Evidence, taken: Set[str]) -> list[str] | None:

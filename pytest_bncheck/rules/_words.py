@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths.verdict import DEGRADED_GAP
 from pytest_bncheck.types import Prediction, Trace
 
 
@@ -76,10 +77,15 @@ def distorting(layers: Collection[str], evidence: Evidence) -> str:
     if not layers:
         worst = float(evidence.judged_distortions.max(initial=0.0))
         return (
-            f"No single layer is far off (distortion up to {worst:.2f}; {allowed}), but depth "
-            "amplifies it"
+            f"No single layer is far off (distortion up to {worst:.2f}; {allowed})"
+            f"{', but depth amplifies it' if _is_noticed(evidence) else ''}"
         )
     return f"{n_of_m(layers, evidence, 'distort')} their normalised output ({allowed})"
+
+
+def _is_noticed(evidence: Evidence) -> bool:
+    gap = evidence.gap(evidence.judged, evidence.train)
+    return gap is not None and not gap <= DEGRADED_GAP
 
 
 def n_of_m(layers: Collection[str], evidence: Evidence, verb: str) -> str:

@@ -69,7 +69,13 @@ class TooFewValuesPerChannel(Rule):
         names = sorted((name for name, n in few.items() if n == min(few.values())))
         n = min(few.values())
         floor = evidence.floor
-        shrink = 1.0 - ((n - 1) / n) ** 0.5
+        shrink = words.percent(1.0 - ((n - 1) / n) ** 0.5, 1)
+        effect = (
+            f"the unbiased variance that is stored shrinks its output by {shrink} in eval mode, "
+            "and depth multiplies"
+            if evidence.dialect.unbiased
+            else "statistics of so few values vary from batch to batch"
+        )
         found = (
             f"Even with converged statistics the predictions differ by {floor:.2f} of their "
             f"spread over the batch (up to {DEGRADED_GAP:g} is usual)."
@@ -79,9 +85,8 @@ class TooFewValuesPerChannel(Rule):
         )
         return self.finding(
             found,
-            cause=f"A batch gives {names[0]} only {words.plural(n, 'value')} per channel; where "
-            "the framework stores the unbiased variance, eval mode shrinks such a layer's output "
-            f"by {words.percent(shrink, 1)}, and depth multiplies.",
+            cause=f"A batch gives {names[0]} only {words.plural(n, 'value')} per channel: "
+            f"{effect}.",
             remedy=_remedy(evidence, n),
             severity=grade,
             layers=names,

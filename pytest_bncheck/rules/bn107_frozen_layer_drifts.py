@@ -67,11 +67,8 @@ class FrozenLayerDrifts(Rule):
         return self.finding(
             f"{words.n_of_m(names, evidence, 'have')} frozen parameters, but their running "
             f"statistics moved; the first is {names[0]}.",
-            cause="requires_grad=False stops the optimizer, not the running statistics, which "
+            cause="Freezing parameters stops the optimizer, not the running statistics, which "
             "move whenever the layer runs in training mode.",
-            remedy=words.bullets(
-                "Keep the frozen part in eval mode: override train(mode) of the model and call "
-                "eval() on that part after super().train(mode)."
-            ),
+            remedy=words.bullets(evidence.dialect.freeze),
             layers=names,
         )

@@ -69,10 +69,10 @@ class EvalPathDiffers(Rule):
             f"The model's own code computes something else in eval mode: with the same batch "
             f"statistics the predictions differ by {gap:.2g} of their spread over the batch"
             f"{_how_good(path, train)}.",
-            cause="A forward or call depends on the mode (self.training, the training argument), "
-            "outside of dropout and normalisation layers.",
+            cause=f"The model's own code depends on the mode ({evidence.dialect.mode}), outside of "
+            "dropout and normalisation layers.",
             remedy=words.bullets(
-                "Compute the same in both modes; look for code under `training`.",
+                f"Compute the same in both modes; look for code under `{evidence.dialect.mode}`.",
                 'If the difference is the design, declare it: intended="mode-dependent-path".',
             ),
             severity=grade,
@@ -101,7 +101,7 @@ class EvalPathDiffers(Rule):
             remedy=words.bullets(
                 "Leave track_running_stats=False on instance normalisation."
                 if tracking
-                else "Look for code and layers that act under `training` only.",
+                else f"Look for code and layers that act under `{evidence.dialect.mode}` only.",
                 'If the difference is the design, declare it: intended="mode-dependent-path".',
             ),
             severity=grade,

@@ -49,11 +49,12 @@ class StochasticEval(Rule):
     severity = "error"
 
     def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if evidence.eval is None or _is_explained(evidence, taken):
+        if evidence.eval is None or not (evidence.is_random or evidence.eval.random):
             return None
-        if not evidence.is_random and not evidence.eval.random:
+        stuck = evidence.stuck(taken)
+        traces = evidence.beyond(stuck, "random")
+        if stuck and not traces:
             return None
-        traces = [trace for trace in evidence.traces if trace.kind == "random"]
         repeat = evidence.repeat_gap
         size = (
             f"Two predictions of the same batch in eval mode differ by {repeat:.2g} of their "
@@ -67,7 +68,7 @@ class StochasticEval(Rule):
             if not traces
             else f"{traces[0].call} draws random numbers whatever the mode.",
             remedy=words.bullets(
-                "Make it depend on the mode (training=self.training, or the training argument).",
+                f"Make it depend on the mode (training={evidence.dialect.mode}).",
                 "If it is the design, as Monte Carlo dropout is, declare it: "
                 'intended="stochastic-eval".',
             ),
@@ -75,9 +76,3 @@ class StochasticEval(Rule):
             gap=repeat,
             calls=[words.place(trace) for trace in traces],
         )
-
-
-def _is_explained(evidence: Evidence, taken: Set[str]) -> bool:
-    """Whether a module that ignores the mode was found already."""
-    stuck = evidence.eval.in_training if evidence.eval else ()
-    return bool(stuck) and set(stuck) <= set(taken)

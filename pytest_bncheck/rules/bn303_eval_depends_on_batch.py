@@ -47,9 +47,12 @@ class EvalDependsOnBatch(Rule):
     severity = "error"
 
     def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if not evidence.depends_on_batch or (evidence.eval and evidence.eval.in_training):
+        if not evidence.depends_on_batch:
             return None
-        traces = [trace for trace in evidence.traces if trace.kind == "batch statistics"]
+        stuck = evidence.stuck(taken)
+        traces = evidence.beyond(stuck, "batch statistics")
+        if stuck and not traces:
+            return None
         return self.finding(
             f"In eval mode the predictions of the first samples change by "
             f"{evidence.half_gap:.2g} of their spread when the other half of the batch is left "
@@ -58,8 +61,8 @@ class EvalDependsOnBatch(Rule):
             if traces
             else "Something in the model looks across the batch in eval mode.",
             remedy=words.bullets(
-                "Let it use running statistics in eval mode (track_running_stats=True, "
-                "training=self.training), or normalise per sample (GroupNorm, LayerNorm).",
+                f"{evidence.dialect.running_in_eval}, or normalise per sample (GroupNorm, "
+                "LayerNorm).",
                 'If it is the design, declare it: intended="batch-statistics-in-eval".',
             ),
             layers=[trace.module for trace in traces],

@@ -9,6 +9,9 @@ from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
 
+STATISTICS = ("running_", "moving_", "num_batches_tracked")
+"""How the names of running statistics begin."""
+
 
 class EvalMutatesState(Rule):
     """An eval pass that writes to the model's state.
@@ -43,20 +46,21 @@ class EvalMutatesState(Rule):
     severity = "error"
 
     def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if evidence.eval is None or evidence.eval.in_training:
+        if evidence.eval is None:
             return None
-        names = list(evidence.eval.mutated)
-        if evidence.depends_on_batch:  # its own statistics are BN303's
-            own = ("running_", "moving_", "num_batches_tracked")
-            names = [name for name in names if not name.rsplit(".", 1)[-1].startswith(own)]
-            modules = {trace.module for trace in evidence.traces}
-            names = [name for name in names if name.rpartition(".")[0] not in modules]
+        stuck = evidence.stuck(taken)
+        names = [name for name in evidence.eval.mutated if name.rpartition(".")[0] not in stuck]
+        if evidence.depends_on_batch:  # statistics are BN303's
+            names = [name for name in names if not name.rsplit(".", 1)[-1].startswith(STATISTICS)]
+        # So is what a call that normalises with the batch has moved.
+        across = {trace.module for trace in evidence.traces if trace.kind == "batch statistics"}
+        names = [name for name in names if name.rpartition(".")[0] not in across]
         if not names:
             return None
         return self.finding(
             f"An eval pass changed {words.plural(len(names), 'value')} of the model's state: "
             f"{words.listing(names)}.",
             cause=f"The forward pass writes to {names[0]} whatever the mode.",
-            remedy=words.bullets("Write to it under `if self.training` only."),
+            remedy=words.bullets(f"Write to it under `if {evidence.dialect.mode}` only."),
             state=names,
         )

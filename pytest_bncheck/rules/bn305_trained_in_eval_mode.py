@@ -15,8 +15,8 @@ class TrainedInEvalMode(Rule):
 
     What it does
     ------------
-    Watches the mode in which layers run in the training steps. It fires for normalisation and
-    dropout layers that only ever ran in inference mode without being frozen by design.
+    Watches the mode in which layers run in each training step. It fires for normalisation and
+    dropout layers that ran in inference mode throughout a step without being frozen by design.
 
     Why it is bad
     -------------

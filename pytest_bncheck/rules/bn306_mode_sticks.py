@@ -54,6 +54,8 @@ class ModeSticks(Rule):
             f"An eval pass changed {words.listing(names)} for good, and training differs from "
             "what it was before.",
             cause="The forward pass in eval mode writes to an attribute that training reads.",
-            remedy=words.bullets("Use a local variable that depends on the mode."),
+            remedy=words.bullets(
+                f"Use a local variable that depends on the mode ({evidence.dialect.mode})."
+            ),
             attributes=names,
         )

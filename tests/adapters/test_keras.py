@@ -17,6 +17,7 @@ if keras.backend.backend() != "tensorflow":
 
 from pytest_bncheck.adapters._keras_loss import match  # noqa: E402
 from pytest_bncheck.adapters.keras import KerasAdapter  # noqa: E402
+from pytest_bncheck.adapters.random_state import seed_everything, seeded  # noqa: E402
 from pytest_bncheck.types import InputError, Recipe, Statistics  # noqa: E402
 
 L = keras.layers
@@ -92,7 +93,7 @@ def shared():
 def adapter(model, batch=None, *, steps=0, device=None, **recipe):
     lab = KerasAdapter(model, [images() if batch is None else batch], Recipe(**recipe), device)
     lab.save()
-    lab.seed(0)
+    seed_everything(0)
     lab.begin()
     for _ in range(steps):
         lab.train_step(0)
@@ -801,12 +802,12 @@ def test_seeding_before_saving_builds_the_same_weights():
     for noise in range(2):
         keras.utils.set_random_seed(noise)
         model = keras.Sequential([L.Flatten(), Late()])
-        lab = KerasAdapter(model, [images()], Recipe(), None)
         before = random.getstate()
-        lab.seed(0)
-        lab.save()
-        found.append(model.get_weights()[0])
-        lab.restore()
+        with seeded(0):
+            lab = KerasAdapter(model, [images()], Recipe(), None)
+            lab.save()
+            found.append(model.get_weights()[0])
+            lab.restore()
         assert random.getstate() == before
     np.testing.assert_array_equal(*found)
 

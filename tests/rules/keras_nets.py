@@ -1,0 +1,117 @@
+"""Small Keras networks of three shapes, into which the tests build their faults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+from keras import layers
+
+KINDS = ("functional", "subclassed")
+SEEDS = (0, 1)
+CLASSES = 4
+WIDTH = 12
+NORMS = {"functional": ["norm1", "norm2"], "subclassed": ["block1/norm", "block2/norm"]}
+
+Norm = Callable[[str], Any]
+
+
+def batch_norm(momentum: float = 0.9, **options: Any) -> Norm:
+    """The usual normalisation."""
+    return lambda name: layers.BatchNormalization(momentum=momentum, name=name, **options)
+
+
+def fast(rate: float = 1e-2) -> Any:
+    """An optimizer that needs few steps."""
+    return keras.optimizers.Adam(rate)
+
+
+def told(layer: Any, x: Any, training: bool | None) -> Any:
+    """Call a layer, in this mode if its call takes one."""
+    return layer(x, training=training) if layer._call_has_training_arg else layer(x)
+
+
+class Block(layers.Layer):
+    """Convolution, normalisation, ReLU; a user's own layer."""
+
+    def __init__(self, norm: Any, name: str) -> None:
+        super().__init__(name=name)
+        self.conv, self.norm = layers.Conv2D(WIDTH, 3, padding="same"), norm
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return keras.ops.relu(told(self.norm, self.conv(x), training))
+
+
+class Net(keras.Model):
+    """Two convolutional blocks; subclassed, with a layer of any kind before the head."""
+
+    def __init__(self, norm: Norm, extra: Any, block: Any = Block) -> None:
+        super().__init__()
+        self.blocks = [block(norm("norm"), name) for name in ("block1", "block2")]
+        self.pool, self.extra = layers.GlobalAveragePooling2D(), extra
+        self.head = layers.Dense(CLASSES, name="head")
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        for block in self.blocks:
+            x = told(block, x, training)
+        x = self.pool(x)
+        if self.extra is not None:
+            x = told(self.extra, x, training)
+        return self.head(x)
+
+
+def functional(norm: Norm, extra: Any) -> Any:
+    """A functional perceptron with two hidden layers and a layer of any kind before the head."""
+    x = inputs = keras.Input((20,))
+    for name in ("norm1", "norm2"):
+        x = layers.ReLU()(norm(name)(layers.Dense(WIDTH)(x)))
+    x = x if extra is None else extra(x)
+    return keras.Model(inputs, layers.Dense(CLASSES, name="head")(x))
+
+
+def net(kind: str, seed: int = 0, norm: Norm | None = None, extra: Any = None) -> Any:
+    """A network of one kind; its normalisation, and what comes before the head, can be replaced."""
+    keras.utils.set_random_seed(seed)
+    norm = norm or batch_norm()
+    return functional(norm, extra) if kind == "functional" else Net(norm, extra)
+
+
+def data(kind: str, seed: int = 0, samples: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Blobs, or small images of four patterns, away from the origin."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(samples) % CLASSES
+    if kind == "functional":
+        centres = rng.normal(0.0, 3.0, (CLASSES, 20))
+        inputs = centres[labels] + rng.normal(0.0, 1.0, (samples, 20)) + 5.0
+    else:
+        grid = np.linspace(0.0, 2.0 * np.pi, 8)
+        waves = [np.sin((k + 1) * (grid[:, None] + k * grid[None])) for k in range(CLASSES)]
+        noise = rng.normal(0.0, 0.3, (samples, 8, 8, 3))
+        inputs = np.stack(waves)[labels][..., None] + noise + 1.0
+    return inputs.astype("float32"), labels.astype("int64")
+
+
+def sole(report: Any, code: str) -> Any:
+    """The only finding of a check."""
+    assert [finding.code for finding in report.findings] == [code], str(report)
+    return report.findings[0]
+
+
+def silent(report: Any) -> None:
+    """A check without any finding."""
+    assert not report.findings, str(report)
+
+
+def line(path: str, text: str) -> str:
+    """How a finding names the one line of a file that holds a text."""
+    lines = Path(path).read_text().splitlines()
+    (number,) = (n for n, each in enumerate(lines, 1) if each.strip() == text)
+    return f"{Path(path).name}:{number}: {text}"

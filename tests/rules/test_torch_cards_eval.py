@@ -1,0 +1,301 @@
+"""Reported faults of PyTorch's eval mode: what it reads, writes and computes, and training in it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from pytest_bncheck import check  # noqa: E402
+
+from .torch_nets import (  # noqa: E402
+    CLASSES,
+    FAST,
+    KINDS,
+    NORMS,
+    SEEDS,
+    WIDTH,
+    Net,
+    data,
+    line,
+    sole,
+    training_step,
+)
+
+KIND = pytest.mark.parametrize("kind", KINDS)
+SEED = pytest.mark.parametrize("seed", SEEDS)
+RANDOM = "intended: stochastic-eval"
+
+
+# BN303 and BN304: eval mode looks at the batch, or writes ----------------------------------------
+
+
+class BatchStatistics(nn.Module):
+    """A normalisation that is told to train in every mode."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, training=True)
+
+
+class WithoutBuffers(nn.Module):
+    """Batch statistics by hand."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        mean, var = x.mean(axes, keepdim=True), x.var(axes, keepdim=True)
+        return (x - mean) / (var + 1e-5).sqrt()
+
+
+@KIND
+@SEED
+def test_no_running_statistics(kind, seed):
+    model = Net(kind, seed, track_running_stats=False)
+    report = check(model, data(kind, seed), steps=60, seed=seed)
+    finding = sole(report, "BN303")
+    assert finding.layers == NORMS
+    assert "F.batch_norm(" in finding.message
+    assert "training=True" in finding.message
+    assert report.predictions.gap == 0.0
+
+
+@KIND
+@SEED
+def test_training_hard_wired(kind, seed):
+    """The buffers move in eval mode too, which is the same fault and is said once."""
+    report = check(Net(kind, seed, norm=BatchStatistics), data(kind, seed), steps=60, seed=seed)
+    finding = sole(report, "BN303")
+    assert finding.layers == NORMS
+    text = "return F.batch_norm(x, self.running_mean, self.running_var, training=True)"
+    assert line(__file__, text) in finding.message
+
+
+@KIND
+@SEED
+def test_batch_statistics_by_hand(kind, seed):
+    report = check(Net(kind, seed, norm=WithoutBuffers), data(kind, seed), steps=60, seed=seed)
+    sole(report, "BN303")
+
+
+@pytest.mark.parametrize("norm", [BatchStatistics, WithoutBuffers])
+@KIND
+def test_batch_statistics_on_purpose(kind, norm):
+    report = check(
+        Net(kind, norm=norm), data(kind), steps=60, intended=["batch-statistics-in-eval"]
+    )
+    assert not report.findings, str(report)
+    reasons = {each.reason for each in report.suppressed}
+    assert reasons == {"intended: batch-statistics-in-eval"}
+
+
+class Counting(Net):
+    """Averages its features in a buffer, in predictions too."""
+
+    def __init__(self, kind: str, seed: int) -> None:
+        super().__init__(kind, seed)
+        self.register_buffer("centre", torch.zeros(WIDTH))
+
+    def classify(self, h: Tensor) -> Tensor:
+        self.centre.lerp_(h.detach().mean(0), 0.1)
+        return self.head(h)
+
+
+@KIND
+@SEED
+def test_buffer_that_predictions_change(kind, seed):
+    report = check(Counting(kind, seed), data(kind, seed), steps=150, seed=seed)
+    finding = sole(report, "BN304")
+    assert "centre" in finding.message
+    assert finding.evidence["state"] == ["centre"]
+
+
+# BN305: eval mode in training --------------------------------------------------------------------
+
+
+@KIND
+@SEED
+def test_step_that_validates_and_stays_in_eval_mode(kind, seed):
+    """Only the first of all steps trains."""
+    model = Net(kind, seed)
+    usual = training_step(torch.optim.Adam(model.parameters(), lr=1e-3))
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        loss = usual(model, batch)
+        model.eval()
+        with torch.no_grad():
+            model(batch[0])
+        return loss
+
+    report = check(model, data(kind, seed), steps=60, seed=seed, train_step=step)
+    finding = sole(report, "BN305")
+    assert finding.layers == NORMS
+    assert "model.train()" in finding.remedy
+
+
+@KIND
+@SEED
+def test_step_that_never_trains(kind, seed):
+    model = nn.Sequential(Net(kind, seed), nn.Dropout(0.1))
+    usual = training_step(torch.optim.Adam(model.parameters(), lr=1e-3))
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        model.eval()
+        return usual(model, batch)
+
+    report = check(model, data(kind, seed), steps=60, seed=seed, train_step=step)
+    finding = sole(report, "BN305")
+    assert finding.layers == [*(f"0.{name}" for name in NORMS), "1"]
+
+
+@KIND
+@SEED
+def test_step_that_freezes_one_layer_by_mistake(kind, seed):
+    model = Net(kind, seed)
+    usual = training_step(torch.optim.Adam(model.parameters(), lr=1e-3))
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        model.blocks[1].eval()
+        return usual(model, batch)
+
+    report = check(model, data(kind, seed), steps=150, seed=seed, train_step=step)
+    assert sole(report, "BN305").layers == ["blocks.1.norm"]
+
+
+@KIND
+def test_step_in_eval_mode_on_purpose(kind):
+    model = Net(kind)
+    usual = training_step(torch.optim.Adam(model.parameters(), lr=1e-3))
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        model.eval()
+        return usual(model, batch)
+
+    report = check(model, data(kind), steps=60, train_step=step, intended=["frozen-batchnorm"])
+    assert "BN305" in [each.code for each in report.suppressed]
+    assert not {"BN103", "BN305"} & {finding.code for finding in report.findings}
+
+
+# BN306: an eval pass changes training ------------------------------------------------------------
+
+
+class Sticky(Net):
+    """A rate of dropout that the first prediction sets to 0."""
+
+    def __init__(self, kind: str, seed: int) -> None:
+        super().__init__(kind, seed)
+        self.rate = 0.3
+
+    def classify(self, h: Tensor) -> Tensor:
+        if not self.training:
+            self.rate = 0.0
+        return self.head(F.dropout(h, self.rate, self.training))
+
+
+@KIND
+@SEED
+def test_rate_that_a_prediction_sets_to_zero(kind, seed):
+    report = check(Sticky(kind, seed), data(kind, seed), steps=150, seed=seed)
+    finding = sole(report, "BN306")
+    assert finding.severity == "warning"
+    assert "rate" in finding.message
+    assert finding.evidence["attributes"] == ["rate"]
+
+
+@KIND
+def test_sticky_attribute_of_a_child_is_named_by_its_path(kind):
+    model = nn.Sequential(nn.Identity(), Sticky(kind, 0))
+    finding = sole(check(model, data(kind), steps=150), "BN306")
+    assert finding.evidence["attributes"] == ["1.rate"]
+
+
+# BN201: another path in eval mode ----------------------------------------------------------------
+
+
+class Adapted(nn.Module):
+    """A linear layer with an adapter that eval() merges; parents never call that."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.merged = base, False
+        self.a = nn.Parameter(torch.randn(2, base.in_features))
+        self.b = nn.Parameter(torch.zeros(base.out_features, 2))
+
+    def eval(self) -> Adapted:
+        super().eval()
+        if not self.merged:
+            self.base.weight.data += self.b @ self.a
+            self.merged = True
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        return y + x @ self.a.T @ self.b.T if self.training else y
+
+
+class Scaled(Net):
+    def classify(self, h: Tensor) -> Tensor:
+        logits = self.head(h)
+        return logits.flip(1) if not self.training else logits
+
+
+@KIND
+@SEED
+def test_adapter_merged_in_eval(kind, seed):
+    model = Net(kind, seed)
+    model.head = Adapted(model.head)
+    report = check(model, data(kind, seed), steps=150, seed=seed, optimizer=FAST)
+    finding = sole(report, "BN201")
+    assert finding.evidence["by"] == "training path"
+    assert finding.evidence["gap"] > 0.01
+
+
+@KIND
+@SEED
+def test_other_classes_in_eval_mode(kind, seed):
+    report = check(Scaled(kind, seed), data(kind, seed), steps=150, seed=seed)
+    assert sole(report, "BN201").severity == "error"
+
+
+@KIND
+def test_other_path_on_purpose(kind):
+    report = check(Scaled(kind), data(kind), steps=150, intended=["mode-dependent-path"])
+    assert not report.findings, str(report)
+    assert [each.code for each in report.suppressed] == ["BN201"]
+
+
+@pytest.mark.parametrize("kind", ["conv", "residual"])
+@SEED
+def test_instance_norm_that_tracks(kind, seed):
+    """Images of different contrast: one average for all of them fits none."""
+    inputs, labels = data(kind, seed)
+    contrast = np.geomspace(0.2, 5.0, len(inputs)).astype("float32")
+    images = inputs * contrast[:, None, None, None]
+    norm = partial(nn.InstanceNorm2d, affine=True, track_running_stats=True)
+    model = Net(kind, seed, norm=norm)
+    report = check(model, (images, labels), steps=150, seed=seed, optimizer=FAST)
+    finding = sole(report, "BN201")
+    assert set(finding.layers) == set(NORMS)
+    assert "track_running_stats=False" in finding.remedy
+
+
+def test_backbone_handed_over_in_eval_mode_counts_as_frozen():
+    """Mixed modes are taken as meant; a backbone that was forgotten looks the same."""
+    backbone = nn.Sequential(nn.Linear(20, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3))
+    model = nn.Sequential(backbone.eval(), nn.Linear(32, CLASSES))
+    report = check(model, data("mlp"), steps=60, optimizer=FAST)
+    assert not report.findings, str(report)
+    assert [layer.updates for layer in report.layers] == [0]

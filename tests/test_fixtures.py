@@ -1,0 +1,141 @@
+"""The model repos in fixtures/, each run by pytest as its owner would run it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+# What each repo imports.
+REPOS = {
+    "groupnorm_torch": "torch",
+    "layernorm_keras": "tensorflow",
+    "resnet_torch": "torch",
+    "three_images_keras": "tensorflow",
+}
+STRICT = ("--strict-markers", "-W", "error")
+RUNS = [
+    *[(repo, STRICT) for repo in REPOS],
+    *[(repo, args) for repo in ("groupnorm_torch", "layernorm_keras") for args in [(), ("-n0",)]],
+    *[(repo, ("-n2",)) for repo in ("groupnorm_torch", "layernorm_keras", "resnet_torch")],
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of pytest: its exit code, its counts, its text, and its checks by test."""
+
+    exit: int
+    outcomes: dict[str, int]
+    text: str
+    checks: dict[str, dict]
+
+
+@functools.cache
+def run(repo: str, *args: str) -> Run:
+    """Run pytest in a repo; the same run is made once."""
+    if importlib.util.find_spec(REPOS[repo]) is None:
+        pytest.skip(f"needs {REPOS[repo]}")
+    if "-n" in str(args):
+        pytest.importorskip("xdist")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    environment["OMP_NUM_THREADS"] = "1"  # torch's threads wait for each other on a busy machine
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.json")
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args, repo]
+        if "--bncheck" in args:
+            command.append(f"--bncheck-json={report}")
+        done = subprocess.run(
+            command, cwd=FIXTURES, env=environment, capture_output=True, text=True, timeout=1200
+        )
+        checks = json.loads(report.read_text())["checks"] if report.exists() else []
+    text = done.stdout + done.stderr
+    assert "INTERNALERROR" not in text
+    outcomes = pytest.RunResult.parse_summary_nouns(done.stdout.splitlines())
+    return Run(done.returncode, outcomes, text, {check["nodeid"]: check for check in checks})
+
+
+def expected(repo: str) -> dict:
+    """What the repo says about itself."""
+    return json.loads((FIXTURES / repo / "expected.json").read_text())
+
+
+def test_every_repo_is_run():
+    assert set(REPOS) == {path.parent.name for path in FIXTURES.glob("*/expected.json")}
+
+
+@pytest.mark.parametrize(("repo", "args"), RUNS, ids=lambda value: "".join(value) or "alone")
+def test_a_repo_comes_out_as_expected(repo, args):
+    result = run(repo, "--bncheck", *args)
+    found = {
+        nodeid: [check["verdict"], *(finding["code"] for finding in check["findings"])]
+        for nodeid, check in result.checks.items()
+    }
+    wanted = expected(repo)
+    assert found == wanted["checks"], result.text
+    assert result.outcomes == wanted["outcomes"], result.text
+    assert result.exit == wanted["exit"]
+
+
+@pytest.mark.parametrize("repo", REPOS)
+def test_without_the_flag_every_test_is_skipped(repo):
+    result = run(repo, "-rs", *STRICT)
+    count = sum(expected(repo)["outcomes"].values())
+    assert result.outcomes == {"skipped": count}, result.text
+    assert result.exit == 0
+    assert "turn them on with --bncheck" in result.text
+
+
+def test_three_images_are_right_in_training_and_wrong_in_prediction():
+    result = run("three_images_keras", "--bncheck", *STRICT)
+    check = result.checks["test_caught.py::test_resnet"]
+    shown = check["predictions"]
+    assert (check["framework"], check["backend"], check["steps"]) == ("keras", "tensorflow", 5)
+    assert shown["train"]["accuracy"] == 1
+    assert shown["eval"]["accuracy"] == pytest.approx(1 / 3)
+    assert shown["recalibrated"]["accuracy"] == 1
+
+
+def test_three_images_fail_with_the_cause_in_numbers():
+    result = run("three_images_keras", "--bncheck", *STRICT)
+    (finding,) = result.checks["test_caught.py::test_resnet"]["findings"]
+    evidence = finding["evidence"]
+    assert evidence["momentum"] == 0.99
+    assert evidence["updates"] == 5
+    assert evidence["initial_weight"] == pytest.approx(0.99**5)
+    assert evidence["gap_with_batch_statistics"] < 1e-4
+    text = " ".join(result.text.replace("\nE ", " ").split())
+    assert "100 % right in training mode, 33 % " in text
+    assert "After 5 updates at momentum 0.99, 95.1 % of every running statistic" in text
+
+
+@pytest.mark.parametrize(("test", "accuracy"), [("thousand", 1.0), ("too_few", 1 / 3)])
+def test_three_images_are_judged_as_after_the_planned_updates(test, accuracy):
+    result = run("three_images_keras", "--bncheck", *STRICT)
+    check = result.checks[f"test_cured.py::TestLongTraining::test_{test}_updates"]
+    assert check["predictions"]["eval"]["accuracy"] == pytest.approx(1 / 3)
+    assert check["predictions"]["projected"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_resnet_in_torch_fails_and_passes_with_the_cause_in_numbers():
+    checks = run("resnet_torch", "--bncheck", *STRICT).checks
+    caught, cured = checks["test_caught.py::test_resnet"], checks["test_cured.py::test_resnet"]
+    (finding,) = caught["findings"]
+    assert finding["evidence"]["momentum"] == 0.01
+    assert finding["evidence"]["updates"] == caught["steps"] == 10
+    assert finding["evidence"]["initial_weight"] == pytest.approx(0.99**10)
+    assert finding["evidence"]["gap_with_batch_statistics"] < 1e-4
+    assert caught["predictions"]["train"]["accuracy"] == 1
+    assert caught["predictions"]["eval"]["accuracy"] < 0.5
+    assert cured["predictions"]["eval"]["accuracy"] == 1
+    assert 20 <= cured["steps"] <= 150
