@@ -100,7 +100,7 @@ def test_nothing_is_promised_where_nothing_helps() -> None:
     model = build("plain", 0.01, 0)
     model[1].momentum = 0.0
     report = check(model, noise(0), steps=40, optimizer=optimizer)
-    assert [finding.code for finding in report.findings][0] == "BN103"
+    assert next(finding.code for finding in report.findings) == "BN103"
     assert report.remedies is not None
     assert report.remedies.further_updates is None
     assert report.remedies.momentum is None

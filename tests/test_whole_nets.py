@@ -1,4 +1,4 @@
-"""Networks in the manner of torchvision: silent when healthy, caught when the memory is too long."""
+"""Networks in the manner of torchvision: healthy ones are silent, too long a memory is caught."""
 
 from __future__ import annotations
 

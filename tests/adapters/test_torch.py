@@ -139,7 +139,8 @@ def test_a_layer_of_the_user_s_without_momentum_is_measured() -> None:
     lab = opened(model, (torch.randn(16, 4), torch.arange(16) % 4))
     (layer,) = lab.layers()
     assert layer.update_rate == pytest.approx(0.2, rel=1e-4)
-    assert not layer.frozen and not layer.stock
+    assert not layer.frozen
+    assert not layer.stock
 
 
 def test_layers_come_in_the_order_of_their_first_call() -> None:
@@ -203,7 +204,7 @@ def test_one_column_in_the_unit_interval_is_no_probability() -> None:
 
 
 def test_unclear_targets_ask_for_a_loss() -> None:
-    with pytest.raises(InputError, match="loss: none was given.*bncheck_loss"):
+    with pytest.raises(InputError, match=r"loss: none was given.*bncheck_loss"):
         check(conv(), (images()[0], torch.zeros(8, 7)), steps=1)
 
 
@@ -390,7 +391,8 @@ def test_trained_weights_can_be_kept() -> None:
     model.eval()
     report = check(model, images(), steps=5, restore=False)
     moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
-    assert all(moved) and not model.training
+    assert all(moved)
+    assert not model.training
     assert all(p.grad is None for p in model.parameters())
     assert model[1].num_batches_tracked == 5
     x, y = images()

@@ -59,7 +59,8 @@ def test_the_worst_output_decides_and_structure_must_agree() -> None:
 def test_a_value_that_is_not_finite_is_no_gap_of_zero(bad: float) -> None:
     y = np.array([[0.0], [1.0]])
     gap = predictions.gap({"a": np.array([[bad], [1.0]])}, {"a": y})
-    assert gap is not None and math.isnan(gap)
+    assert gap is not None
+    assert math.isnan(gap)
     assert not predictions.finite({"a": np.array([bad])})
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 EXAMPLES = Path(__file__).parents[2] / "fixtures" / "rules"
 
@@ -27,7 +29,7 @@ def load(framework: str, code: str) -> ModuleType:
 
 
 @pytest.fixture(params=["torch", "keras"])
-def framework(request: pytest.FixtureRequest) -> Iterator[str]:
+def framework(request: pytest.FixtureRequest) -> str:
     """Each framework that is installed."""
     pytest.importorskip(request.param)
-    yield request.param
+    return request.param

@@ -1,4 +1,4 @@
-"""Reported faults of PyTorch's eval mode: what it reads, writes and computes, and training in it."""
+"""PyTorch faults that show in eval mode: what is random, what looks across the batch, and where."""
 
 from __future__ import annotations
 
