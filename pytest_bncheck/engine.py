@@ -13,32 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from pytest_bncheck import remedies, rules
+from pytest_bncheck import remedies, result, rules
 from pytest_bncheck.adapters.base import Adapter, TooFewValues
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import predictions, running, verdict
-from pytest_bncheck.report import (
-    LayerReport,
-    Predictions,
-    Projected,
-    Remedies,
-    Report,
-    Scored,
-    Seconds,
-    Training,
-)
+from pytest_bncheck.report import Report, Seconds
 from pytest_bncheck.types import (
     Calls,
-    Finding,
     InputError,
     Layer,
     Prediction,
     Recipe,
     Settings,
     Statistics,
-    Suppressed,
-    Verdict,
 )
 
 AUTO_FIRST, AUTO_EVERY, AUTO_LAST = 20, 10, 150
@@ -95,7 +83,7 @@ def run(
         finally:
             lab.restore(keep_weights=finished and not settings.restore)
     findings, suppressed = rules.find(evidence)
-    return _report(evidence, findings, suppressed, lab, clock.stop())
+    return result.report(evidence, findings, suppressed, lab, clock.stop())
 
 
 def _experiment(lab: Adapter, batches: int, settings: Settings, clock: _Clock) -> Evidence:
@@ -320,114 +308,7 @@ def _refused(lab: Adapter, settings: Settings, layer: str) -> Evidence:
     )
 
 
-# reporting ------------------------------------------------------------------------------------
-
-
-def _report(
-    evidence: Evidence,
-    findings: Sequence[Finding],
-    suppressed: Sequence[Suppressed],
-    lab: Adapter,
-    seconds: Seconds,
-) -> Report:
-    settings = evidence.settings
-    return Report(
-        framework=lab.framework,
-        backend=lab.backend,
-        device=lab.device,
-        verdict=_verdict(findings, settings.strict),
-        bn_verdict=evidence.bn_verdict,
-        steps=evidence.steps,
-        planned_updates=settings.planned_updates,
-        batch_size=evidence.batch_size,
-        seed=settings.seed,
-        findings=findings,
-        suppressed=suppressed,
-        predictions=_predictions(evidence),
-        layers=_layers(evidence),
-        remedies=_remedies(evidence),
-        training=Training(evidence.losses),
-        seconds=seconds,
-    )
-
-
-def _verdict(findings: Sequence[Finding], strict: bool) -> Verdict:
-    severities = {finding.severity for finding in findings}
-    if "error" in severities or (strict and severities):
-        return "fail"
-    return "warn" if severities else "pass"
-
-
-def _predictions(evidence: Evidence) -> Predictions:
-    train, evaluated = evidence.train, evidence.eval
-    if train is None or evaluated is None:
-        return Predictions()
-    scores = evidence.scores(evaluated, evidence.stop)
-    return Predictions(
-        gap=scores.gap,
-        floor=evidence.floor,
-        excess=scores.excess,
-        distortion=scores.distortion,
-        retained=scores.retained,
-        argmax_agreement=predictions.argmax_agreement(evaluated.outputs, train.outputs),
-        train=_scored(train),
-        eval=_scored(evaluated),
-        recalibrated=_scored(evidence.recalibrated) if evidence.recalibrated else None,
-        projected=_projected(evidence),
-    )
-
-
-def _scored(prediction: Prediction) -> Scored:
-    return Scored(prediction.loss, prediction.accuracy)
-
-
-def _projected(evidence: Evidence) -> Projected | None:
-    if evidence.projected is None:
-        return None
-    scores = evidence.scores(evidence.projected, evidence.judged_statistics)
-    return Projected(
-        loss=scores.loss,
-        accuracy=scores.accuracy,
-        gap=scores.gap,
-        excess=scores.excess,
-        distortion=scores.distortion,
-        retained=scores.retained,
-    )
-
-
-def _layers(evidence: Evidence) -> list[LayerReport]:
-    pairs = running.shift_and_scale(evidence.stop, evidence.noisy_batch, evidence.eps)
-    distortions = evidence.distortions(evidence.stop).tolist()
-    return [
-        LayerReport(
-            name=layer.name,
-            type=layer.type,
-            momentum=layer.momentum,
-            update_rate=layer.update_rate,
-            updates=evidence.calls.training[k],
-            initial_weight=evidence.initial_weights[k] if evidence.steps else None,
-            values_per_channel=evidence.calls_in_pass.values[k],
-            shift=_root_mean_square(pairs[k][0]),
-            scale=_root_mean_square(pairs[k][1] - 1.0),
-            distortion=distortions[k],
-        )
-        for k, layer in enumerate(evidence.layers)
-    ]
-
-
-def _remedies(evidence: Evidence) -> Remedies | None:
-    if evidence.recalibrated is None:
-        return None
-    rate = evidence.sufficient_rate
-    return Remedies(
-        further_updates=evidence.further_updates,
-        momentum=None if rate is None else evidence.dialect.momentum_of(rate),
-        recalibrates=not evidence.fails(evidence.recalibrated),
-    )
-
-
-def _root_mean_square(values: Any) -> float:
-    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
+# around it --------------------------------------------------------------------------------------
 
 
 @contextmanager

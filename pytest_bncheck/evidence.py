@@ -159,14 +159,19 @@ class Evidence:
     # limits -----------------------------------------------------------------------------------
 
     @property
+    def slack(self) -> float:
+        """What all limits are multiplied by: a mini-batch of a stream differs from the others."""
+        return 2.0 if self.stream else 1.0
+
+    @property
     def gap_limit(self) -> float:
         """The largest gap allowed."""
-        return self.settings.gap_tolerance * (2 if self.stream else 1)
+        return self.settings.gap_tolerance * self.slack
 
     @property
     def distortion_limit(self) -> float:
         """The largest distortion allowed."""
-        return self.settings.distortion_tolerance * (2 if self.stream else 1)
+        return self.settings.distortion_tolerance * self.slack
 
     # predictions ------------------------------------------------------------------------------
 
@@ -267,7 +272,7 @@ class Evidence:
         """The verdict on some scores under this check's limits."""
         best = self.recalibrated or self.train
         accuracy = best.accuracy if best else None
-        return verdict.judge(scores, accuracy, self.gap_limit, self.distortion_limit)
+        return verdict.judge(scores, accuracy, self.gap_limit, self.distortion_limit, self.slack)
 
     @property
     def measured_verdict(self) -> BNVerdict | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -14,9 +13,11 @@ from pytest_bncheck.adapters import _torch_loss as losses
 from pytest_bncheck.adapters._torch_data import (
     batch_length,
     describe,
+    find_device,
     first_half,
     float_outputs,
     mean_output,
+    rounding,
     split,
     to_tensors,
 )
@@ -73,7 +74,7 @@ class TorchAdapter(Adapter):
     ) -> None:
         self.model = model
         self.recipe = recipe
-        self._to = None if device is None else _device(device)
+        self._to = None if device is None else find_device(device)
         home = self._to or next((t.device for t in _tensors(model)), torch.device("cpu"))
         self.device = str(home)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
@@ -89,7 +90,7 @@ class TorchAdapter(Adapter):
         self._losses: list[Any] = []
         self._idle: dict[nn.Module, None] = {}
         self._attributes: dict[tuple[nn.Module, str], Any] | None = None
-        self.noise = _noise(dtype, home)
+        self.noise = rounding(dtype, home)
 
     # before -----------------------------------------------------------------------------------
 
@@ -442,16 +443,6 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers()
 
 
-def _noise(dtype: torch.dtype | None, device: torch.device) -> float:
-    """The relative difference that another batch size alone makes, with room to spare.
-
-    About 1e-6 to 1e-5 in float32 on a CPU; TF32 on a GPU keeps three digits.
-    """
-    if dtype in (torch.float16, torch.bfloat16):
-        return 5e-2
-    return 1e-4 if device.type == "cpu" else 1e-2
-
-
 def _number(loss: Any) -> float:
     return float(loss.detach() if isinstance(loss, Tensor) else loss)
 
@@ -460,24 +451,3 @@ def _equal(left: Tensor, right: Tensor) -> bool:
     """Equality in which NaN equals itself."""
     same = (left == right) | ((left != left) & (right != right))
     return bool(same.all())
-
-
-def _device(wish: str) -> torch.device:
-    """The device of that name; under xdist, ``cuda`` and ``auto`` spread the workers over all.
-
-    Raises
-    ------
-    InputError
-        If there is no such device.
-    """
-    there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-    there += ["mps"] if torch.backends.mps.is_available() else []
-    spread = [name for name in there if name.startswith("cuda")]
-    if wish == "auto":
-        wish = "cuda" if spread else there[-1]
-    if wish == "cuda" and spread:
-        worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-        wish = spread[(int(worker) if worker.isdigit() else 0) % len(spread)]
-    if wish not in there:
-        raise InputError(f"device: {wish!r} is not there; this machine has {', '.join(there)}")
-    return torch.device(wish)

@@ -72,6 +72,7 @@ def judge(
     reference_accuracy: float | None,
     gap_tolerance: float,
     distortion_tolerance: float,
+    slack: float = 1.0,
 ) -> BNVerdict | None:
     """The verdict, or None where the gap cannot be measured.
 
@@ -81,6 +82,8 @@ def judge(
         Accuracy with converged (recalibrated) statistics, in [0, 1].
     gap_tolerance, distortion_tolerance
         Limits, > 0.
+    slack
+        Times the usual limits from which on a verdict is degraded.
     """
     if scores.gap is None:
         return None
@@ -93,8 +96,8 @@ def judge(
     ):
         return "broken"
     if (
-        not scores.gap <= DEGRADED_GAP
-        or not scores.distortion <= DEGRADED_DISTORTION
+        not scores.gap <= slack * DEGRADED_GAP
+        or not scores.distortion <= slack * DEGRADED_DISTORTION
         or (scores.retained is not None and not scores.retained >= DEGRADED_RETAINED)
     ):
         return "degraded"

@@ -40,9 +40,11 @@ def severity(evidence: Evidence) -> Severity | None:
     loses = scores.retained is not None and not scores.retained >= DEGRADED_RETAINED
     better = kept is None or kept >= DEGRADED_RETAINED
     # With dropout the converged statistics are one random draw, no yardstick for small gaps.
-    allowed = evidence.distortion_limit if evidence.stochastic else DEGRADED_DISTORTION
+    slack = evidence.slack
+    allowed = evidence.distortion_limit if evidence.stochastic else slack * DEGRADED_DISTORTION
     bent = not scores.distortion <= allowed
-    far = excess is not None and not excess <= DEGRADED_GAP and not evidence.stochastic
+    apart = excess is not None and not excess <= slack * DEGRADED_GAP
+    far = apart and not evidence.stochastic
     if not (far or bent or (loses and better)):
         return None
     # Another path in eval mode explains a gap that no layer's statistics do.

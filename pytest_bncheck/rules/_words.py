@@ -66,7 +66,7 @@ def size_of_gap(evidence: Evidence) -> str:
 
 def limit(evidence: Evidence, name: str) -> str:
     """A tolerance and where it came from: ``up to 0.25 allowed, default``."""
-    value = getattr(evidence.settings, name) * (2 if evidence.stream else 1)
+    value = getattr(evidence.settings, name) * evidence.slack
     doubled = ", doubled for several mini-batches" if evidence.stream else ""
     return f"up to {value:g} allowed, {evidence.settings.origin(name)}{doubled}"
 
