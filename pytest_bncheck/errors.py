@@ -5,3 +5,6 @@ from __future__ import annotations
 
 class InputError(ValueError):
     """Something the user handed over cannot be used; the text says what, from where, what can."""
+
+
+InputError.__module__ = "pytest_bncheck"  # where users import it from, in tracebacks too

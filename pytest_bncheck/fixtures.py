@@ -29,6 +29,9 @@ FUNCTIONS = {
     "bncheck_train_step": "train_step(model, batch)",
     "bncheck_forward": "forward(model, batch)",
 }
+REASON = "bncheck_reason"
+"""Where a failure without a traceback keeps the error that it stands for."""
+
 INPUTS = ("bncheck_model", "bncheck_batch", "bncheck_batches", *FUNCTIONS)
 
 
@@ -219,8 +222,7 @@ def no_check(error: BaseException, **place: Any) -> dict[str, Any]:
     """The entry of a check that could not be made."""
     from pytest_bncheck.report import Report
 
-    if isinstance(error.__cause__, InputError):  # from `_refuse`
-        error = error.__cause__
+    error = getattr(error, REASON, error)  # from `_refuse`
     text = f"{type(error).__name__}: {error}"
     return Report(verdict="error", error=text, **place).to_dict()
 
@@ -244,7 +246,9 @@ def _functions(values: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse(error: InputError) -> NoReturn:
     """End a fixture with one message and no traceback of the plugin's own."""
-    raise pytest.fail.Exception(str(error), pytrace=False) from error
+    failure = pytest.fail.Exception(str(error), pytrace=False)
+    setattr(failure, REASON, error)
+    raise failure from None  # or pytest would print the same text twice
 
 
 def _override(name: str, value: str) -> InputError:

@@ -211,12 +211,14 @@ class Checking:
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, Any, Any]:
         """Build the inputs from a fresh seed."""
+        __tracebackhide__ = True
         with fixtures.building(request, fixturedef.argname):
             return (yield)
 
     @pytest.hookimpl(wrapper=True, trylast=True)  # innermost: xfail and captured logs see it
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """Fail before the body if the check did; fail after it if there was none."""
+        __tracebackhide__ = True
         attempt = item.stash[ATTEMPT]
         attempt.started = True
         if attempt.pending:

@@ -115,6 +115,7 @@ def counted(
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
         if traced(args, backend):
             return original(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
@@ -175,6 +176,7 @@ def muted(model: Any, kept: Sequence[KerasLayer]) -> list[Replacement]:
 def _in_inference(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
         return original(*args, **{**kwargs, "training": False})
 
     return call
@@ -205,6 +207,7 @@ class Modes:
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
             if not traced(args, self._backend):
                 mode = mode_of(signature, args, kwargs)
                 (self.training if mode else self.inference).add(id(layer))
@@ -247,6 +250,7 @@ class Order:
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
             if not traced(args, self._backend):
                 self.places.setdefault(id(layer), len(self.places))
                 if not layer._layers and type(layer).__name__ not in _RESHAPING:

@@ -92,6 +92,7 @@ class TensorFlow:
         self, model: Any, optimizer: Any, losses: Callable[[], tuple[Tensor, Tensor]]
     ) -> Tensor:
         """One optimizer step on the second of two losses; returns the first."""
+        __tracebackhide__ = True
         with tf.GradientTape() as tape:
             shown, total = losses()
             total = optimizer.scale_loss(total)

@@ -122,6 +122,7 @@ class KerasAdapter(Adapter):
     # before -----------------------------------------------------------------------------------
 
     def save(self) -> None:
+        __tracebackhide__ = True
         self._keep_random_state()
         try:
             self._cleanup.enter_context(self._own.nothing_traced())
@@ -149,6 +150,7 @@ class KerasAdapter(Adapter):
 
     def _look_at_order(self) -> None:
         """One inference pass, which builds what is not built and shows what runs when."""
+        __tracebackhide__ = True
         self._order = Order(self._model, self._own)
         with self._order.watch():
             self._forward(self._batches[0], training=False)
@@ -158,6 +160,7 @@ class KerasAdapter(Adapter):
     # training ---------------------------------------------------------------------------------
 
     def begin(self) -> None:
+        __tracebackhide__ = True
         with self._on_device():
             if self._order is None:
                 # An eval pass before training must not change the training.
@@ -173,6 +176,7 @@ class KerasAdapter(Adapter):
             self._log = [self._packed()]
 
     def train_step(self, batch: int) -> None:
+        __tracebackhide__ = True
         first = not self._losses
         with (
             self._on_device(),
@@ -187,6 +191,7 @@ class KerasAdapter(Adapter):
             self._log.append(self._packed())
 
     def _step(self, batch: Batch) -> Tensor:
+        __tracebackhide__ = True
         if self._recipe.train_step is not None:
             loss = self._recipe.train_step(self._model, batch.whole)
             loss = loss.get("loss") if isinstance(loss, dict) else loss
@@ -197,6 +202,7 @@ class KerasAdapter(Adapter):
             return scalar(loss)
 
         def losses() -> tuple[Tensor, Tensor]:
+            __tracebackhide__ = True
             outputs = self._forward(batch, training=True)
             return self._objective.losses(outputs, batch.inputs, batch.targets)
 
@@ -263,6 +269,7 @@ class KerasAdapter(Adapter):
     # passes -----------------------------------------------------------------------------------
 
     def predict(self, batch: int) -> Prediction:
+        __tracebackhide__ = True
         # No layer has a mode of its own that it could miss a change of: `in_training` stays empty.
         with self._on_device():
             found = self._pass(self._batches[batch], training=False)
@@ -293,17 +300,20 @@ class KerasAdapter(Adapter):
             return sticky_attributes(self._parts.named, self._attributes or {}, forward, self.noise)
 
     def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
+        __tracebackhide__ = True
         with self._on_device():
             found = self._pass(self._batches[batch], training=False, collect=True, force=True)
             prediction = self._prediction(self._batches[batch], found)
             return prediction, self._batch_statistics(found), calls_of(found.records)
 
     def batch_statistics(self, batch: int) -> Statistics:
+        __tracebackhide__ = True
         with self._on_device():
             found = self._pass(self._batches[batch], training=True, collect=True)
             return self._batch_statistics(found)
 
     def predict_on_training_path(self, batch: int) -> Prediction:
+        __tracebackhide__ = True
         with self._on_device():
             found = self._pass(
                 self._batches[batch], training=True, collect=True, force=True, mute=True
@@ -330,6 +340,7 @@ class KerasAdapter(Adapter):
         mute
             All other layers of Keras are in inference mode.
         """
+        __tracebackhide__ = True
         records = [Record() for _ in self._parts.layers]
         if self._attributes is None and not training:  # the first pass that can leave them changed
             self._attributes = plain_attributes(self._parts.named)
@@ -367,6 +378,7 @@ class KerasAdapter(Adapter):
         )
 
     def _forward(self, batch: Batch, *, training: bool) -> Any:
+        __tracebackhide__ = True
         # As fit and predict: the mode is passed only to a model whose call takes it.
         mode = training if self._model._call_has_training_arg else None
         if self._recipe.forward is not None:

@@ -95,6 +95,7 @@ class TorchAdapter(Adapter):
     # before -----------------------------------------------------------------------------------
 
     def save(self) -> None:
+        __tracebackhide__ = True
         if any(nn.parameter.is_lazy(tensor) for tensor in _tensors(self.model)):
             self._materialise()
         self._snapshot = Snapshot(self.model, *vars(self.recipe).values(), self._batches)
@@ -104,6 +105,7 @@ class TorchAdapter(Adapter):
 
     def _materialise(self) -> None:
         """Give lazy modules their parameters, which takes a forward; nothing else changes."""
+        __tracebackhide__ = True
         modes = {module: module.training for module in self.model.modules()}
         for module in modes:
             module.training = False
@@ -125,6 +127,7 @@ class TorchAdapter(Adapter):
     # training ---------------------------------------------------------------------------------
 
     def begin(self) -> None:
+        __tracebackhide__ = True
         self._mixed = len({module.training for module in self.model.modules()}) > 1
         if not self._mixed:
             self.model.train()
@@ -144,6 +147,7 @@ class TorchAdapter(Adapter):
         self._log, self._calls = [self._layers.raw()], self._layers.counted()
 
     def train_step(self, batch: int) -> None:
+        __tracebackhide__ = True
         first, ran = not self._losses, Watch()
         before = random_fingerprint() if first else None
         with torch.enable_grad(), ran.open():
@@ -157,6 +161,7 @@ class TorchAdapter(Adapter):
         self._calls = self._layers.counted()
 
     def _users_step(self, batch: int) -> Any:
+        __tracebackhide__ = True
         assert self.recipe.train_step is not None
         loss = self.recipe.train_step(self.model, self._batches[batch])
         if loss is None:
@@ -164,6 +169,7 @@ class TorchAdapter(Adapter):
         return loss
 
     def _own_step(self, batch: int) -> Any:
+        __tracebackhide__ = True
         if self._optimizer is None:
             self._optimizer = self._make_optimizer()
         self._optimizer.zero_grad()
@@ -227,6 +233,7 @@ class TorchAdapter(Adapter):
     # passes -----------------------------------------------------------------------------------
 
     def predict(self, batch: int) -> Prediction:
+        __tracebackhide__ = True
         self._enter_eval()
         watch, own = Watch(), self._layers.named_buffers()
         before = {name: buffer.detach().clone() for name, buffer in own.items()}
@@ -281,6 +288,7 @@ class TorchAdapter(Adapter):
         return [f"{paths[module]}.{key}".removeprefix(".") for module, key in changed]
 
     def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
+        __tracebackhide__ = True
         self._enter_eval()
         active = self._active()
         with self._layers.emptied(active):
@@ -292,6 +300,7 @@ class TorchAdapter(Adapter):
         return prediction, self._layers.batch_statistics(filled, active, calls), calls
 
     def batch_statistics(self, batch: int) -> Statistics:
+        __tracebackhide__ = True
         active = self._active()
 
         def run() -> Statistics:
@@ -305,6 +314,7 @@ class TorchAdapter(Adapter):
         return self._in_training(run)
 
     def predict_on_training_path(self, batch: int) -> Prediction | None:
+        __tracebackhide__ = True
         self._enter_training()
         active = self._active()
         live = {id(module) for module in active.values()}

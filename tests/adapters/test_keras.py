@@ -610,8 +610,17 @@ def test_idle_layers():
             x = self.zero(self.drop(x, training=False), training=False)
             return self.head(self.heard(x, training=training))
 
+    # The mode gets to the model: what it tells its layers then is its design.
     lab = adapter(Forgetful(), steps=2)
-    assert lab.idle == ["bn", "drop"]
+    assert lab.idle == []
+    assert [layer.name for layer in lab.layers() if layer.frozen] == ["bn", "frozen"]
+
+    def train_step(model, batch):
+        return keras.ops.mean(model(batch[0]))
+
+    lab = adapter(Forgetful(), steps=2, train_step=train_step)
+    assert lab.idle == ["bn", "drop", "heard"]
+    assert [layer.name for layer in lab.layers() if layer.frozen] == ["frozen"]
     lab.restore()
 
 

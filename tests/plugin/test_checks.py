@@ -339,3 +339,51 @@ def test_listing_and_setup_only_do_not_train(project):
         assert result.ret == 0
         assert "= bncheck =" not in result.stdout.str()
         assert not (project.path / "report.json").exists()
+
+
+def test_a_refused_input_is_said_once(project):
+    project.pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def bncheck_model():
+            return object()
+
+        @pytest.mark.bn_consistency
+        def test_model(): ...
+        """
+    )
+    result = project.run("--bncheck", "-rN", "--bncheck-json=report.json")
+    result.assert_outcomes(errors=1)
+    text = result.stdout.str().partition("= bncheck =")[0]
+    assert text.count("cannot check a model of type object") == 1
+    assert "direct cause" not in text
+    (check,) = project.report()["checks"]
+    assert check["error"].startswith("InputError: cannot check a model of type object")
+
+
+def test_a_user_s_error_is_shown_without_the_plugin_and_says_where(project):
+    project.pytester.makepyfile(
+        """
+        import pytest
+
+        class Faulty:
+            def forward(self):
+                raise RuntimeError("mine")
+
+        @pytest.fixture
+        def bncheck_forward():
+            def forward(model, batch):
+                return Faulty().forward()
+            return forward
+
+        @pytest.mark.bn_consistency(steps=3)
+        def test_model(): ...
+        """
+    )
+    result = project.run("--bncheck", "-rN")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*RuntimeError: mine", "*raised in training step 1 of 3."])
+    for file in ("engine.py", "fixtures.py", "plugin.py"):
+        result.stdout.no_fnmatch_line(f"*pytest_bncheck*{file}:*")

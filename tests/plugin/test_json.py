@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import BROKEN
 
+from pytest_bncheck import engine
+
 TESTS = (
     BROKEN
     + """
@@ -138,7 +140,9 @@ def test_junit(project, xdist_args):
     assert found["test_ordinary"] == {}
 
 
-def test_nothing_but_exact_builtins_leaves_a_worker(project):
+def test_nothing_but_exact_builtins_leaves_a_worker(project, monkeypatch):
+    # The project's conftest.py patches this process too, which is the controller.
+    monkeypatch.setattr(engine, "run", engine.run)
     project.pytester.makeconftest(
         (project.path / "conftest.py").read_text()
         + """
