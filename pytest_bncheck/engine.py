@@ -186,6 +186,7 @@ def _measure(lab: Adapter, batches: int, settings: Settings) -> Evidence:
         path=path,
         half=half,
         idle=lab.idle,
+        asleep=lab.asleep,
         sticky=lab.sticky(0),
         noise=lab.noise,
         stochastic=lab.stochastic,

@@ -52,6 +52,8 @@ class Evidence:
         Calls in an eval pass that behave as in training; looked for only if something is off.
     idle
         Layers that ran in inference mode only in some training step, without being frozen.
+    asleep
+        Layers in a part of the model that was handed over in eval mode, though it trains.
     sticky
         Attributes that an eval pass changed for good.
     too_few
@@ -88,6 +90,7 @@ class Evidence:
     half_again: Prediction | None = None
     traces: Sequence[Trace] = ()
     idle: Sequence[str] = ()
+    asleep: Sequence[str] = ()
     sticky: Sequence[str] = ()
     noise: float = 1e-4
     further_updates: int | None = None

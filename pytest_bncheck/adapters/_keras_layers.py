@@ -144,7 +144,7 @@ def _describe(layer: KerasLayer, name: str, *, frozen_parameters: bool) -> Layer
         name=name,
         type=type(layer).__name__,
         momentum=float(layer.momentum),
-        update_rate=1.0 - float(layer.momentum),
+        update_rate=round(1.0 - float(layer.momentum), 12),
         eps=float(getattr(layer, "epsilon", 0.0)),
         frozen=not layer.trainable,
         stock=is_stock(layer),

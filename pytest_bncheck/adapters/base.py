@@ -135,6 +135,15 @@ class Adapter(ABC):
         """
         return []
 
+    @property
+    def asleep(self) -> list[str]:
+        """Normalisation and dropout layers in a part that came in eval mode, though it trains.
+
+        Frozen layers come in eval mode too, but alone, or with a part whose parameters are frozen.
+        Empty if the adapter does not look.
+        """
+        return []
+
     @abstractmethod
     def layers(self) -> list[Layer]:
         """The layers with running statistics, in the order in which they first ran.

@@ -221,6 +221,15 @@ class TorchAdapter(Adapter):
             if self._modes.get(module, False) and module in paths and depends_on_mode(module)
         ]
 
+    @property
+    def asleep(self) -> list[str]:
+        found: dict[nn.Module, None] = {}
+        for part in self.model.modules():
+            members = [m for m in part.modules() if not self._modes.get(m, True)]
+            if self._mixed and part in members and any(part.children()) and _trains(members):
+                found.update({m: None for m in members if m in self._idle and depends_on_mode(m)})
+        return [self._snapshot.paths[module] for module in found]
+
     def layers(self) -> list[Layer]:
         return self._layers.describe({id(m) for m, mode in self._modes.items() if not mode})
 
@@ -442,6 +451,12 @@ class TorchAdapter(Adapter):
         own = {id(buffer) for buffer in self._layers.named_buffers().values()}
         others = [(n, b) for n, b in self.model.named_buffers() if id(b) not in own]
         return [(name, buffer, buffer.detach().clone()) for name, buffer in others]
+
+
+def _trains(modules: Sequence[nn.Module]) -> bool:
+    """Whether parameters of the modules themselves train, other than a normalisation's."""
+    own = [m for m in modules if "Norm" not in type(m).__name__]
+    return any(p.requires_grad for m in own for p in m.parameters(recurse=False))
 
 
 def _is_library_leaf(module: nn.Module) -> bool:

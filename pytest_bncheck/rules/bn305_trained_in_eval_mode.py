@@ -17,6 +17,8 @@ class TrainedInEvalMode(Rule):
     ------------
     Watches the mode in which layers run in each training step. It fires for normalisation and
     dropout layers that ran in inference mode throughout a step without being frozen by design.
+    A part of the model that was handed over in eval mode counts as frozen, and gives a warning if
+    its weights train all the same, as those of a loaded backbone do.
 
     Why it is bad
     -------------
@@ -28,6 +30,7 @@ class TrainedInEvalMode(Rule):
     ::
 
         validate(model)               # calls model.eval(), and nobody calls model.train() again
+        backbone = from_pretrained()  # arrives in eval mode, and a trainer keeps it there
         model(x)                      # Keras, in a training loop of one's own: inference mode
 
     Use instead
@@ -46,13 +49,17 @@ class TrainedInEvalMode(Rule):
     severity = "error"
 
     def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        names = [name for name in evidence.idle if name not in taken]
+        idle = [name for name in evidence.idle if name not in taken]
+        names = idle or [name for name in evidence.asleep if name not in taken]
         if not names:
             return None
         return self.finding(
             f"{words.plural(len(names), 'layer')} ran in inference mode throughout training "
             f"steps: {words.listing(names)}.",
-            cause="The model, or a part of it, is in eval mode while it trains.",
+            cause="The model, or a part of it, is in eval mode while it trains."
+            if idle
+            else "A part of the model was handed over in eval mode, and its weights train.",
+            severity="error" if idle else "warning",
             remedy=words.bullets(
                 f"Enter training mode before each step ({evidence.dialect.training_mode}), and "
                 "pass the mode on to every layer.",
