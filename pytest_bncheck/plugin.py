@@ -307,6 +307,7 @@ class Results:
         self.config = config
         self.session = config.stash[SESSION]
         self.checks: dict[str, str] = {}
+        self.expected: set[str] = set()
         self.skipped = 0
         self.said: list[str] = []
 
@@ -323,6 +324,8 @@ class Results:
         """Keep the latest string of each test; a rerun replaces what it repeats."""
         if report.skipped and isinstance(report.longrepr, tuple) and OFF in report.longrepr[2]:
             self.skipped += 1
+        if hasattr(report, "wasxfail") and report.skipped:
+            self.expected.add(report.nodeid)
         if hasattr(report, ATTRIBUTE):
             self.checks[report.nodeid] = getattr(report, ATTRIBUTE)
 
@@ -351,7 +354,11 @@ class Results:
             return []
         from pytest_bncheck.reports import terminal, wire
 
-        return [terminal.summary_line(check) for check in wire.in_order(self.checks.values())]
+        checks = wire.in_order(self.checks.values())
+        return [terminal.summary_line(c) + self._expected(c) for c in checks]
+
+    def _expected(self, check: dict[str, Any]) -> str:
+        return " (expected)" if check["nodeid"] in self.expected else ""
 
     def _write(self, session: pytest.Session, path: Path) -> None:
         from pytest_bncheck.reports import wire

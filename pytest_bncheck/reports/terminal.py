@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from pytest_bncheck.report import LayerReport, Report
     from pytest_bncheck.types import Finding
 
-WIDTH = 80
+WIDTH = 76
+"""Columns of a text, which pytest indents by four."""
+
 WORST = 5
 """Layers that a table shows."""
 
@@ -29,11 +31,13 @@ def check_lines(report: Report) -> list[str]:
     Returns
     -------
     list of str
-        Lines of at most 80 columns, but for code and names that cannot be broken.
+        The headline, then lines of at most 76 columns, but for code and names that cannot be
+        broken.
     """
-    lines = [_title(report)]
+    headline = _headline(report)
+    lines = [headline, *_wrap(_title(report))] if headline else _wrap(_title(report))
     for finding in report.findings:
-        lines += ["", *_finding_lines(finding, report)]
+        lines += ["", *_finding_lines(finding, report, headline)]
     for hidden in report.suppressed:
         lines += ["", *_wrap(f"{hidden.code} {hidden.name} ({hidden.reason}): {hidden.message}")]
     if not report.findings:
@@ -63,7 +67,7 @@ def _gist(check: Mapping[str, Any]) -> str:
         return (
             f"{found}gap {gap:.2g}" if isinstance(gap, float) else f"{found}gap {gap or 'unknown'}"
         )
-    return f"{found}{modes[0]} in training mode, {modes[1]} in eval mode"
+    return f"{found}train {modes[0]}, eval {modes[1]}"
 
 
 def _quality(scored: Mapping[str, Any]) -> str | None:
@@ -71,6 +75,11 @@ def _quality(scored: Mapping[str, Any]) -> str | None:
         return f"{100 * scored['accuracy']:.0f} %"
     loss = scored["loss"]
     return f"loss {loss:.2g}" if isinstance(loss, float) else loss
+
+
+def _headline(report: Report) -> str:
+    """The first sentence of the gravest finding, for the line that pytest repeats at its end."""
+    return report.findings[0].message.partition(". ")[0].rstrip(".") if report.findings else ""
 
 
 def _title(report: Report) -> str:
@@ -104,10 +113,10 @@ def _calm(report: Report) -> str:
     )
 
 
-def _finding_lines(finding: Finding, report: Report) -> Iterator[str]:
+def _finding_lines(finding: Finding, report: Report, headline: str) -> Iterator[str]:
     mark = "" if finding.severity == "error" else " (warning)"
     yield f"{finding.code} {finding.name}{mark}"
-    yield from _wrap(finding.message, "  ")
+    yield from _wrap(finding.message.removeprefix(f"{headline}. "), "  ")
     yield ""
     yield from _wrap(f"Cause: {finding.cause}", "  ")
     table = list(_table(finding.layers, report.layers))

@@ -80,7 +80,8 @@ def distorting(layers: Collection[str], evidence: Evidence) -> str:
             f"No single layer is far off (distortion up to {worst:.2f}; {allowed})"
             f"{', but depth amplifies it' if _is_noticed(evidence) else ''}"
         )
-    return f"{n_of_m(layers, evidence, 'distort')} their normalised output ({allowed})"
+    whose = "its" if len(layers) == 1 else "their"
+    return f"{n_of_m(layers, evidence, 'distort')} {whose} normalised output ({allowed})"
 
 
 def _is_noticed(evidence: Evidence) -> bool:

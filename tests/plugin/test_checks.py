@@ -239,7 +239,13 @@ def test_crash_line_is_the_test(project, style):
 def test_exact_text_of_a_failing_check_is_the_report(project):
     project.pytester.makepyfile(FAILING)
     result = project.run("--bncheck", "--tb=short")
-    result.stdout.fnmatch_lines(["E   *CheckFailed: bncheck fail: 1 error*", "FAILED *test_model*"])
+    result.stdout.fnmatch_lines(
+        [
+            "E   pytest_bncheck.CheckFailed: * % right in training mode, * % in eval mode",
+            "E   bncheck fail: 1 error*",
+            "FAILED *test_model*",
+        ]
+    )
 
 
 def test_users_exception_shows_the_users_traceback(project, xdist_args):
@@ -322,6 +328,7 @@ def test_broken_setup(): ...
     )
     result = project.run("--bncheck", *xdist_args)
     result.assert_outcomes(xfailed=1, failed=1)
+    result.stdout.fnmatch_lines(["FAIL  *(expected)"])
 
 
 def test_ignored_findings_pass_with_their_reason(project):
