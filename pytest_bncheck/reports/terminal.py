@@ -35,7 +35,7 @@ def check_lines(report: Report) -> list[str]:
         broken.
     """
     headline = _headline(report)
-    lines = [headline, *_wrap(_title(report))] if headline else _wrap(_title(report))
+    lines = [*_wrap(headline), *_wrap(_title(report))]
     for finding in report.findings:
         lines += ["", *_finding_lines(finding, report, headline)]
     for hidden in report.suppressed:
