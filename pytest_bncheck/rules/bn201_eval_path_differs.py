@@ -8,10 +8,8 @@ from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import predictions, verdict
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.rules._statistics import PATH_GAP
 from pytest_bncheck.types import Finding, Prediction, Severity
-
-NOTICEABLE = 0.01
-"""A smaller difference of the paths is rounding."""
 
 
 class EvalPathDiffers(Rule):
@@ -112,7 +110,7 @@ class EvalPathDiffers(Rule):
 
 
 def _noticeable(evidence: Evidence) -> float:
-    return max(NOTICEABLE, evidence.noise)
+    return max(PATH_GAP, evidence.noise)
 
 
 def _suffers(evidence: Evidence, path: Prediction, train: Prediction) -> bool:
