@@ -29,6 +29,19 @@ def gap(prediction: Mapping[str, Array], reference: Mapping[str, Array]) -> floa
     return math.nan if any(math.isnan(g) for g in gaps) else max(gaps)
 
 
+def worst_output(prediction: Mapping[str, Array], reference: Mapping[str, Array]) -> str:
+    """Path of the output with the largest `relative_difference`, one that is NaN before all others.
+
+    Both have the same outputs, at least one.
+    """
+
+    def size(path: str) -> float:
+        apart = relative_difference(prediction[path], reference[path])
+        return math.inf if math.isnan(apart) else apart
+
+    return max(reference, key=size)
+
+
 def relative_difference(prediction: Array, reference: Array) -> float:
     r"""Centred relative L2 difference, >= 0; 0 for equal arrays.
 

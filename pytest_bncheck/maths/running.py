@@ -8,7 +8,7 @@ biased (divided by n).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SETTLED = 0.01
 """Weight of the initial value below which it is called forgotten."""
+
+FORGETFUL = 0.5
+"""Update rate from which on only the last batches are remembered."""
 
 READABLE = 0.05
 """Largest rounding error of a batch variance read from a change of the running one, relative."""
@@ -62,6 +65,12 @@ def updates_until(rate: float | None, weight: float) -> int | None:
     if rate <= 0.0:
         return None
     return math.ceil(math.log(weight) / math.log1p(-rate))
+
+
+def is_possible(statistics: Statistics) -> bool:
+    """Whether every number is finite and no variance is negative."""
+    numbers = all(bool(np.isfinite(each).all()) for each in (*statistics.mean, *statistics.var))
+    return numbers and all(bool((each >= 0).all()) for each in statistics.var)
 
 
 def bessel(n: int | None) -> float:
@@ -150,8 +159,11 @@ def project(current: Statistics, batch: Statistics, weights: Sequence[float]) ->
     return _per_layer(lambda now, b, w: b + w * (now - b), current, batch, weights)
 
 
-def remaining_share(rate: float | None, done: int, further: int) -> float:
-    """Weight in [0, 1] that the statistics after `done` updates keep after `further` more."""
+def remaining_share(rate: float | None, done: float, further: float) -> float:
+    """Weight in [0, 1] that the statistics after `done` updates keep after `further` more.
+
+    Both are numbers >= 0; a mean number of updates per step need not be whole.
+    """
     if further == 0:
         return 1.0
     if rate is None:
@@ -175,10 +187,97 @@ def replay(
 
     w is the share that a layer keeps at each step.
     """
-    current = start
-    for batch in batches:
-        current = _per_layer(lambda r, b, w: w * r + (1.0 - w) * b, current, batch, weights)
-    return current
+    sizes = [len(mean) for mean in start.mean]
+    kept = np.repeat(np.asarray(weights, float), sizes)
+
+    def lead(first: Sequence[Array], rest: Iterable[Sequence[Array]]) -> tuple[Array, ...]:
+        """All layers at once: a training has many steps, a model many layers."""
+        current = np.concatenate(first)
+        for each in rest:
+            current = kept * current + (1.0 - kept) * np.concatenate(each)
+        return tuple(np.split(current, np.cumsum(sizes)[:-1]))
+
+    if not sizes:
+        return start
+    with np.errstate(invalid="ignore", over="ignore"):  # statistics may be poisoned already
+        mean = lead(start.mean, (batch.mean for batch in batches))
+        var = lead(start.var, (batch.var for batch in batches))
+    return Statistics(mean, tuple(np.maximum(v, 0.0) for v in var))
+
+
+def noise(
+    batches: Sequence[Statistics],
+    batch: Statistics,
+    eps: Sequence[float],
+    rates: Sequence[float | None],
+) -> Array:
+    r"""Distortion of each layer that the scatter of the mini-batches alone leaves in its mean.
+
+    .. math:: \frac1C \sum_c \frac{σ_b^2}{b_v + ε} \frac{α}{2-α} (1 - (1-α)^{2t})
+
+    under the root, the variance of an exponential average of t independent values. Their own
+    variance comes from second differences, :math:`σ_b^2 = \overline{(b_{i+2} - 2b_{i+1} +
+    b_i)^2}/6`, in which the drift of moving weights cancels.
+
+    Returns
+    -------
+    array of shape (layers,)
+        0 for fewer than three batches.
+    """
+    found, t = np.zeros(len(batch)), len(batches)
+    for k, rate in enumerate(rates if t >= 3 else ()):
+        means = np.stack([each.mean[k] for each in batches])
+        scatter = (np.diff(means, n=2, axis=0) ** 2).mean(axis=0) / 6.0
+        kept = 1.0 / t if rate is None else rate / (2.0 - rate) * (1.0 - (1.0 - rate) ** (2 * t))
+        found[k] = math.sqrt(kept * float(np.mean(_ratio(scatter, batch.var[k] + eps[k]))))
+    return found
+
+
+def mean(some: Sequence[Statistics]) -> Statistics:
+    """The mean of several batches' statistics: what a running average of them settles around."""
+    layers = by_layer(some)
+    return Statistics(
+        tuple(np.mean(layer.mean, axis=0) for layer in layers),
+        tuple(np.mean(layer.var, axis=0) for layer in layers),
+    )
+
+
+def by_layer(some: Sequence[Statistics]) -> list[Statistics]:
+    """For each layer its statistics in all batches."""
+    means = zip(*(each.mean for each in some), strict=True)
+    variances = zip(*(each.var for each in some), strict=True)
+    return [Statistics(*pair) for pair in zip(means, variances, strict=True)]
+
+
+def spread(batches: Statistics, eps: float) -> float:
+    r"""How far the batches of one layer lie around their mean, in standard deviations, >= 0.
+
+    Root mean square of the `distortion` that the mean of all batches' statistics, which is what
+    running statistics converge to, leaves in each of them.
+
+    Parameters
+    ----------
+    batches
+        Statistics of one layer, one entry for each batch.
+    eps
+        The constant that the layer adds to its variance.
+    """
+    count = len(batches)
+    mean, var = np.mean(batches.mean, axis=0), np.mean(batches.var, axis=0)
+    middle = Statistics((mean,) * count, (var,) * count)
+    return math.sqrt(float(np.mean(distortion(middle, batches, [eps] * count) ** 2)))
+
+
+def chance_spread(samples: int, batches: int) -> float:
+    r"""The `spread` that chance alone gives batches of one distribution.
+
+    .. math:: \sqrt{\frac{3}{2n}\,\frac{k-1}{k}}
+
+    for k batches of n independent normal values, to first order in 1/n: the mean of a batch
+    varies by 1/n of its variance, its standard deviation by half of that. Values of one sample
+    are not independent, so n is the number of samples.
+    """
+    return math.sqrt(1.5 / samples * (batches - 1) / batches)
 
 
 def readable(
@@ -206,6 +305,41 @@ def readable(
             & (error * np.abs(rm) <= READABLE * np.sqrt(total))
         )
     return masks
+
+
+def recover_calls(
+    points: Sequence[tuple[Array, Array]], rates: Sequence[float], eps: float, resolution: float
+) -> Statistics:
+    """Batch statistics of one layer's calls, read from its statistics between them.
+
+    See `recover_batch`. Where rounding hides a channel (see `readable`), the last running
+    statistics stand in for all calls.
+
+    Parameters
+    ----------
+    points
+        Running mean and variance before the first call, between the calls, after the last.
+    rates
+        Update rate of each call, > 0.
+    eps, resolution
+        The constant added to the variance; the spacing of numbers around 1.
+
+    Returns
+    -------
+    Statistics
+        One entry for each call, variances of the same kind as in `points`.
+    """
+    before, after = (
+        Statistics(*map(tuple, zip(*part, strict=True))) for part in (points[:-1], points[1:])
+    )
+    found = recover_batch(before, after, [1.0 - rate for rate in rates])
+    count, (mean, var) = len(rates), points[-1]
+    masks = readable(after, found, [eps] * count, rates, [resolution] * count)
+    clear = np.all(masks, axis=0)
+    return Statistics(
+        tuple(np.where(clear, each, mean) for each in found.mean),
+        tuple(np.where(clear, each, var) for each in found.var),
+    )
 
 
 def _per_layer(

@@ -149,3 +149,35 @@ def test_readable_leaves_out_channels_that_rounding_hides() -> None:
 @pytest.mark.parametrize(("n", "factor"), [(2, 2.0), (8, 8 / 7), (1, 1.0), (None, 1.0)])
 def test_bessel(n: int | None, factor: float) -> None:
     assert running.bessel(n) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, None])
+def test_noise_is_the_scatter_of_the_average_whatever_the_drift(rate: float | None) -> None:
+    rng = np.random.default_rng(0)
+    steps, channels = 200, 2000  # channels are as good as repetitions
+    drift = np.linspace(0.0, 30.0, steps)[:, None]
+    values = 2.0 * rng.standard_normal((steps, channels))
+    batches = [Statistics((v,), (np.full(channels, 4.0),)) for v in values + drift]
+    target = Statistics((np.zeros(channels),), (np.full(channels, 4.0),))
+    average = np.zeros(channels)
+    for step, value in enumerate(values):
+        kept = running.remaining_share(rate, step, 1)
+        average = kept * average + (1.0 - kept) * value
+    (found,) = running.noise(batches, target, [0.0], [rate])
+    assert found == pytest.approx(np.std(average) / 2.0, rel=0.1)
+
+
+def test_two_batches_tell_no_noise() -> None:
+    same = Statistics((np.zeros(1),), (np.ones(1),))
+    assert running.noise([same, same], same, [0.0], [0.1]).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("mean", "var", "possible"),
+    [(0.0, 0.0, True), (-1.0, 2.0, True), (0.0, -1.0, False), (math.inf, 1.0, False),
+     (0.0, math.nan, False)],
+)  # fmt: skip
+def test_possible(mean, var, possible):
+    fine = np.ones(2)
+    statistics = Statistics((fine, np.array([mean])), (fine, np.array([var])))
+    assert running.is_possible(statistics) is possible
