@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pytest_bncheck.errors import InputError
 
 SWITCH = "Train the models of tests marked bn_consistency and check them (default: skip them)."
 JSON = "Write a JSON report of all checks to this file; turns the checks on."
+HTML = "Write an HTML report of all checks to this file; turns the checks on."
 EXPLAIN = "Print the page of a rule, given by code, name or prefix, and exit."
 
 # Native values of TOML need a union, which pytest has from 9.2 on; before, all ini values are text.
@@ -32,11 +34,14 @@ class Session:
         The options of the command line and of the ini file.
     json
         Where the JSON report goes, or None.
+    html
+        Where the HTML report goes, or None.
     """
 
     enabled: bool
     layers: tuple[settings.Layer, ...]
     json: Path | None
+    html: Path | None
 
 
 SESSION = pytest.StashKey[Session]()
@@ -62,6 +67,8 @@ def add(parser: pytest.Parser) -> None:
         parser.addini(f"bncheck_{name}", option.help, type=kind, default=None)
     group.addoption("--bncheck-json", default=None, metavar="PATH", help=JSON)
     parser.addini("bncheck_json", JSON, type="string", default=None)
+    group.addoption("--bncheck-html", default=None, metavar="PATH", help=HTML)
+    parser.addini("bncheck_html", HTML, type="string", default=None)
     group.addoption("--bncheck-explain", default=None, metavar="RULE", help=EXPLAIN)
 
 
@@ -74,12 +81,31 @@ def read(config: pytest.Config) -> Session:
         One line for the first option that cannot be used.
     """
     try:
-        path = _json_path(config)
+        json, html = _report_path(config, "json"), _report_path(config, "html")
         layers = (_command_line(config), _ini_file(config))
         enabled = _enabled(config)
+        if html and enabled and not hasattr(config, "workerinput"):
+            _require_html()
     except InputError as error:
         raise pytest.UsageError(str(error)) from None
-    return Session(enabled, layers, path if enabled else None)
+    return Session(enabled, layers, json if enabled else None, html if enabled else None)
+
+
+def header(session: Session) -> str:
+    """One line that says that models are trained, with the options that are not the default."""
+    given, default = settings.merge(*session.layers), settings.merge()
+    shown = []
+    for name in given.sources:
+        value = getattr(given, name)
+        if value != getattr(default, name):
+            shown.append(f"{name}={_listed(value)}")
+    return f"bncheck: on ({', '.join(shown)})" if shown else "bncheck: on"
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, (dict, tuple)):
+        return " ".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def explain(text: str) -> str:
@@ -91,12 +117,13 @@ def explain(text: str) -> str:
         If there is no such rule.
     """
     from pytest_bncheck import rules
+    from pytest_bncheck.reports import page
 
     try:
         codes = sorted(rules.resolve(text))
     except InputError as error:
         raise pytest.UsageError(f"--bncheck-explain: {error}") from None
-    return "\n\n".join(rules.RULES[code].page.strip() for code in codes)
+    return "\n\n\n".join(page.render(rules.RULES[code].page) for code in codes)
 
 
 def _command_line(config: pytest.Config) -> settings.Layer:
@@ -127,22 +154,24 @@ def _ini(config: pytest.Config, name: str) -> Any:
 
 
 def _enabled(config: pytest.Config) -> bool:
+    paths = [config.getoption(f"bncheck_{kind}") for kind in ("json", "html")]
+    ini_paths = [_ini(config, f"bncheck_{kind}") for kind in ("json", "html")]
     answers = (
         config.getoption("bncheck"),
-        True if config.getoption("bncheck_json") is not None else None,
+        True if paths != [None, None] else None,
         _ini(config, "bncheck"),
-        True if _ini(config, "bncheck_json") is not None else None,
+        True if ini_paths != [None, None] else None,
     )
     return next((answer for answer in answers if answer is not None), False)
 
 
-def _json_path(config: pytest.Config) -> Path | None:
-    """The report's path, from the working directory or from the ini file's, tried out."""
-    option, ini = config.getoption("bncheck_json"), _ini(config, "bncheck_json")
+def _report_path(config: pytest.Config, kind: str) -> Path | None:
+    """A report's path, from the working directory or from the ini file's, tried out."""
+    option, ini = config.getoption(f"bncheck_{kind}"), _ini(config, f"bncheck_{kind}")
     if option is not None:
-        source, text, base = "--bncheck-json", option, config.invocation_params.dir
+        source, text, base = f"--bncheck-{kind}", option, config.invocation_params.dir
     elif ini is not None:
-        source, text, base = "bncheck_json in the ini file", ini, config.rootpath
+        source, text, base = f"bncheck_{kind} in the ini file", ini, config.rootpath
         base = config.inipath.parent if config.inipath else base
     else:
         return None
@@ -155,3 +184,11 @@ def _json_path(config: pytest.Config) -> Path | None:
         if problem:
             raise InputError(f"{source}={text} cannot be written: {problem}.")
     return path
+
+
+def _require_html() -> None:
+    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"the HTML report needs {' and '.join(missing)}: pip install 'pytest-bncheck[html]'."
+        )

@@ -6,6 +6,7 @@ Each surface gives a `Layer`, the options that it sets with the place they came 
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import operator
@@ -147,10 +148,25 @@ def _intended(value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _function(value: Any) -> Any:
-    if not callable(value):
-        raise TypeError
-    return value
+def _function(arguments: int) -> Callable[[Any], Any]:
+    """A function that can be called with so many arguments."""
+
+    def parse(value: Any) -> Any:
+        if not callable(value) or (inspect.isroutine(value) and not _takes(value, arguments)):
+            raise TypeError
+        return value
+
+    return parse
+
+
+def _takes(function: Any, arguments: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except TypeError:
+        return False
+    except ValueError:  # no signature to read
+        return True
+    return True
 
 
 def _optimizer(value: Any) -> Any:
@@ -220,12 +236,12 @@ OPTIONS: Mapping[str, Option] = {
     "strict": Option(_flag, "true or false", "Warnings fail too."),
     "intended": Option(_intended, ", ".join(f'"{name}"' for name in INTENDED)),
     "restore": Option(_flag, "True or False"),
-    "loss": Option(_function, "a function loss(outputs, targets)"),
+    "loss": Option(_function(2), "a function loss(outputs, targets)"),
     "optimizer": Option(
         _optimizer, "a function optimizer(params) or an optimizer of the model's framework"
     ),
-    "train_step": Option(_function, "a function train_step(model, batch) that returns the loss"),
-    "forward": Option(_function, "a function forward(model, batch) that returns the outputs"),
+    "train_step": Option(_function(2), "a function train_step(model, batch) that returns the loss"),
+    "forward": Option(_function(2), "a function forward(model, batch) that returns the outputs"),
 }
 
 RECIPE = ("loss", "optimizer", "train_step", "forward")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array: TypeAlias = NDArray[np.float64]
+    Slope: TypeAlias = tuple[Array, Array]
+    """γ·∂/∂γ and γ·∂/∂β of something, for one layer, each of shape (channels,)."""
 
 Verdict: TypeAlias = Literal["pass", "warn", "fail", "error"]
 BNVerdict: TypeAlias = Literal["healthy", "degraded", "broken"]
@@ -152,6 +154,23 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Streams:
+    """What the calls of one layer in one training step normalised.
+
+    Attributes
+    ----------
+    statistics
+        Batch statistics, one entry for each call; the running ones for channels where rounding
+        hides them.
+    samples
+        Samples in the smallest call's batch.
+    """
+
+    statistics: Statistics
+    samples: int
+
+
+@dataclass(frozen=True)
 class Calls:
     """How often each layer ran in a pass and on how many values.
 
@@ -244,6 +263,8 @@ class Dialect:
         What keeps a frozen part from moving its statistics.
     running_in_eval
         What lets a normalisation use running statistics in eval mode.
+    copy_statistics
+        Code that copies running statistics along with the parameters.
     unbiased
         Whether the framework stores the unbiased variance.
     """
@@ -255,6 +276,7 @@ class Dialect:
     mode: str = "training"
     freeze: str = "Keep the frozen part in inference mode."
     running_in_eval: str = "Let it use running statistics in eval mode"
+    copy_statistics: str = ""
     unbiased: bool = False
 
 
