@@ -17,8 +17,13 @@ from pytest_bncheck.types import InputError
 
 GROUP = "pytest_bncheck_adapters"
 
-# Keras first: on its torch backend a Keras model is also a torch.nn.Module.
-_BUILT_IN = (("keras", "KerasAdapter"), ("torch", "TorchAdapter"))
+# Keras first: on its torch backend a Keras model is also a torch.nn.Module, and so is a program.
+_BUILT_IN = (
+    ("keras", "keras", "KerasAdapter"),
+    ("torch", "torch_program", "TorchProgramAdapter"),
+    ("torch", "torch", "TorchAdapter"),
+)
+"""Framework, module and class of each adapter."""
 
 
 def find(model: Any) -> type[Adapter]:
@@ -38,9 +43,9 @@ def search(model: Any) -> type[Adapter] | None:
         adapter = finder(model)
         if adapter is not None:
             return adapter
-    for framework, name in _BUILT_IN:
+    for framework, module, name in _BUILT_IN:
         if framework in sys.modules:
-            adapter = getattr(import_module(f"{__name__}.{framework}"), name)
+            adapter = getattr(import_module(f"{__name__}.{module}"), name)
             if adapter.accepts(model):
                 return adapter  # type: ignore[no-any-return]
     return None
@@ -63,6 +68,11 @@ def require(adapter: Any, model: Any) -> type[Adapter]:
         )
     if isinstance(model, type):
         raise InputError(f"the model is the class {_name(model)}; pass an instance of it.")
+    if any(kind.__module__.split(".")[0] == "tf_keras" for kind in type(model).__mro__):
+        raise InputError(
+            f"cannot check {_name(type(model))}: it is a model of tf_keras, the legacy Keras 2; "
+            "build it with Keras 3 (import keras, without TF_USE_LEGACY_KERAS=1)."
+        )
     raise InputError(
         f"cannot check a model of type {_name(type(model))}; supported are torch.nn.Module, "
         f"keras.Model and what an installed package or a conftest.py adds with {GROUP}."

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pytest_bncheck.maths.dealing import deal
 from pytest_bncheck.types import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def to_tensors(batch: Any, device: torch.device, dtype: torch.dtype | None) -> A
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
+            if leaf.is_meta:
+                raise InputError("batch: a tensor on the meta device holds no numbers")
             return leaf.to(device)
         if isinstance(leaf, (np.ndarray, np.generic)):
             array = np.asarray(leaf)
@@ -41,73 +44,77 @@ def to_tensors(batch: Any, device: torch.device, dtype: torch.dtype | None) -> A
     return _map(batch, convert)
 
 
-def split(batch: Any) -> tuple[Any, Any]:
-    """Inputs and targets of a batch.
-
-    A pair is (inputs, targets); of a dict, ``labels``, ``targets`` or ``target`` are the targets
-    and also stay among the inputs of a model that returns its own loss.
-
-    Raises
-    ------
-    InputError
-        If the batch is neither.
-    """
-    if isinstance(batch, Mapping):
-        for key in ("labels", "targets", "target"):
-            if key in batch:
-                return dict(batch), batch[key]
-        return dict(batch), None
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    raise InputError(
-        f"batch: expected (inputs, targets) or a dict, got {_name(batch)}; for anything else "
-        "pass forward= and train_step=, or override bncheck_forward and bncheck_train_step"
-    )
-
-
-def batch_length(batch: Any) -> int:
-    """Samples in the batch: the leading axis of its first tensor.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
-    for _, leaf in leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            if leaf.shape[0] == 0:
-                raise InputError("batch: it holds no sample (its leading axis has length 0)")
-            return int(leaf.shape[0])
-    raise InputError(f"batch: no tensor or array in {_name(batch)}; expected (inputs, targets)")
-
-
-def first_half(batch: Any, size: int) -> Any:
+def first_half(batch: Any, size: int | None) -> Any:
     """The first half of the samples, or None if something in the batch is not cut by samples."""
-    tensors = [leaf for _, leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
-    if size < 2 or any(leaf.shape[0] != size for leaf in tensors):
+    tensors = [leaf for _, leaf in leaves(batch) if _has_axis(leaf)]
+    sliceable = (leaf.shape[0] == size and leaf.layout is torch.strided for leaf in tensors)
+    if size is None or size < 2 or not all(sliceable):
         return None
-    return _map(
-        batch, lambda leaf: leaf[: size // 2] if isinstance(leaf, Tensor) and leaf.dim() else leaf
-    )
+    return _map(batch, lambda leaf: leaf[: size // 2] if _has_axis(leaf) else leaf)
 
 
-def float_outputs(outputs: Any, size: int) -> dict[str, Array]:
-    """Every floating output whose leading axis is the batch, in float64, by its path."""
+def remixed(batches: Sequence[Any], sizes: Sequence[int | None]) -> list[tuple[Any, int]]:
+    """The samples of some batches dealt anew, each new batch from all, with their numbers.
+
+    None where something is not cut by samples; see `deal`.
+    """
+    known = [size for size in sizes if size is not None]
+    whole = _stacked(list(zip(batches, sizes, strict=True)))
+    if whole is None or len(known) < len(sizes):
+        return []
+
+    def take(part: Any) -> Any:
+        return _map(whole, lambda leaf: leaf[part] if _has_axis(leaf) else leaf)
+
+    return [(take(part), len(part)) for part in deal(known)]
+
+
+def _stacked(pairs: Sequence[tuple[Any, int | None]]) -> Any:
+    """Batches as one; None where they differ in structure or something is not cut by samples."""
+    each = [[leaf for _, leaf in leaves(batch) if _has_axis(leaf)] for batch, _ in pairs]
+    rows = [(leaf, size) for own, (_, size) in zip(each, pairs, strict=True) for leaf in own]
+    cut = all(leaf.shape[0] == size and leaf.layout is torch.strided for leaf, size in rows)
+    shapes = {tuple((leaf.shape[1:], leaf.dtype) for leaf in own) for own in each}
+    if not cut or len(shapes) > 1:
+        return None
+    joined = iter([torch.cat(same) for same in zip(*each, strict=True)])
+    return _map(pairs[0][0], lambda leaf: next(joined) if _has_axis(leaf) else leaf)
+
+
+def _has_axis(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+def float_outputs(outputs: Any, size: int | None) -> dict[str, Array]:
+    """`batched` outputs in float64."""
     return {
-        path or "output": leaf.detach().cpu().double().numpy()
-        for path, leaf in leaves(outputs)
-        if isinstance(leaf, Tensor)
-        and leaf.is_floating_point()
-        and leaf.dim()
-        and leaf.shape[0] == size
+        path: leaf.detach().cpu().double().numpy() for path, leaf in batched(outputs, size).items()
     }
 
 
-def mean_output(outputs: Any) -> Any:
-    """The same outputs with every sample's replaced by the mean over the batch, or None."""
-    if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or not outputs.dim():
-        return None
-    return outputs.mean(dim=0, keepdim=True).expand_as(outputs)
+def batched(outputs: Any, size: int | None) -> dict[str, Tensor]:
+    """Every floating output whose leading axis is the batch, by its path.
+
+    Where the size of the batch is unknown, every one that has an axis.
+    """
+    return {path or "output": leaf for path, leaf in leaves(outputs) if _is_batched(leaf, size)}
+
+
+def mean_output(outputs: Any, size: int | None) -> Any:
+    """The same outputs with every sample's replaced by the mean over the batch."""
+
+    def mean(leaf: Any) -> Any:
+        if not _is_batched(leaf, size):
+            return leaf
+        return leaf.mean(dim=0, keepdim=True).expand_as(leaf).contiguous()
+
+    return _map(outputs, mean)
+
+
+def _is_batched(leaf: Any, size: int | None) -> bool:
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.dim():
+        return False
+    return size is None or leaf.shape[0] == size
 
 
 def describe(outputs: Any) -> str:
@@ -115,7 +122,7 @@ def describe(outputs: Any) -> str:
     return "; ".join(
         f"{path}{tuple(leaf.shape)}{leaf.dtype}"
         if isinstance(leaf, Tensor)
-        else f"{path}:{_name(leaf)}"
+        else f"{path}:{type_name(leaf)}"
         for path, leaf in leaves(outputs)
     )
 
@@ -136,47 +143,33 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _map(value: Any, convert: Callable[[Any], Any]) -> Any:
-    """`value` with every leaf converted; named tuples and mappings keep their type."""
-    if isinstance(value, dict):
+    """`value` with every leaf converted; containers keep their type."""
+    if isinstance(value, MutableMapping):
+        mapped: Any = copy.copy(value)
+        for key, item in value.items():
+            mapped[key] = _map(item, convert)
+        return mapped
+    if isinstance(value, Mapping):
         return {key: _map(item, convert) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_map(item, convert) for item in value))
     if isinstance(value, (tuple, list)):
         return type(value)(_map(item, convert) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        mapped = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(mapped, field.name, _map(getattr(value, field.name), convert))
+        return mapped
     return convert(value)
 
 
-def _name(value: Any) -> str:
+def type_name(value: Any) -> str:
+    """What something is, as an error says it."""
     kind = type(value).__name__
     return f"a {kind} of {len(value)}" if isinstance(value, (tuple, list)) else f"a {kind}"
 
 
-def rounding(dtype: torch.dtype | None, device: torch.device) -> float:
-    """The relative difference that another batch size alone makes, with room to spare.
-
-    About 1e-6 to 1e-5 in float32 on a CPU; TF32 on a GPU keeps three digits.
-    """
-    if dtype in (torch.float16, torch.bfloat16):
-        return 5e-2
-    return 1e-4 if device.type == "cpu" else 1e-2
-
-
-def find_device(wish: str) -> torch.device:
-    """The device of that name; under xdist, ``cuda`` and ``auto`` spread the workers over all.
-
-    Raises
-    ------
-    InputError
-        If there is no such device.
-    """
+def devices() -> list[str]:
+    """The devices that are there."""
     there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-    there += ["mps"] if torch.backends.mps.is_available() else []
-    spread = [name for name in there if name.startswith("cuda")]
-    if wish == "auto":
-        wish = "cuda" if spread else there[-1]
-    if wish == "cuda" and spread:
-        worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-        wish = spread[(int(worker) if worker.isdigit() else 0) % len(spread)]
-    if wish not in there:
-        raise InputError(f"device: {wish!r} is not there; this machine has {', '.join(there)}")
-    return torch.device(wish)
+    return [*there, "mps"] if torch.backends.mps.is_available() else there

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from pytest_bncheck.maths.running import bessel
-from pytest_bncheck.types import Calls, Layer, Statistics
+from pytest_bncheck.adapters._torch_state import plain_name
+from pytest_bncheck.maths.running import bessel, recover_calls
+from pytest_bncheck.types import Calls, Layer, Statistics, Streams
 
 Raw = tuple[Tensor, Tensor]
 """All running means and all running variances as they are stored, in one tensor each."""
@@ -27,7 +28,7 @@ class Layers:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules: dict[str, Any] = {
-            name or type(module).__name__: module
+            plain_name(name) or type(module).__name__: module
             for name, module in model.named_modules()
             if _has_statistics(module)
         }
@@ -41,6 +42,7 @@ class Layers:
         self._values: dict[str, int] = {}
         self._order: dict[str, None] = {}
         self._after_trainable: set[str] = set()
+        self._in_step = False
         self.reset_counters()
 
     # statistics -------------------------------------------------------------------------------
@@ -53,13 +55,13 @@ class Layers:
         var = [m.running_var.detach().reshape(-1) for m in self.modules.values()]
         return torch.cat(mean), torch.cat(var)
 
-    def biased(self, raw: Raw) -> Statistics:
-        """Stored statistics, per layer, in float64 and with biased variances."""
+    def biased(self, raw: Raw, exact: bool = False) -> Statistics:
+        """Stored statistics per layer, in float64, with biased variances unless `exact`."""
         if not self.modules:
             return Statistics((), ())
         ends = np.cumsum(self._sizes())[:-1]
         mean, var = (np.split(t.cpu().double().numpy(), ends) for t in raw)
-        factors = [bessel(self._values.get(name)) for name in self.modules]
+        factors = [1.0 if exact else bessel(self._values.get(name)) for name in self.modules]
         return Statistics(
             tuple(mean), tuple(v / factor for v, factor in zip(var, factors, strict=True))
         )
@@ -115,6 +117,15 @@ class Layers:
             for buffer, values in saved:
                 buffer.data.copy_(values)
 
+    @contextmanager
+    def of_other_sizes(self) -> Iterator[None]:
+        """Passes over other numbers of values, which leave those of training in place."""
+        values = dict(self._values)
+        try:
+            yield
+        finally:
+            self._values = values
+
     def measure_silent_rates(self, forward: Callable[[], object]) -> None:
         """Measure the update rate of layers that have no momentum to read.
 
@@ -166,6 +177,53 @@ class Layers:
             tuple(self._values.get(name) for name in self.modules),
         )
 
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Look at every call for the time of a training step; the last step's are forgotten."""
+        self._between: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._inputs: dict[str, list[tuple[int, int]]] = {}
+        self._in_step = True
+        try:
+            yield
+        finally:
+            self._in_step = False
+
+    def streams(self, before: Raw, after: Raw) -> dict[str, Streams]:
+        """Batch statistics of each call in the last step, of layers with several.
+
+        Read from what each call changed, so that training runs as it would without a look.
+
+        Parameters
+        ----------
+        before, after
+            The statistics around that step.
+        """
+        if not self._between:
+            return {}
+        start, stop = self.biased(before, exact=True), self.biased(after, exact=True)
+        found = {}
+        for k, (name, module) in enumerate(self.modules.items()):
+            seen = [(m.cpu().double(), v.cpu().double()) for m, v in self._between.get(name, ())]
+            between = [(m.reshape(-1).numpy(), v.reshape(-1).numpy()) for m, v in seen]
+            points = [(start.mean[k], start.var[k]), *between, (stop.mean[k], stop.var[k])]
+            if between and self.rates[name] != 0.0:
+                each = self._read_calls(name, module, points)
+                found[name] = Streams(each, min(samples for _, samples in self._inputs[name]))
+        return found
+
+    def _read_calls(self, name: str, module: Any, points: list[tuple[Any, Any]]) -> Statistics:
+        """Biased batch statistics of the calls between the points."""
+        sizes, rate = self._inputs[name], self.rates[name]
+        earlier = self._trained[name] - len(sizes)
+        each = recover_calls(
+            points,
+            [1.0 / (earlier + j + 1) if rate is None else rate for j in range(len(sizes))],
+            float(getattr(module, "eps", 0.0)),
+            torch.finfo(module.running_var.dtype).eps,
+        )
+        pairs = zip(each.var, sizes, strict=True)
+        return Statistics(each.mean, tuple(var / bessel(n) for var, (n, _) in pairs))
+
     def order_by_call(self, log: list[Raw]) -> list[Raw]:
         """Put the layers, and the log of their statistics, in the order of their first call."""
         order = [*self._order, *(name for name in self.modules if name not in self._order)]
@@ -191,11 +249,20 @@ class Layers:
             self._trained[name] += 1
             self.last = name
             if args and isinstance(args[0], Tensor):
-                self._values[name] = _values_per_channel(module, args[0])
+                n = self._values[name] = _values_per_channel(module, args[0])
+                if self._in_step:
+                    self._look(name, module, (n, args[0].shape[0]))
                 if args[0].requires_grad:
                     self._after_trainable.add(name)
 
         return count
+
+    def _look(self, name: str, module: Any, size: tuple[int, int]) -> None:
+        """Keep what a layer's earlier calls in this step made of its statistics."""
+        if name in self._inputs:
+            raw = module.running_mean.detach().clone(), module.running_var.detach().clone()
+            self._between.setdefault(name, []).append(raw)
+        self._inputs.setdefault(name, []).append(size)
 
     def _sizes(self) -> list[int]:
         return [module.running_mean.numel() for module in self.modules.values()]

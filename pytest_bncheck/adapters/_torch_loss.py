@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pytest_bncheck.adapters import _torch_hints as hints
+from pytest_bncheck.adapters._torch_data import leaves, type_name
 from pytest_bncheck.types import InputError
 
 Loss = Callable[[Any, Any], Any]
@@ -20,16 +22,75 @@ IGNORED = -100
 _VIEWS = ("View", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Select", "Alias", "Clone")
 
 
+class Criterion:
+    """The loss of outputs and targets: the user's, or what both suggest.
+
+    Parameters
+    ----------
+    loss
+        The user's, or None to infer it from the first outputs.
+
+    Attributes
+    ----------
+    loss
+        None while unknown.
+    kind
+        `last_operation` of the outputs, None if nobody asked.
+    settled
+        Whether `loss` is final: there is nothing to infer, or nothing could be.
+    """
+
+    def __init__(self, loss: Loss | None) -> None:
+        self.loss, self.settled = loss, loss is not None
+        self.kind: str | None = None
+
+    def __call__(self, outputs: Any, targets: Any) -> Any:
+        """The loss; with gradients on if it is still to be inferred.
+
+        None where a model makes its own loss in training mode only.
+
+        Raises
+        ------
+        InputError
+            If it cannot be inferred.
+        """
+        __tracebackhide__ = True
+        output = main_output(outputs)
+        if self.kind is None and isinstance(output, Tensor) and output.grad_fn is not None:
+            self.kind = last_operation(output)
+        if self.loss is None:
+            self.settle(infer(outputs, targets), self.kind)
+        assert self.loss is not None
+        return self.loss(outputs, targets)
+
+    def settle(self, loss: Loss | None, kind: str | None) -> None:
+        """Decide on a loss, or that it stays unknown."""
+        self.loss, self.kind, self.settled = self.loss or loss, self.kind or kind, True
+
+
+def own_loss(outputs: Any) -> Any:
+    """The loss that a model made itself and returned with its outputs, or None."""
+    if isinstance(outputs, Mapping):
+        return outputs.get("loss")
+    return getattr(outputs, "loss", None)
+
+
 def main_output(outputs: Any) -> Any:
-    """The tensor that a loss looks at: the output itself, its ``logits``, or its ``out``."""
+    """The tensor that a loss looks at.
+
+    The output itself, its ``logits`` or ``out``, the first of a tuple or list, or the only tensor
+    in another container; where there is none of these, the outputs as they are.
+    """
     if isinstance(outputs, Tensor):
         return outputs
     for key in ("logits", "out"):
-        if isinstance(outputs, Mapping) and isinstance(outputs.get(key), Tensor):
-            return outputs[key]
-        if isinstance(getattr(outputs, key, None), Tensor):
-            return getattr(outputs, key)
-    return outputs
+        value = outputs.get(key) if isinstance(outputs, Mapping) else getattr(outputs, key, None)
+        if isinstance(value, Tensor):
+            return value
+    if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
+        return outputs[0]
+    tensors = [leaf for _, leaf in leaves(outputs) if isinstance(leaf, Tensor) and leaf.dim()]
+    return tensors[0] if len(tensors) == 1 else outputs
 
 
 def last_operation(output: Tensor) -> str:
@@ -47,20 +108,22 @@ def last_operation(output: Tensor) -> str:
     return "sigmoid" if name.startswith("Sigmoid") else "logits"
 
 
-def infer(outputs: Any, targets: Any) -> Loss:
-    """The loss for these outputs (made with gradients on) and targets.
+def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
+    """The loss for these outputs and targets.
+
+    Without `kind`, `last_operation` is asked, and the outputs have to be made with gradients on.
 
     Raises
     ------
     InputError
         If the targets do not say, or a label is out of range.
     """
-    if getattr(outputs, "loss", None) is not None:
-        return lambda out, _: out.loss
+    if own_loss(outputs) is not None:
+        return lambda out, _: own_loss(out)
     output = main_output(outputs)
     if not isinstance(output, Tensor) or not isinstance(targets, Tensor):
         raise _unclear(outputs, targets)
-    kind = last_operation(output)
+    kind = kind or last_operation(output)
     if classes(output, targets):
         check_labels(output, targets)
         return lambda out, to: _cross_entropy(main_output(out), to, kind)
@@ -115,7 +178,12 @@ def classes(output: Tensor, targets: Tensor) -> bool:
 def check_labels(output: Tensor, targets: Tensor) -> None:
     """Raise an InputError if a class index has no output."""
     counted = targets[targets != IGNORED]
-    if counted.numel() and (counted.min() < 0 or counted.max() >= output.shape[1]):
+    if not counted.numel():
+        raise InputError(
+            f"the batch's targets are {IGNORED} throughout, which cross-entropy leaves out; "
+            "at least one label is needed"
+        )
+    if counted.min() < 0 or counted.max() >= output.shape[1]:
         wrong = counted[(counted < 0) | (counted >= output.shape[1])][0].item()
         raise InputError(
             f"the batch's targets hold the label {wrong}, but the model has {output.shape[1]} "
@@ -149,14 +217,24 @@ def _is_one_hot(targets: Tensor) -> bool:
 
 
 def _unclear(outputs: Any, targets: Any) -> InputError:
-    return InputError(
-        f"loss: none was given and it cannot be inferred from outputs {_describe(outputs)} and "
-        f"targets {_describe(targets)}; pass loss=lambda outputs, targets: ... or override the "
-        "bncheck_loss fixture to return such a function"
+    tensors = [leaf for _, leaf in leaves(outputs) if isinstance(leaf, Tensor)]
+    if not tensors:
+        return hints.no_forward(f"outputs: {_describe(outputs)} holds no tensor")
+    if isinstance(outputs, Mapping) and not any(leaf.dim() for leaf in tensors):
+        keys = ", ".join(f'"{key}"' for key in outputs)
+        return hints.no_step(
+            f"outputs: in training mode the model returns losses ({keys}) and no predictions",
+            "sum(model(*batch).values())",
+        )
+    return hints.no_loss(
+        "loss: none was given and it cannot be inferred from outputs, "
+        f"{_describe(outputs)}, and targets, {_describe(targets)}"
     )
 
 
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"of shape {tuple(value.shape)} ({str(value.dtype).removeprefix('torch.')})"
-    return f"of type {type(value).__name__}"
+        return f"a tensor of shape {tuple(value.shape)} ({str(value.dtype).removeprefix('torch.')})"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with {', '.join(map(repr, value)) or 'nothing'}"
+    return type_name(value)

@@ -57,6 +57,8 @@ class Watch:
     def __init__(self) -> None:
         self.training: dict[nn.Module, None] = {}
         self.inference: dict[nn.Module, None] = {}
+        self.low_precision: torch.dtype | None = None
+        """The 16-bit type in which some module got its input, if one did."""
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -67,7 +69,9 @@ class Watch:
         finally:
             handle.remove()
 
-    def _see(self, module: nn.Module, _: Any) -> None:
+    def _see(self, module: nn.Module, inputs: Any) -> None:
+        if inputs and getattr(inputs[0], "dtype", None) in (torch.float16, torch.bfloat16):
+            self.low_precision = inputs[0].dtype
         (self.training if module.training else self.inference).setdefault(module)
 
 

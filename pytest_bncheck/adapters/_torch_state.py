@@ -12,8 +12,10 @@ import functools
 import random
 import sys
 import types
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -44,18 +46,19 @@ class Snapshot:
     def __init__(self, *roots: Any) -> None:
         self.paths: dict[nn.Module, str] = {}
         self._seen: dict[int, Any] = {}
-        self._undo: list[Undo] = [_global_flags()]
+        self._undo: list[Undo] = []
         waiting = deque((root, "") for root in roots)
         while waiting:
             item, path = waiting.popleft()
             if id(item) in self._seen:
                 continue
             if isinstance(item, nn.Module):
-                self.paths[item] = path.removeprefix(".")
+                self.paths[item] = plain_name(path.removeprefix("."))
             self._keep(item)
             for attributes in _attributes(item):
                 self._keep(attributes)
             waiting.extend((child, path + step) for step, child in _children(item))
+        self._undo.append(_global_flags())  # put back first: the default device rules every call
 
     def _keep(self, item: Any) -> None:
         self._seen[id(item)] = item  # held, so that its id stays its own
@@ -97,6 +100,7 @@ def _children(item: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(item, types.FunctionType):
         yield from (("", part) for part in (item.__defaults__, item.__kwdefaults__))
         yield from (("", value) for _, value in _cells(item))
+        yield from (("", value) for _, value in _globals(item))
     else:
         for attributes in _attributes(item):
             yield from ((f".{key}", value) for key, value in attributes.items())
@@ -119,8 +123,8 @@ def _remember(item: Any) -> Undo | None:
         elements = list(item)
         return lambda: _refill(item, elements, list(item), item.update)
     if isinstance(item, types.FunctionType):
-        cells = list(_cells(item))
-        return lambda: _refill_cells(cells)
+        cells, names = list(_cells(item)), list(_globals(item))
+        return lambda: _refill_variables(item, cells, names)
     if isinstance(item, torch.Generator):
         state = item.get_state()
         return lambda: _discard(item.set_state(state))
@@ -188,9 +192,14 @@ def _same(left: Any, right: Any) -> bool:
     return left is right
 
 
-def _refill_cells(cells: list[tuple[Any, Any]]) -> None:
+def _refill_variables(
+    function: types.FunctionType, cells: list[tuple[Any, Any]], names: list[tuple[str, Any]]
+) -> None:
     for cell, value in cells:
         cell.cell_contents = value
+    for name, value in names:
+        if function.__globals__.get(name) is not value:
+            function.__globals__[name] = value
 
 
 def _discard(_: object) -> None:
@@ -205,16 +214,52 @@ def _cells(function: types.FunctionType) -> Iterator[tuple[Any, Any]]:
             continue
 
 
+def _globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """The variables of its module that a function of the user's names: an optimizer, a scaler."""
+    if _is_foreign(function.__module__):
+        return
+    for name in function.__code__.co_names:
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
+
+
+def plain_name(path: str) -> str:
+    """A path in a model without what `torch.compile` puts around modules."""
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """A context in which what `torch.compile` compiled runs as it was written.
+
+    It computes the same; and compiled code would not see the hooks that watch a pass, and would
+    be compiled again for every mode.
+    """
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        yield  # nothing is compiled, or torch is older than 2.6
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # torch warns of the hooks that watch a pass; here they may well see the wrapper too.
+        warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
+        yield
+
+
+def _is_foreign(module: str | None) -> bool:
+    return (module or "").split(".")[0] in _FOREIGN
+
+
 def _is_walked(item: Any) -> bool:
     """Whether an object's attributes belong to the user's state."""
     if isinstance(item, _NOT_STATE) or not isinstance(getattr(item, "__dict__", None), dict):
         return False
-    return isinstance(item, _OURS_TO_WALK) or type(item).__module__.split(".")[0] not in _FOREIGN
+    return isinstance(item, _OURS_TO_WALK) or not _is_foreign(type(item).__module__)
 
 
 def _global_flags() -> Undo:
     """PyTorch's process-wide switches that a user's code can leave changed."""
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    device, matmul = _default_device(), torch.get_float32_matmul_precision()
+    anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn
@@ -222,14 +267,28 @@ def _global_flags() -> Undo:
     autocast = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
 
     def undo() -> None:
+        if _default_device() != device:
+            torch.set_default_device(device)
         torch.set_grad_enabled(grad)
         torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(matmul)
+        torch.autograd.set_detect_anomaly(*anomaly)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = switches
         for kind, on in autocast.items():
             torch.set_autocast_enabled(kind, on)
 
     return undo
+
+
+def _default_device() -> torch.device | None:
+    """The device that was set as the default, or None if none was.
+
+    `torch.get_default_device` does not tell these apart, and a default that was set slows down
+    every call.
+    """
+    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    return None if context is None else context.device
 
 
 def random_fingerprint() -> list[bytes]:

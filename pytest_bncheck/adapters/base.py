@@ -13,10 +13,22 @@ Three rules:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from pytest_bncheck.types import Calls, Dialect, Layer, Prediction, Recipe, Statistics, Trace
+from pytest_bncheck.types import (
+    Calls,
+    Dialect,
+    Layer,
+    Prediction,
+    Recipe,
+    Statistics,
+    Streams,
+    Trace,
+)
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array, Slope
 
 
 class TooFewValues(Exception):
@@ -59,6 +71,14 @@ class Adapter(ABC):
         Relative difference of two predictions that rounding explains.
     batch_size
         Samples in the first batch, or None if that cannot be told.
+    expected_steps
+        Training steps that the experiment will make at most; set before `begin`.
+    program
+        What a finished program is that can neither be watched nor trained: ``a ScriptModule``;
+        None for a model.
+    follows
+        Whether another process's batches make the running statistics here; their batch statistics
+        are then given instead of the own ones.
     """
 
     framework: str
@@ -68,6 +88,9 @@ class Adapter(ABC):
     stochastic: bool = False
     noise: float = 1e-4
     batch_size: int | None = None
+    expected_steps: int = 0
+    follows: bool = False
+    program: str | None = None
 
     @abstractmethod
     def __init__(
@@ -125,6 +148,29 @@ class Adapter(ABC):
     def calls(self) -> Calls:
         """Calls of each layer over all training steps together."""
 
+    @property
+    def streams(self) -> Mapping[str, Streams]:
+        """What each call in the last training step normalised, by the layer's name.
+
+        Only layers that were called more than once. Empty if the adapter does not look.
+        """
+        return {}
+
+    def gather(self) -> list[Statistics]:
+        """Training is over: the running statistics in every process that trains the same model.
+
+        As the next forward would find them. Empty where there is only one process. All of them
+        have to come here.
+        """
+        return []
+
+    def agree(self, value: bool) -> bool:
+        """Whether it is so in every process that trains the same model.
+
+        For what decides on a pass in training mode, which may wait for the others.
+        """
+        return value
+
     # looking ----------------------------------------------------------------------------------
 
     @property
@@ -135,6 +181,13 @@ class Adapter(ABC):
         """
         return []
 
+    def not_finite(self, batch: int) -> str | None:
+        """Where a mini-batch holds NaN or infinity, as a message says it; None if nowhere.
+
+        Asked where the first loss is not finite.
+        """
+        return None
+
     @property
     def asleep(self) -> list[str]:
         """Normalisation and dropout layers in a part that came in eval mode, though it trains.
@@ -142,6 +195,11 @@ class Adapter(ABC):
         Frozen layers come in eval mode too, but alone, or with a part whose parameters are frozen.
         Empty if the adapter does not look.
         """
+        return []
+
+    @property
+    def unsaved(self) -> list[str]:
+        """Layers whose running statistics are not part of the state that the model saves."""
         return []
 
     @abstractmethod
@@ -152,8 +210,14 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def read(self) -> Statistics:
-        """The running statistics now."""
+    def read(self, *, exact: bool = False) -> Statistics:
+        """The running statistics now.
+
+        Parameters
+        ----------
+        exact
+            As eval mode normalises with them, whatever kind of variance the framework stores.
+        """
 
     @abstractmethod
     def write(self, statistics: Statistics, *, exact: bool = False) -> None:
@@ -169,8 +233,15 @@ class Adapter(ABC):
     # passes -----------------------------------------------------------------------------------
 
     @abstractmethod
-    def predict(self, batch: int) -> Prediction:
-        """The user's own eval mode, untouched."""
+    def predict(self, batch: int, *, observe: bool = True) -> Prediction:
+        """The user's own eval mode, untouched.
+
+        Parameters
+        ----------
+        observe
+            Look for random numbers, changed buffers and modules in training mode; a pass that was
+            looked at once need not be again, and is quicker.
+        """
 
     def predict_half(self, batch: int) -> Prediction | None:
         """Eval mode on the first half of the samples.
@@ -200,6 +271,15 @@ class Adapter(ABC):
         ran c times gives the value to which c calls a step lead.
         """
 
+    def predict_remixed(self, batches: int) -> list[Prediction]:
+        """As `predict_with_batch_statistics`, on the samples of the first batches dealt anew.
+
+        Each new batch takes its samples from all of the old ones and is as large as they were; of
+        batches of one sample there is a single new one. Empty where batches cannot be cut by
+        samples.
+        """
+        return []
+
     @abstractmethod
     def batch_statistics(self, batch: int) -> Statistics:
         """Batch statistics of a pass in full training mode, stochastic layers on."""
@@ -212,3 +292,21 @@ class Adapter(ABC):
         that only code of the user's that depends on the mode can make a difference. None where
         the model cannot run so on its inputs alone.
         """
+
+    def slopes(self, batch: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
+        """How eval mode reacts to the normalised output of each layer.
+
+        For y = γ·x̂ + β, with c over channels: γ·∂/∂γ and γ·∂/∂β of the inner product of the
+        prediction with `direction`, by one forward and one backward.
+
+        Parameters
+        ----------
+        direction
+            Outputs to take the inner product with, as in `Prediction.outputs`.
+
+        Returns
+        -------
+        list of pairs of arrays of shape (channels,)
+            None for a layer whose scale is unknown; None as a whole where there is no gradient.
+        """
+        return None

@@ -131,6 +131,7 @@ def _take_tensorflow(eager: Any) -> Restore:
             context._rng = generator
         else:
             vars(context).pop("_rng", None)
+        context.clear_kernel_cache()  # operations remember where their random numbers were
 
     return restore
 

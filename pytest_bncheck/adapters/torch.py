@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from pytest_bncheck.adapters import _torch_hints as hints
+from pytest_bncheck.adapters import _torch_lightning as lightning
 from pytest_bncheck.adapters import _torch_loss as losses
+from pytest_bncheck.adapters import _torch_step as steps
+from pytest_bncheck.adapters._devices import pick, rounding
+from pytest_bncheck.adapters._torch_batch import batch_length, targets_of, understand
 from pytest_bncheck.adapters._torch_data import (
-    batch_length,
+    batched,
     describe,
-    find_device,
+    devices,
     first_half,
     float_outputs,
+    leaves,
     mean_output,
-    rounding,
-    split,
+    remixed,
     to_tensors,
+    type_name,
 )
 from pytest_bncheck.adapters._torch_layers import Layers, Raw
 from pytest_bncheck.adapters._torch_modes import Tracer, Watch, attributes, depends_on_mode
-from pytest_bncheck.adapters._torch_state import Snapshot, random_fingerprint
+from pytest_bncheck.adapters._torch_refusals import dtype_note, not_finite, refuse_model
+from pytest_bncheck.adapters._torch_replicas import Replicas
+from pytest_bncheck.adapters._torch_slopes import slopes
+from pytest_bncheck.adapters._torch_state import (
+    Snapshot,
+    as_written,
+    plain_name,
+    random_fingerprint,
+)
 from pytest_bncheck.adapters.base import Adapter, TooFewValues
 from pytest_bncheck.adapters.random_state import RandomState
 from pytest_bncheck.maths.predictions import gap
@@ -35,12 +50,16 @@ from pytest_bncheck.types import (
     Prediction,
     Recipe,
     Statistics,
+    Streams,
     Trace,
 )
 
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array, Slope
+
 T = TypeVar("T")
 
-LIBRARIES = ("torch", "torchvision", "timm")
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torchmetrics")
 """Packages whose layers are library layers on the training path."""
 
 DIALECT = Dialect(
@@ -53,6 +72,7 @@ DIALECT = Dialect(
     "on that part after super().train(mode).",
     running_in_eval="Let it use running statistics in eval mode (track_running_stats=True, "
     "training=self.training)",
+    copy_statistics="copy.load_state_dict(model.state_dict())  # parameters and buffers",
     unbiased=True,
 )
 
@@ -74,7 +94,8 @@ class TorchAdapter(Adapter):
     ) -> None:
         self.model = model
         self.recipe = recipe
-        self._to = None if device is None else find_device(device)
+        refuse_model(model)
+        self._to = None if device is None else torch.device(pick(device, devices()))
         home = self._to or next((t.device for t in _tensors(model)), torch.device("cpu"))
         self.device = str(home)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
@@ -82,15 +103,19 @@ class TorchAdapter(Adapter):
         self._batches = [to_tensors(batch, home, dtype) for batch in batches]
         self._sizes = [batch_length(batch) for batch in self._batches]
         self.batch_size = self._sizes[0]
-        self._kind: str | None = None
-        self._loss = recipe.loss
-        self._optimizer: Any = None
+        if None in self._sizes and None in (recipe.forward, recipe.train_step):
+            raise hints.no_forward_and_step(
+                f"batch: no tensor or array in {type_name(batches[0])}; "
+                "expected (inputs, targets) or a dict"
+            )
+        self._criterion = losses.Criterion(recipe.loss)
         self._log: list[Raw] = []
         self._read_log: list[Statistics] = []
         self._losses: list[Any] = []
         self._idle: dict[nn.Module, None] = {}
         self._attributes: dict[tuple[nn.Module, str], Any] | None = None
-        self.noise = rounding(dtype, home)
+        self._around = ExitStack()
+        self.noise = rounding(_name(dtype), self.device)
 
     # before -----------------------------------------------------------------------------------
 
@@ -101,7 +126,14 @@ class TorchAdapter(Adapter):
         self._snapshot = Snapshot(self.model, *vars(self.recipe).values(), self._batches)
         if self._to is not None:
             self.model.to(self._to)
+        lightning.attach(self.model)
         self._layers = Layers(self.model)
+        self._replicas = Replicas(self.model)
+        self.follows = self._replicas.follows
+        self._step, self._users = steps.make(
+            self.model, self.recipe, self._forward, self._criterion
+        )
+        self._around.enter_context(as_written())
 
     def _materialise(self) -> None:
         """Give lazy modules their parameters, which takes a forward; nothing else changes."""
@@ -110,7 +142,7 @@ class TorchAdapter(Adapter):
         for module in modes:
             module.training = False
         try:
-            with torch.no_grad():
+            with torch.no_grad(), as_written():
                 self._forward(self._batches[0])
         finally:
             for module, training in modes.items():
@@ -120,6 +152,7 @@ class TorchAdapter(Adapter):
         kept: list[tuple[Tensor, Tensor]] = []
         if keep_weights:
             kept = [(tensor, tensor.detach().clone()) for tensor in _tensors(self.model)]
+        self._around.close()
         self._snapshot.restore()
         for tensor, values in kept:
             tensor.data.copy_(values)
@@ -131,6 +164,8 @@ class TorchAdapter(Adapter):
         self._mixed = len({module.training for module in self.model.modules()}) > 1
         if not self._mixed:
             self.model.train()
+        if self.recipe.train_step is None:
+            lightning.begin(self.model)
         self._modes = {module: module.training for module in self.model.modules()}
         self._layers.watch()
         if len(self._layers.rates) < len(self._layers.modules):
@@ -150,8 +185,8 @@ class TorchAdapter(Adapter):
         __tracebackhide__ = True
         first, ran = not self._losses, Watch()
         before = random_fingerprint() if first else None
-        with torch.enable_grad(), ran.open():
-            loss = self._users_step(batch) if self.recipe.train_step else self._own_step(batch)
+        with torch.enable_grad(), ran.open(), self._layers.step():
+            loss = self._step(self._batches[batch])
         self._losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
         self._log.append(self._layers.raw())
         self._idle.update({m: None for m in ran.inference if m not in ran.training})
@@ -159,42 +194,6 @@ class TorchAdapter(Adapter):
             self.stochastic = before != random_fingerprint()
             self._log = self._layers.order_by_call(self._log)
         self._calls = self._layers.counted()
-
-    def _users_step(self, batch: int) -> Any:
-        __tracebackhide__ = True
-        assert self.recipe.train_step is not None
-        loss = self.recipe.train_step(self.model, self._batches[batch])
-        if loss is None:
-            raise InputError("train_step returned None; it has to return the loss")
-        return loss
-
-    def _own_step(self, batch: int) -> Any:
-        __tracebackhide__ = True
-        if self._optimizer is None:
-            self._optimizer = self._make_optimizer()
-        self._optimizer.zero_grad()
-        loss = self._loss_of(self._forward(self._batches[batch]), self._batches[batch])
-        loss.backward()
-        self._optimizer.step()
-        return loss
-
-    def _make_optimizer(self) -> Any:
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        if not parameters:
-            raise InputError(
-                "model: no parameter requires a gradient, so it cannot be trained; "
-                "steps=0 judges it as it is"
-            )
-        wish = self.recipe.optimizer
-        if wish is None:
-            return torch.optim.Adam(parameters, lr=1e-3)
-        made = wish if isinstance(wish, torch.optim.Optimizer) else wish(parameters)
-        if not isinstance(made, torch.optim.Optimizer):
-            raise InputError(
-                "optimizer: expected a torch.optim.Optimizer or a function of the parameters "
-                f"that returns one, got a {type(made).__name__}"
-            )
-        return made
 
     @property
     def losses(self) -> list[float]:
@@ -210,7 +209,22 @@ class TorchAdapter(Adapter):
     def calls(self) -> Calls:
         return self._calls
 
+    def gather(self) -> list[Statistics]:
+        self._replicas.settle()
+        each = self._replicas.gather(self._layers.raw())
+        return [self._layers.biased(raw) for raw in each]
+
+    def agree(self, value: bool) -> bool:
+        return self._replicas.agree(value, torch.device(self.device))
+
+    @property
+    def streams(self) -> Mapping[str, Streams]:
+        return self._layers.streams(*self._log[-2:]) if self._losses else {}
+
     # looking ----------------------------------------------------------------------------------
+
+    def not_finite(self, batch: int) -> str | None:
+        return not_finite(self._batches[batch])
 
     @property
     def idle(self) -> list[str]:
@@ -230,24 +244,41 @@ class TorchAdapter(Adapter):
                 found.update({m: None for m in members if m in self._idle and depends_on_mode(m)})
         return [self._snapshot.paths[module] for module in found]
 
+    @property
+    def unsaved(self) -> list[str]:
+        try:
+            state = self.model.state_dict(keep_vars=True)
+        except Exception:  # a state of the user's own making
+            return []
+        saved = [leaf for _, leaf in leaves(state) if isinstance(leaf, Tensor)]
+        return [
+            name
+            for name, module in self._layers.modules.items()
+            if not all(_is_among(t, saved) for t in (module.running_mean, module.running_var))
+        ]
+
     def layers(self) -> list[Layer]:
         return self._layers.describe({id(m) for m, mode in self._modes.items() if not mode})
 
-    def read(self) -> Statistics:
-        return self._layers.biased(self._layers.raw())
+    def read(self, *, exact: bool = False) -> Statistics:
+        return self._layers.biased(self._layers.raw(), exact)
 
     def write(self, statistics: Statistics, *, exact: bool = False) -> None:
         self._layers.write(statistics, exact)
 
     # passes -----------------------------------------------------------------------------------
 
-    def predict(self, batch: int) -> Prediction:
+    def predict(self, batch: int, *, observe: bool = True) -> Prediction:
         __tracebackhide__ = True
         self._enter_eval()
+        if not observe:
+            return self._pass(self._batches[batch], self._sizes[batch], observe=False)
         watch, own = Watch(), self._layers.named_buffers()
         before = {name: buffer.detach().clone() for name, buffer in own.items()}
         with watch.open():
             prediction = self._pass(self._batches[batch], self._sizes[batch])
+        if watch.low_precision is not None:  # autocast, whatever the parameters' own dtype
+            self.noise = rounding(_name(watch.low_precision), self.device)
         moved = [name for name, buffer in own.items() if not _equal(buffer, before[name])]
         stuck = [
             self._snapshot.paths[module]
@@ -264,7 +295,7 @@ class TorchAdapter(Adapter):
             return None
         self.model.eval()
         try:
-            return self._pass(half, self._sizes[batch] // 2)
+            return self._pass(half, (self._sizes[batch] or 0) // 2)
         except Exception:  # a model for one batch size only has no half to compare
             return None
 
@@ -278,11 +309,7 @@ class TorchAdapter(Adapter):
     def sticky(self, batch: int) -> list[str]:
         before, paths = self._attributes or {}, self._snapshot.paths
         self._enter_training()
-        changed = {
-            (module, key): vars(module).get(key)
-            for (module, key), value in before.items()
-            if vars(module).get(key) != value
-        }
+        changed = self._changed_attributes()
         if not changed:
             return []
         state, results = RandomState.capture(), []
@@ -298,14 +325,28 @@ class TorchAdapter(Adapter):
 
     def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
         __tracebackhide__ = True
+        return self._with_batch_statistics(self._batches[batch], self._sizes[batch])
+
+    def predict_remixed(self, batches: int) -> list[Prediction]:
+        __tracebackhide__ = True
+        sizes = [size for size in self._sizes[:batches] if size is not None]
+        dealt = remixed(self._batches[:batches], sizes) if len(sizes) == batches else []
+        with self._layers.of_other_sizes():
+            return [self._with_batch_statistics(batch, size)[0] for batch, size in dealt]
+
+    def _with_batch_statistics(
+        self, batch: Any, size: int | None
+    ) -> tuple[Prediction, Statistics, Calls]:
+        __tracebackhide__ = True
         self._enter_eval()
         active = self._active()
         with self._layers.emptied(active):
             for module in active.values():
                 module.training = True
             self._layers.reset_counters()
-            prediction = self._pass(self._batches[batch], self._sizes[batch])
-            calls, filled = self._layers.counted(), self._layers.raw()
+            prediction = self._pass(batch, size)
+            calls = self._layers.counted()
+            filled = self._replicas.led(self._layers.raw())
         return prediction, self._layers.batch_statistics(filled, active, calls), calls
 
     def batch_statistics(self, batch: int) -> Statistics:
@@ -313,11 +354,11 @@ class TorchAdapter(Adapter):
         active = self._active()
 
         def run() -> Statistics:
-            with self._layers.emptied(active):
+            with self._as_trained(), self._layers.emptied(active), torch.no_grad():
                 self._layers.reset_counters()
-                with torch.no_grad():
-                    self._forward(self._batches[batch])
-                calls, filled = self._layers.counted(), self._layers.raw()
+                self._forward(self._batches[batch])
+                calls = self._layers.counted()
+                filled = self._replicas.led(self._layers.raw())
             return self._layers.batch_statistics(filled, active, calls)
 
         return self._in_training(run)
@@ -331,12 +372,21 @@ class TorchAdapter(Adapter):
             if _is_library_leaf(module):
                 module.training = id(module) in live
         try:
-            with self._layers.emptied(active):
+            with self._as_trained(), self._layers.emptied(active):
                 return self._pass(self._batches[batch], self._sizes[batch])
         except Exception:
-            if self.recipe.train_step is None:
+            if not self._users:
                 raise
             return None  # in training mode the model wants more than its inputs
+
+    def slopes(self, batch: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
+        __tracebackhide__ = True
+        self._enter_eval()
+        return slopes(
+            self._layers.modules,
+            lambda: batched(self._forward(self._batches[batch]), self._sizes[batch]),
+            direction,
+        )
 
     # inside -----------------------------------------------------------------------------------
 
@@ -348,66 +398,88 @@ class TorchAdapter(Adapter):
             if "more than 1 value per channel" in str(error) and self._layers.last is not None:
                 raise TooFewValues(self._layers.last) from None
             raise
+        except RuntimeError as error:
+            note = dtype_note(self.model, batch)
+            if note is not None:
+                error.add_note(note)
+            raise
 
     def _call(self, batch: Any) -> Any:
         __tracebackhide__ = True
         if self.recipe.forward is not None:
             return self.recipe.forward(self.model, batch)
-        inputs, _ = split(batch)
-        if isinstance(inputs, dict):
-            return self.model(**inputs)
-        return self.model(*inputs) if isinstance(inputs, (tuple, list)) else self.model(inputs)
-
-    def _loss_of(self, outputs: Any, batch: Any) -> Any:
-        __tracebackhide__ = True
-        targets = split(batch)[1]
-        output = losses.main_output(outputs)
-        if self._kind is None and isinstance(output, Tensor) and output.grad_fn is not None:
-            self._kind = losses.last_operation(output)
-        if self._loss is None:
-            self._loss = losses.infer(outputs, targets)
-        return self._loss(outputs, targets)
+        call = understand(self.model, batch)
+        if not lightning.has_forward(self.model):
+            raise hints.no_forward(
+                f"{type(self.model).__name__} defines no forward, which is what it predicts"
+            )
+        return self.model(*call.args, **call.kwargs)
 
     def _training_outputs(self, batch: int) -> Any:
         with self._layers.emptied(self._active()), torch.no_grad():
             return float_outputs(self._forward(self._batches[batch]), self._sizes[batch])
 
-    def _pass(self, batch: Any, size: int) -> Prediction:
+    def _pass(self, batch: Any, size: int | None, *, observe: bool = True) -> Prediction:
         """One forward without gradients in the modes that the modules are in."""
         __tracebackhide__ = True
-        random_before = random_fingerprint()
-        others = self._other_buffers()
+        random_before = random_fingerprint() if observe else []
+        others = self._other_buffers() if observe else []
+        targets = targets_of(self.model, batch)
         # Only the autograd graph tells logits from probabilities, so the first pass may need it.
-        with torch.set_grad_enabled(self._loss is None and self.recipe.train_step is None):
+        with torch.set_grad_enabled(not self._criterion.settled):
             outputs = self._forward(batch)
-            loss, constant = self._scores(outputs, batch)
+            loss, constant = self._scores(outputs, targets, size)
         return Prediction(
             outputs=float_outputs(outputs, size),
             structure=describe(outputs),
             loss=loss,
-            accuracy=losses.accuracy(outputs, split(batch)[1], self._kind),
+            accuracy=losses.accuracy(outputs, targets, self._criterion.kind),
             constant_loss=constant,
-            random=random_before != random_fingerprint(),
+            random=observe and random_before != random_fingerprint(),
             mutated=tuple(name for name, now, then in others if not _equal(now, then)),
         )
 
-    def _scores(self, outputs: Any, batch: Any) -> tuple[float | None, float | None]:
+    def _scores(
+        self, outputs: Any, targets: Any, size: int | None
+    ) -> tuple[float | None, float | None]:
         """Loss of the outputs, and of the mean output for every sample; None if unknown."""
         __tracebackhide__ = True
-        if self._loss is None and self.recipe.train_step is not None:
-            try:
-                loss = self._loss_of(outputs, batch)
-            except InputError:  # the user's own step knows the loss, nobody else does
-                return None, None
-        else:
-            loss = self._loss_of(outputs, batch)
-        mean = mean_output(outputs)
-        return _number(loss), None if mean is None else _number(self._loss_of(mean, batch))
+        if self._criterion.settled and self._criterion.loss is None:
+            return None, None
+        try:
+            loss = self._criterion(outputs, targets)
+        except InputError:
+            if not self._users:
+                raise
+            return None, None  # the user's own step knows the loss, nobody else does
+        if loss is None or losses.own_loss(outputs) is not None:  # the latter knows no other output
+            return None if loss is None else _number(loss), None
+        return _number(loss), _number(self._criterion(mean_output(outputs, size), targets))
 
     def _enter_eval(self) -> None:
         if self._attributes is None:  # the first pass in eval mode is the first to change them
             self._attributes = attributes(self._snapshot.paths)
         self.model.eval()
+
+    def _changed_attributes(self) -> dict[tuple[nn.Module, str], Any]:
+        """The plain attributes that are not what they were before the first pass in eval mode."""
+        return {
+            (module, key): vars(module).get(key)
+            for (module, key), value in (self._attributes or {}).items()
+            if vars(module).get(key) != value
+        }
+
+    @contextmanager
+    def _as_trained(self) -> Iterator[None]:
+        """What passes in eval mode left in attributes is undone for a while."""
+        changed, before = self._changed_attributes(), self._attributes or {}
+        for module, key in changed:
+            vars(module)[key] = before[module, key]
+        try:
+            yield
+        finally:
+            for (module, key), value in changed.items():
+                vars(module)[key] = value
 
     def _enter_training(self) -> None:
         if not self._mixed:
@@ -428,7 +500,7 @@ class TorchAdapter(Adapter):
         except TooFewValues:
             raise
         except Exception:
-            if self.recipe.train_step is None:
+            if not self._users:
                 raise
         self.model.eval()
         own = {id(module) for module in self._layers.modules.values()}
@@ -450,7 +522,7 @@ class TorchAdapter(Adapter):
     def _other_buffers(self) -> list[tuple[str, Tensor, Tensor]]:
         own = {id(buffer) for buffer in self._layers.named_buffers().values()}
         others = [(n, b) for n, b in self.model.named_buffers() if id(b) not in own]
-        return [(name, buffer, buffer.detach().clone()) for name, buffer in others]
+        return [(plain_name(name), buffer, buffer.detach().clone()) for name, buffer in others]
 
 
 def _trains(modules: Sequence[nn.Module]) -> bool:
@@ -463,9 +535,21 @@ def _is_library_leaf(module: nn.Module) -> bool:
     return type(module).__module__.split(".")[0] in LIBRARIES and not any(module.children())
 
 
+def _name(dtype: torch.dtype | None) -> str:
+    """A type's name as frameworks share it: ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
+
+
+def _is_among(tensor: Tensor, some: Sequence[Tensor]) -> bool:
+    """Whether a tensor, or one like it, is there."""
+    return any(each is tensor for each in some) or any(
+        each.shape == tensor.shape and _equal(each, tensor.to(each)) for each in some
+    )
 
 
 def _number(loss: Any) -> float:

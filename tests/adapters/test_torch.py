@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,20 @@ def images(n: int = 8) -> tuple[Any, Any]:
     return torch.randn(n, 3, 10, 10, generator=generator) * 2 + 3, torch.arange(n) % 4
 
 
+OPEN: list[TorchAdapter] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().restore()
+
+
 def opened(model: nn.Module, batch: Any = None, steps: int = 0, **recipe: Any) -> TorchAdapter:
     lab = TorchAdapter(model, [batch or images()], Recipe(**recipe), None)
     lab.save()
+    OPEN.append(lab)
     lab.begin()
     for _ in range(steps):
         lab.train_step(0)

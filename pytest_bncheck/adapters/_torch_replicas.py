@@ -1,0 +1,79 @@
+"""The processes that train one model together, with DistributedDataParallel or SyncBatchNorm.
+
+What one of them does alone while the others wait for it would never end. So every pass that talks
+to the others is made by all, and what decides on such a pass is decided together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Raw = tuple[Tensor, Tensor]
+
+
+class Replicas:
+    """The other processes that train the same model, if there are any.
+
+    Attributes
+    ----------
+    count
+        Processes, at least 1.
+    follows
+        Whether another process's batches make the running statistics of this one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._wrappers = [m for m in modules if isinstance(m, DistributedDataParallel)]
+        shared = self._wrappers or any(isinstance(m, nn.SyncBatchNorm) for m in modules)
+        there = bool(shared) and dist.is_available() and dist.is_initialized()
+        self._group: Any = dist.group.WORLD if there else None
+        if self._wrappers:
+            self._group = self._wrappers[0].process_group
+        self.count = dist.get_world_size(self._group) if there else 1
+        self._first = dist.get_global_rank(self._group, 0) if there else 0
+        self._led = self.count > 1 and any(w.broadcast_buffers for w in self._wrappers)
+        self.follows = self._led and dist.get_rank(self._group) > 0
+
+    def agree(self, value: bool, device: torch.device) -> bool:
+        """Whether it is so in every process."""
+        if self.count == 1:
+            return value
+        votes = torch.tensor(float(value), device=device)
+        dist.all_reduce(votes, dist.ReduceOp.MIN, self._group)
+        return bool(votes > 0)
+
+    def settle(self) -> None:
+        """Bring the buffers together as the next forward would, and leave them alone from then on.
+
+        A forward in eval mode would overwrite them with those of the first process.
+        """
+        for wrapper in self._wrappers if self.count > 1 else ():
+            if wrapper.broadcast_buffers:
+                for buffer in wrapper.module.buffers():
+                    dist.broadcast(buffer.data, self._first, self._group)
+            wrapper.broadcast_buffers = False
+
+    def led(self, raw: Raw) -> Raw:
+        """The first process's statistics, where its batches make everybody's."""
+        if self._led:
+            raw = raw[0].clone(), raw[1].clone()
+            for tensor in raw:
+                dist.broadcast(tensor, self._first, self._group)
+        return raw
+
+    def gather(self, raw: Raw) -> list[Raw]:
+        """The statistics of every process; nothing where there is only one."""
+        if self.count == 1:
+            return []
+        found = []
+        for tensor in raw:
+            each = [torch.empty_like(tensor) for _ in range(self.count)]
+            dist.all_gather(each, tensor.contiguous(), self._group)
+            found.append(each)
+        return list(zip(*found, strict=True))

@@ -1,0 +1,83 @@
+"""How a prediction reacts to the normalised output of every layer: one forward, one backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array, Slope
+
+_Affine = tuple[Tensor, Tensor]
+
+
+def slopes(
+    modules: Mapping[str, Any],
+    forward: Callable[[], Mapping[str, Tensor]],
+    direction: Mapping[str, Array],
+) -> list[Slope | None] | None:
+    """γ·∂/∂γ and γ·∂/∂β of ⟨outputs, direction⟩ for each layer; see `Adapter.slopes`."""
+    with _affine(modules) as leaves, torch.enable_grad():
+        outputs = forward()
+        along = [
+            (outputs[path] * torch.as_tensor(value).to(outputs[path])).sum()
+            for path, value in direction.items()
+        ]
+        aim = torch.stack(along).sum()
+        if not aim.requires_grad:
+            return None
+        wanted = [leaf for pair in leaves.values() for leaf in pair]
+        try:
+            found = torch.autograd.grad(aim, wanted, allow_unused=True)
+        except RuntimeError:  # an operation of the user's that has no gradient in eval mode
+            return None
+        gradients = dict(zip(leaves, zip(found[::2], found[1::2], strict=True), strict=True))
+    return [
+        _slope(leaves[name][0], *gradients[name]) if name in leaves else None for name in modules
+    ]
+
+
+@contextmanager
+def _affine(modules: Mapping[str, Any]) -> Iterator[dict[str, _Affine]]:
+    """Every layer's scale and offset as parameters of their own, for the time of a pass.
+
+    Also where they are frozen, and 1 and 0 where the layer has none; the user's parameters stay
+    out of it.
+    """
+    own = {
+        name: (module, dict(module._parameters))
+        for name, module in modules.items()
+        if {"weight", "bias"} <= module._parameters.keys()
+    }
+    leaves = {}
+    try:
+        for name, (module, before) in own.items():
+            for key, neutral in (("weight", 1.0), ("bias", 0.0)):
+                there = before[key]
+                value = (
+                    torch.full_like(module.running_mean, neutral)
+                    if there is None
+                    else there.detach().clone()
+                )
+                module._parameters[key] = nn.Parameter(value)
+            leaves[name] = module.weight, module.bias
+        yield leaves
+    finally:
+        for module, before in own.values():
+            module._parameters.clear()
+            module._parameters.update(before)
+
+
+def _slope(scale: Tensor, by_scale: Tensor | None, by_offset: Tensor | None) -> Slope:
+    """A layer that the outputs do not depend on has slope 0."""
+    zero = torch.zeros_like(scale)
+    pair = (
+        (by_scale if by_scale is not None else zero),
+        (by_offset if by_offset is not None else zero),
+    )
+    scaled, shifted = ((scale * part).detach().cpu().double().numpy() for part in pair)
+    return scaled, shifted
