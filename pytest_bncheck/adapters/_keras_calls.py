@@ -16,9 +16,12 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
+from pytest_bncheck.adapters._keras_backend import Backend
 from pytest_bncheck.adapters._keras_layers import is_library, is_stock, statistics_of
-from pytest_bncheck.adapters._keras_state import TensorFlow, contents, put_back, to_host
-from pytest_bncheck.types import Calls, Statistics
+from pytest_bncheck.adapters._keras_state import put_back, seed_variables, to_host
+from pytest_bncheck.adapters.random_state import RandomState
+from pytest_bncheck.maths.running import recover_calls
+from pytest_bncheck.types import Calls, Layer, Statistics, Streams
 
 Tensor: TypeAlias = Any
 KerasLayer: TypeAlias = Any
@@ -39,12 +42,38 @@ class Record:
         Values per channel of the smallest call.
     batches
         Batch mean and variance of each call, where they are collected.
+    between
+        Running mean and variance between the calls with batch statistics in the last step.
+    samples
+        Samples in each of those calls.
     """
 
     training: int = 0
     inference: int = 0
     values: int | None = None
     batches: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    between: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+
+    def add(self, other: Record) -> None:
+        """Count the calls of another record too."""
+        self.training += other.training
+        self.inference += other.inference
+        self.note(other.values)
+
+    def begin_step(self) -> None:
+        """Forget what belongs to one step alone."""
+        self.between, self.samples = [], []
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.training, self.inference, self.values = 0, 0, None
+        self.batches, self.between, self.samples = [], [], []
+
+    def note(self, values: int | None) -> None:
+        """Remember a call's values per channel if they are the fewest."""
+        if values is not None:
+            self.values = values if self.values is None else min(values, self.values)
 
 
 def calls_of(records: Sequence[Record]) -> Calls:
@@ -74,6 +103,28 @@ def batch_statistics_of(
     return Statistics(tuple(mean), tuple(var))
 
 
+def streams_of(
+    layers: Sequence[Layer], records: Sequence[Record], before: Statistics, after: Statistics
+) -> dict[str, Streams]:
+    """Batch statistics of each call in the last step, of layers with several.
+
+    Parameters
+    ----------
+    before, after
+        Running statistics around that step.
+    """
+    found = {}
+    for k, (layer, record) in enumerate(zip(layers, records, strict=True)):
+        if record.between and layer.update_rate:
+            values = to_host([tensor for pair in record.between for tensor in pair])
+            between = list(zip(values[0::2], values[1::2], strict=True))
+            points = [(before.mean[k], before.var[k]), *between, (after.mean[k], after.var[k])]
+            rates = [layer.update_rate] * len(record.samples)
+            each = recover_calls(points, rates, layer.eps, layer.resolution)
+            found[layer.name] = Streams(each, min(record.samples))
+    return found
+
+
 @contextlib.contextmanager
 def replaced_calls(calls: Sequence[Replacement]) -> Iterator[None]:
     """Give layers another ``call`` each."""
@@ -95,7 +146,7 @@ def replaced_calls(calls: Sequence[Replacement]) -> Iterator[None]:
 def counted(
     layer: KerasLayer,
     record: Record,
-    backend: TensorFlow,
+    backend: Backend,
     *,
     force: bool = False,
     collect: bool = False,
@@ -123,24 +174,28 @@ def counted(
             bound.arguments["training"] = True
         bound.apply_defaults()
         training = bool(bound.arguments.get("training")) and layer.trainable
-        before = None if takes_mode else contents(statistics_of(layer))
+        changed = None if takes_mode else backend.change(statistics_of(layer))
+        between = [backend.copy(v) for v in statistics_of(layer)] if record.samples else None
         with contextlib.ExitStack() as changes:
             if collect and training:
                 changes.enter_context(_collected(layer, record, backend))
             outputs = original(*bound.args, **bound.kwargs)
-        if before is not None:  # no mode to see, but its effect
-            training = before != contents(statistics_of(layer))
+        if changed is not None:  # no mode to see, but its effect
+            training = changed()
+        if training:
+            record.samples.append(int(bound.args[0].shape[0]))
+            if between is not None:
+                record.between.append((between[0], between[1]))
         record.training += training
         record.inference += not training
-        values = _values_per_channel(layer, bound)
-        record.values = values if record.values is None else min(values, record.values)
+        record.note(_values_per_channel(layer, bound))
         return outputs
 
     return layer, call
 
 
 @contextlib.contextmanager
-def _collected(layer: KerasLayer, record: Record, backend: TensorFlow) -> Iterator[None]:
+def _collected(layer: KerasLayer, record: Record, backend: Backend) -> Iterator[None]:
     """Let one call leave its batch statistics in the record, and nothing in the layer.
 
     With momentum 0 a running statistic of 0 becomes the batch's own: free of rounding, and where
@@ -151,7 +206,7 @@ def _collected(layer: KerasLayer, record: Record, backend: TensorFlow) -> Iterat
     with put_back(layer._non_trainable_variables, backend):
         if is_stock(layer):
             for variable in statistics_of(layer):
-                variable.assign(keras.ops.zeros_like(variable))
+                variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
         layer.momentum = 0.0
         try:
             yield
@@ -182,6 +237,33 @@ def _in_inference(original: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def without_idle_draws(layers: Sequence[KerasLayer], backend: Backend) -> list[Replacement]:
+    """Recurrent layers that leave all random generators alone in inference mode.
+
+    Those of Keras prepare their dropout in any mode, and ignore it in inference mode.
+    """
+    return [(layer, _undrawn(layer, backend)) for layer in layers]
+
+
+def _undrawn(layer: KerasLayer, backend: Backend) -> Callable[..., Any]:
+    original = layer.call
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if traced(args, backend) or mode_of(signature, args, kwargs):
+            return original(*args, **kwargs)
+        random = RandomState.capture()
+        try:
+            with put_back(seed_variables(layer._flatten_layers(), backend), backend):
+                return original(*args, **kwargs)
+        finally:
+            random.restore()
+
+    return call
+
+
 class Modes:
     """In which mode layers run.
 
@@ -191,7 +273,7 @@ class Modes:
         Ids of the layers that ran in training mode, and in inference mode.
     """
 
-    def __init__(self, layers: Sequence[KerasLayer], backend: TensorFlow) -> None:
+    def __init__(self, layers: Sequence[KerasLayer], backend: Backend) -> None:
         self.training: set[int] = set()
         self.inference: set[int] = set()
         self._layers = layers
@@ -234,7 +316,7 @@ class Order:
         The last layer that did more than reshape.
     """
 
-    def __init__(self, model: Any, backend: TensorFlow) -> None:
+    def __init__(self, model: Any, backend: Backend) -> None:
         self.places: dict[int, int] = {}
         self.last: KerasLayer = None
         self._model = model
@@ -260,7 +342,7 @@ class Order:
         return call
 
 
-def traced(args: Sequence[Any], backend: TensorFlow) -> bool:
+def traced(args: Sequence[Any], backend: Backend) -> bool:
     """Whether a call only builds or traces the layer."""
     return not backend.eager() or any(isinstance(a, keras.KerasTensor) for a in args)
 

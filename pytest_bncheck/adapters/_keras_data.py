@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
+from pytest_bncheck.adapters._keras_backend import to_numpy
+from pytest_bncheck.maths.dealing import deal
 from pytest_bncheck.types import InputError, Recipe
 
 if TYPE_CHECKING:
@@ -20,8 +24,9 @@ class Batch:
 
     Attributes
     ----------
-    whole, inputs, targets
-        Everything; what the model gets; what the loss gets. None where the recipe needs none.
+    whole, inputs, targets, weights
+        Everything; what the model gets; what the loss gets; how much each sample counts in it.
+        None where there are none.
     size
         Samples; None if nothing tells.
     """
@@ -31,20 +36,23 @@ class Batch:
         self.whole = _tensors(batch)
         self.inputs: Any = None
         self.targets: Any = None
+        self.weights: Any = None
+        self._half: Batch | None = None
         if isinstance(self.whole, dict):
             key = next((key for key in _TARGET_KEYS if key in self.whole), None)
             self.inputs, self.targets = self.whole, None if key is None else self.whole[key]
             if key is not None and _ignores(model, key):
                 # A functional model takes values by their order, so it must not see others.
                 self.inputs = {k: v for k, v in self.whole.items() if k != key}
-        elif isinstance(self.whole, (list, tuple)) and len(self.whole) == 2:
-            self.inputs, self.targets = self.whole
+        elif isinstance(self.whole, (list, tuple)) and len(self.whole) in (2, 3):
+            self.inputs, self.targets, self.weights = (*self.whole, None)[:3]
         elif recipe.forward is None or recipe.train_step is None:
             raise InputError(
-                f"a batch must be (inputs, targets) or a dictionary, got {_kind(batch)}; for any "
-                "other pass both forward= and train_step=, functions of (model, batch)"
+                "a batch must be (inputs, targets), with sample weights as a third if there are "
+                f"any, or a dictionary, got {_kind(batch)}; for any other pass both forward= and "
+                "train_step=, functions of (model, batch)"
             )
-        if self.targets is None and recipe.train_step is None:
+        if self.targets is None and recipe.train_step is None and not has_own_step(model):
             raise InputError(
                 f"the batch, {_kind(batch)}, has no targets under any of the keys "
                 f"{', '.join(map(repr, _TARGET_KEYS))}; add them, or pass train_step=, a function "
@@ -59,17 +67,66 @@ class Batch:
                 "at least one sample is needed"
             )
 
+    @property
+    def data(self) -> tuple[Any, ...]:
+        """As ``fit`` hands it to the model's own ``train_step``."""
+        given = self.inputs, self.targets, self.weights
+        return tuple(part for part in given if part is not None)
+
+    def with_inputs(self, inputs: Any) -> Batch:
+        """The same batch with other tensors for inputs."""
+        other = copy.copy(self)
+        other.inputs = inputs
+        return other
+
     def half(self) -> Batch | None:
         """The first half of the samples, or None for a single one."""
         if self.size is None or self.size < 2:
             return None
+        if self._half is not None:
+            return self._half
         size = self.size
 
         def cut(leaf: Any) -> Any:
             whole = getattr(leaf, "shape", ())
             return leaf[: size // 2] if whole and whole[0] == size else leaf
 
-        return Batch(keras.tree.map_structure(cut, self.whole), self._recipe, self._model)
+        self._half = Batch(keras.tree.map_structure(cut, self.whole), self._recipe, self._model)
+        return self._half
+
+    def remade(self, whole: Any) -> Batch:
+        """Another batch for the same model."""
+        return Batch(whole, self._recipe, self._model)
+
+
+def has_own_step(model: Any) -> bool:
+    """Whether the model brings a ``train_step`` of its own."""
+    return "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step
+
+
+def remixed(batches: Sequence[Batch]) -> list[Batch]:
+    """The samples of some batches dealt anew, each new batch from all.
+
+    None where something is not cut by samples; see `deal`.
+    """
+    flat = [keras.tree.flatten(batch.whole) for batch in batches]
+    sizes = [batch.size or 0 for batch in batches]
+    leaves = [leaf for own in flat for leaf in own]
+    if not all(keras.ops.is_tensor(leaf) and leaf.shape for leaf in leaves):
+        return []
+    fits = all(leaf.shape[0] == size for own, size in zip(flat, sizes, strict=True) for leaf in own)
+    kinds = {tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in own) for own in flat}
+    if not fits or len(kinds) > 1:
+        return []
+    joined = [keras.ops.concatenate(same) for same in zip(*flat, strict=True)]
+    return [
+        batches[0].remade(
+            keras.tree.pack_sequence_as(
+                batches[0].whole, [keras.ops.take(leaf, part, axis=0) for leaf in joined]
+            )
+        )
+        for part in deal(sizes)
+    ]
 
 
 def _ignores(model: Any, key: str) -> bool:
@@ -155,9 +212,16 @@ def _clone(optimizer: Any) -> Any:
 
 
 def floating(outputs: Any, size: int | None) -> dict[str, Array]:
+    """`batched` outputs in float64."""
+    return {
+        path: to_numpy(leaf).astype(np.float64) for path, leaf in batched(outputs, size).items()
+    }
+
+
+def batched(outputs: Any, size: int | None) -> dict[str, Any]:
     """Floating outputs with one row per sample, by path; a lone tensor is ``output``."""
     return {
-        "/".join(map(str, path)) or "output": keras.ops.convert_to_numpy(leaf).astype(np.float64)
+        "/".join(map(str, path)) or "output": leaf
         for path, leaf in _leaves(outputs)
         if keras.ops.is_tensor(leaf)
         and keras.backend.is_float_dtype(leaf.dtype)

@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
-from pytest_bncheck.adapters._keras_calls import mode_of, replaced_calls, traced
+from pytest_bncheck.adapters._keras_backend import Backend
+from pytest_bncheck.adapters._keras_calls import mode_of, replaced_calls, traced, without_idle_draws
 from pytest_bncheck.adapters._keras_data import floating
-from pytest_bncheck.adapters._keras_layers import has_statistics, is_library
-from pytest_bncheck.adapters._keras_state import TensorFlow, fingerprint
+from pytest_bncheck.adapters._keras_layers import Inventory, has_statistics, is_library
+from pytest_bncheck.adapters._keras_state import fingerprint
 from pytest_bncheck.adapters.random_state import RandomState
 from pytest_bncheck.types import Trace
 
@@ -26,7 +27,7 @@ Named: TypeAlias = Sequence[tuple[KerasLayer, str]]
 
 _HERE = Path(__file__).parent
 _OUTSIDE = str(_HERE / "keras.py")
-_LIBRARIES = ("keras", "tensorflow", "contextlib", "functools", "random")
+_LIBRARIES = ("keras", "tensorflow", "torch", "jax", "contextlib", "functools", "random")
 _PUBLIC = {"keras.src.random": "keras.random", "tensorflow.python.ops": "tf.random"}
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -36,36 +37,33 @@ class Tracer:
 
     Parameters
     ----------
-    named
-        The model and all its layers with their paths.
-    seeds, idle
-        States of random generators: those that do not move in inference mode, and those that do
-        without an effect.
+    parts
+        The model's parts.
     backend
         The backend's own part.
     """
 
-    def __init__(
-        self, named: Named, seeds: Sequence[Any], idle: Sequence[Any], backend: TensorFlow
-    ) -> None:
-        self._named = named
-        self._seeds = seeds
-        self._idle = {id(state) for state in idle}
+    def __init__(self, parts: Inventory, backend: Backend) -> None:
+        self._parts = parts
+        self._idle = {id(layer) for layer in parts.recurrent}
         self._backend = backend
         self._inside: list[tuple[KerasLayer, str]] = []
+        self._preparing = False
         self._draw: tuple[str, str] | None = None
         self._found: dict[Trace, None] = {}
 
     def run(self, forward: Callable[[], Any]) -> list[Trace]:
         """Make the pass."""
-        calls = [(layer, self._looked_at(layer, path)) for layer, path in self._named]
+        quiet = without_idle_draws(self._parts.recurrent, self._backend)
         self._seen = self._state()
-        with replaced_calls(calls), self._noting_draws():
-            forward()
+        with replaced_calls(quiet), self._noting_draws():
+            calls = [(layer, self._looked_at(layer, path)) for layer, path in self._parts.named]
+            with replaced_calls(calls):
+                forward()
         return list(self._found)
 
     def _state(self) -> tuple[object, ...]:
-        return fingerprint(self._backend, self._seeds)
+        return fingerprint(self._backend, self._parts.seeds)
 
     def _looked_at(self, layer: KerasLayer, path: str) -> Callable[..., Any]:
         original = layer.call
@@ -77,12 +75,17 @@ class Tracer:
                 return original(*args, **kwargs)
             self._look()
             self._inside.append((layer, path))
+            training = mode_of(signature, args, kwargs)
+            if id(layer) in self._idle:
+                self._preparing = not training
             try:
-                if has_statistics(layer) and layer.trainable and mode_of(signature, args, kwargs):
+                if has_statistics(layer) and layer.trainable and training:
                     _, source = _user_line()
                     self._note("batch statistics", _in_training(layer), path, source)
                 return original(*args, **kwargs)
             finally:
+                if self._preparing and id(layer) in self._idle:  # its draws are taken back
+                    self._preparing, self._draw = False, None
                 self._look()
                 self._inside.pop()
 
@@ -90,6 +93,8 @@ class Tracer:
 
     def _look(self) -> None:
         """Ascribe what was drawn since the last look to the layer that is running."""
+        if self._preparing:
+            return
         now = self._state()
         # The generator of a layer that is made in a call is not among the states.
         if not self._inside or (now == self._seen and self._draw is None):
@@ -109,12 +114,13 @@ class Tracer:
         generator: Any = keras.random.SeedGenerator
         draw, make = generator.next, generator.__init__
 
-        def note() -> None:
-            self._draw = _user_line()
+        def note(call: str = "") -> None:
+            # What draws through Keras on its way to the backend was noted by Keras' name.
+            if not call or self._draw is None:
+                self._draw = _user_line(call)
 
         def drawn(seed: Any, *args: Any, **kwargs: Any) -> Any:
-            if id(seed.state) not in self._idle:
-                note()
+            note()
             return draw(seed, *args, **kwargs)
 
         def made(seed: Any, *args: Any, **kwargs: Any) -> None:  # draws its seed from Python
@@ -129,9 +135,12 @@ class Tracer:
             generator.next, generator.__init__ = draw, make
 
 
-def _user_line() -> tuple[str, str]:
-    """The library's function that the user's innermost line called, and that line."""
-    call, frame = "", sys._getframe(1)
+def _user_line(call: str = "") -> tuple[str, str]:
+    """The library's function that the user's innermost line called, and that line.
+
+    `call` is its name where no frame tells it.
+    """
+    frame = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename != _OUTSIDE:
         module = str(frame.f_globals.get("__name__", ""))
         ours = Path(frame.f_code.co_filename).parent == _HERE

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
 
 import keras
-import numpy as np
 
-from pytest_bncheck.adapters._keras_state import TensorFlow, seed_variables, untracked_variables
+from pytest_bncheck.adapters._keras_backend import Backend
+from pytest_bncheck.adapters._keras_state import host_arrays, seed_variables, untracked_variables
 from pytest_bncheck.types import Dialect, Layer
 
 KerasLayer: TypeAlias = Any
@@ -39,6 +39,7 @@ DIALECT = Dialect(
     momentum_of=_momentum_of,
     training_mode="model(x, training=True)",
     mode="training",
+    copy_statistics="copy.set_weights(model.get_weights())  # not trainable_weights alone",
     freeze="Freeze layers, not variables: layer.trainable = False also stops the statistics.",
     running_in_eval="Let it use the moving statistics in eval mode (training=training)",
 )
@@ -64,14 +65,17 @@ class Inventory:
         Layers with running statistics, in the order in which they ran, and their paths.
     dropouts
         Layers that add noise in training.
-    seeds, drawn, idle
-        States of random generators: all, those that move in inference only if it uses them, and
-        the others.
+    recurrent
+        Recurrent layers of Keras.
+    is_all_library
+        Whether all that the model does is code of Keras.
+    seeds
+        States of the layers' random generators.
     variables, buffers
         All others, and, by name, those among them that no optimizer moves.
     """
 
-    def __init__(self, model: Any, places: dict[int, int], backend: TensorFlow) -> None:
+    def __init__(self, model: Any, places: dict[int, int], backend: Backend) -> None:
         self._model = model
         self._places = places
         self.named = paths(model)
@@ -83,10 +87,9 @@ class Inventory:
         everything = [layer for layer, _ in self.named]
         self.dropouts = [layer for layer in everything if is_dropout(layer)]
         self.seeds = seed_variables(everything, backend)
-        # Recurrent layers of Keras prepare their dropout in any mode, and ignore it in inference.
-        idle = {id(v) for v in seed_variables(filter(_is_recurrent, everything), backend)}
-        self.drawn = [v for v in self.seeds if id(v) not in idle]
-        self.idle = [v for v in self.seeds if id(v) in idle]
+        self.recurrent = [layer for layer in everything if _is_recurrent(layer)]
+        lambdas = any(isinstance(layer, keras.layers.Lambda) for layer in everything)
+        self.is_all_library = all(map(is_library, everything)) and not lambdas
         seeds = {id(v) for v in self.seeds}
         self.variables = [v for v in model.variables if id(v) not in seeds]
         self.variables += untracked_variables(everything, backend)
@@ -100,8 +103,9 @@ class Inventory:
     def describe(self) -> list[Layer]:
         """What a report says about the layers with running statistics."""
         frozen = _frozen_until(self.named, self._places, self._model)
+        trained = _trained(self.layers)
         return [
-            _describe(layer, name, frozen_parameters=id(layer) in frozen)
+            _describe(layer, name, trained=id(layer) in trained, frozen=id(layer) in frozen)
             for layer, name in zip(self.layers, self.names, strict=True)
         ]
 
@@ -137,9 +141,24 @@ def has_statistics(layer: KerasLayer) -> bool:
     )
 
 
-def _describe(layer: KerasLayer, name: str, *, frozen_parameters: bool) -> Layer:
+def _trained(layers: Sequence[KerasLayer]) -> set[int]:
+    """Ids of the layers whose scale or offset differ from their initial 1 and 0."""
+    initial = [
+        (layer, variable, start)
+        for layer in layers
+        for variable, start in zip(affine_of(layer), (1.0, 0.0), strict=True)
+        if variable is not None
+    ]
+    values = host_arrays([variable for _, variable, _ in initial])
+    return {
+        id(layer)
+        for (layer, _, start), value in zip(initial, values, strict=True)
+        if (value != start).any()
+    }
+
+
+def _describe(layer: KerasLayer, name: str, *, trained: bool, frozen: bool) -> Layer:
     dtype = keras.backend.standardize_dtype(layer.moving_variance.dtype)
-    initial = ((getattr(layer, "gamma", None), 1.0), (getattr(layer, "beta", None), 0.0))
     return Layer(
         name=name,
         type=type(layer).__name__,
@@ -148,16 +167,29 @@ def _describe(layer: KerasLayer, name: str, *, frozen_parameters: bool) -> Layer
         eps=float(getattr(layer, "epsilon", 0.0)),
         frozen=not layer.trainable,
         stock=is_stock(layer),
-        trained=any(v is not None and (np.asarray(v) != start).any() for v, start in initial),
+        trained=trained,
         resolution=_RESOLUTION.get(dtype, 2.0**-23),
         dtype=dtype,
-        frozen_parameters=frozen_parameters,
+        frozen_parameters=frozen,
     )
 
 
 def statistics_of(layer: KerasLayer) -> tuple[Any, Any]:
     """The variables that hold the running mean and variance."""
     return layer.moving_mean, layer.moving_variance
+
+
+def affine_of(layer: KerasLayer) -> tuple[Any, Any]:
+    """The variables that hold the learned scale and offset, None where there are none."""
+    return getattr(layer, "gamma", None), getattr(layer, "beta", None)
+
+
+def in_time(parts: Inventory) -> set[str]:
+    """Names of the layers that are called once for every step of a sequence: still one stream."""
+    wrappers = [w for w, _ in parts.named if isinstance(w, keras.layers.TimeDistributed)]
+    inside = {id(layer) for wrapper in wrappers for layer in wrapper._flatten_layers()}
+    pairs = zip(parts.layers, parts.names, strict=True)
+    return {name for layer, name in pairs if id(layer) in inside}
 
 
 def is_stock(layer: KerasLayer) -> bool:
@@ -171,8 +203,8 @@ def is_library(layer: KerasLayer) -> bool:
 
 
 def _is_recurrent(layer: KerasLayer) -> bool:
-    """Whether it is one of Keras' recurrent cells, which have dropout of their own."""
-    return hasattr(layer, "get_dropout_mask") and is_library(layer)
+    """Whether it is a recurrent layer that is all Keras' own."""
+    return isinstance(layer, keras.layers.RNN) and all(map(is_library, layer._flatten_layers()))
 
 
 def is_dropout(layer: KerasLayer) -> bool:
@@ -181,7 +213,7 @@ def is_dropout(layer: KerasLayer) -> bool:
     return isinstance(layer, _DROPOUT) and strength != 0
 
 
-def _buffers(named: Collection[tuple[KerasLayer, str]], backend: TensorFlow) -> dict[str, Variable]:
+def _buffers(named: Collection[tuple[KerasLayer, str]], backend: Backend) -> dict[str, Variable]:
     """Variables that no optimizer moves, seeds aside: ``base/bn.moving_mean``.
 
     A layer that is frozen keeps its weights out of them: Keras lists a variable by what it was
@@ -193,7 +225,7 @@ def _buffers(named: Collection[tuple[KerasLayer, str]], backend: TensorFlow) -> 
         for variable in layer._non_trainable_variables:
             found.setdefault(id(variable), (prefix + variable.name, variable))
         for name, value in vars(layer).items():
-            for variable in backend.own_variables(value) if hasattr(value, "trainable") else ():
+            for variable in backend.own_variables(value):
                 found.setdefault(id(variable), (prefix + name, variable))
     names: dict[str, Variable] = {}
     for name, variable in found.values():

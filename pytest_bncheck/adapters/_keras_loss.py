@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import keras
 import numpy as np
 
+from pytest_bncheck.adapters._keras_backend import to_numpy
+from pytest_bncheck.adapters._keras_data import Batch
 from pytest_bncheck.types import InputError, Recipe
 
 Tensor: TypeAlias = Any
@@ -113,32 +116,47 @@ class Objective:
         self._probabilities: bool | None = None
         self.last_layer: Any = None
 
-    def losses(self, outputs: Any, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+    def settle(self, outputs: Any, batch: Batch) -> None:
+        """Find out by real outputs what those that are only traced do not tell."""
+        output = only_leaf(outputs)
+        if output is not None:
+            self._gives_probabilities(output)
+        if self._user_loss is None:
+            with contextlib.suppress(Exception):  # a step of the user's may need no loss of ours
+                self.loss(outputs, batch)
+
+    def losses(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss on the data, and the same with penalties and added losses: what is trained on."""
         if self._user_loss is None and self._overrides_compute_loss():
-            total = scalar(self._model._compute_loss(inputs, targets, outputs, None, training=True))
+            total = scalar(
+                self._model._compute_loss(
+                    batch.inputs, batch.targets, outputs, batch.weights, training=True
+                )
+            )
             return total, total
-        loss = self.loss(outputs, targets)
+        loss = self.loss(outputs, batch)
         extra = [keras.ops.sum(keras.ops.cast(x, loss.dtype)) for x in self._model.losses]
         return loss, loss + sum(extra) if extra else loss
 
-    def loss(self, outputs: Any, targets: Any) -> Tensor:
-        """Loss on the data.
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Loss on the data; a loss of the user's gets no sample weights.
 
         Raises
         ------
         InputError
             If there is none, or the targets do not fit.
         """
+        targets = batch.targets
         if self._user_loss is not None:
             return scalar(self._user_loss(outputs, targets))
         if targets is None:
             raise InputError(f"the batch holds no targets, so there is no loss; {_HINT}")
         if self._overrides_compute_loss():
-            return scalar(self._model._compute_loss(None, targets, outputs, None, training=False))
+            own = self._model._compute_loss
+            return scalar(own(None, targets, outputs, batch.weights, training=False))
         if getattr(self._model, "_compile_loss", None) is not None:
-            return self._compiled_loss(outputs, targets)
-        return self._inferred_loss(outputs, targets)
+            return self._compiled_loss(outputs, targets, batch.weights)
+        return self._inferred_loss(outputs, targets, batch.weights)
 
     def accuracy(self, outputs: Any, targets: Any) -> float | None:
         """Share of right decisions, None where the targets are not classes."""
@@ -159,14 +177,14 @@ class Objective:
             right = scores.argmax(axis=-1) == labels
         return float(right.mean())
 
-    def constant_loss(self, outputs: Any, targets: Any) -> float | None:
+    def constant_loss(self, outputs: Any, batch: Batch) -> float | None:
         """Loss of answering every sample with the mean output; None if it cannot be computed."""
         output = only_leaf(outputs)
         if output is None or not output.shape or not keras.backend.is_float_dtype(output.dtype):
             return None
         mean = keras.ops.broadcast_to(keras.ops.mean(output, axis=0, keepdims=True), output.shape)
         try:
-            return float(self.loss(keras.tree.pack_sequence_as(outputs, [mean]), targets))
+            return float(self.loss(keras.tree.pack_sequence_as(outputs, [mean]), batch))
         except Exception:  # a loss of the user's that the real outputs suit may need more of them
             return None
 
@@ -175,7 +193,7 @@ class Objective:
     def _overrides_compute_loss(self) -> bool:
         return type(self._model).compute_loss is not keras.Model.compute_loss
 
-    def _compiled_loss(self, outputs: Any, targets: Any) -> Tensor:
+    def _compiled_loss(self, outputs: Any, targets: Any, weights: Any) -> Tensor:
         if self._compiled is None:
             # The model's own would count in its metrics.
             own = self._model._compile_loss
@@ -189,9 +207,9 @@ class Objective:
             labels = labels if ignored is None else labels[labels != ignored]
             columns = output.shape[getattr(single, "axis", -1)]
             _check_labels(labels, columns, f"for {columns} columns")
-        return scalar(self._compiled(targets, outputs))
+        return scalar(self._compiled(targets, outputs, weights))
 
-    def _inferred_loss(self, outputs: Any, targets: Any) -> Tensor:
+    def _inferred_loss(self, outputs: Any, targets: Any, weights: Any) -> Tensor:
         output, target = only_leaf(outputs), only_leaf(targets)
         if output is None or target is None:
             raise InputError(
@@ -210,7 +228,7 @@ class Objective:
             loss = keras.losses.BinaryCrossentropy(from_logits=from_logits)
         else:
             loss = keras.losses.MeanSquaredError()
-        return loss(found.targets, output)
+        return loss(found.targets, output, sample_weight=weights)
 
     # what is known of outputs and targets -----------------------------------------------------
 
@@ -266,7 +284,7 @@ def scalar(loss: Any) -> Tensor:
 
 
 def _host(tensor: Tensor) -> Host:
-    array: Host = keras.ops.convert_to_numpy(tensor)
+    array: Host = to_numpy(tensor)
     return array
 
 

@@ -1,0 +1,174 @@
+"""Keras' JAX backend: variables are changed outside of what JAX differentiates or compiles."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import keras
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+
+from pytest_bncheck.adapters._keras_backend import Backend, Losses, Tensor, Variable
+
+
+class Jax(Backend):
+    """See `Backend`."""
+
+    name = "jax"
+    compilation = "jit"
+    compiles_passes = True  # eager operations are compiled too, one by one
+    repaid = 1
+
+    def devices(self) -> list[str]:
+        return list(_devices())
+
+    def device_of(self, variables: Sequence[Variable]) -> str:
+        if variables:
+            return _name(min(variables[0].value.devices(), key=lambda device: device.id))
+        return _name(jax.config.jax_default_device or jax.local_devices()[0])
+
+    def on(self, device: str) -> contextlib.AbstractContextManager[Any]:
+        return jax.default_device(_devices()[device])  # type: ignore[no-any-return]
+
+    def move(self, variables: Sequence[Variable], device: str) -> Callable[[], None]:
+        homes = [(v, v.value) for v in variables]
+        target = _devices()[device]
+        for variable, value in homes:
+            variable.assign(jax.device_put(value, target))
+
+        def back() -> None:
+            for variable, value in homes:
+                variable.assign(jax.device_put(variable.value, value.sharding))
+
+        return back
+
+    def copy(self, variable: Variable) -> Tensor:
+        # Arrays do not change, but a step of the user's can donate them.
+        return variable.value.copy()
+
+    def change(self, variables: Sequence[Variable]) -> Callable[[], bool]:
+        before = list(map(_current, variables))
+        return lambda: any(a is not b for a, b in zip(before, map(_current, variables)))  # noqa: B905
+
+    def call(self, model: Any, inputs: Any, **mode: bool) -> Any:
+        __tracebackhide__ = True
+        if not model.built:
+            return model(inputs, **mode)
+        # Without what __call__ adds: a layer that is not told the mode does not learn it here.
+        model._clear_losses()
+        return model.call(inputs, **mode)
+
+    def gradients(
+        self, losses: Losses, variables: Sequence[Variable]
+    ) -> tuple[Any, list[Tensor | None]]:
+        __tracebackhide__ = True
+        updated: list[Variable] = []
+        depends = True
+
+        def compute(values: list[Tensor]) -> tuple[Tensor, tuple[Any, list[Tensor]]]:
+            __tracebackhide__ = True
+            nonlocal depends
+            with _Scope(variables, values) as scope:
+                shown, total = losses()
+            depends = isinstance(total, jax.core.Tracer)
+            updated.extend(scope.updated.values())
+            return total if depends else 0.0, (shown, [scope.get_current_value(v) for v in updated])
+
+        differentiated = jax.value_and_grad(compute, has_aux=True)
+        (_, (shown, values)), found = differentiated([v.value for v in variables])
+        for variable, value in zip(updated, values, strict=True):
+            variable.assign(value)
+        return shown, found if depends else [None] * len(variables)
+
+    def has_value(self, tensor: Tensor) -> bool:
+        return not isinstance(tensor, jax.core.Tracer)
+
+    def apply(
+        self, optimizer: Any, gradients: Sequence[Tensor | None], variables: Sequence[Variable]
+    ) -> None:
+        # apply() itself would leave tracers behind where it scales the loss.
+        own = optimizer.variables
+        weights, state = optimizer.stateless_apply(
+            [v.value for v in own], list(gradients), [v.value for v in variables]
+        )
+        for variable, value in zip([*variables, *own], [*weights, *state], strict=True):
+            variable.assign(value)
+
+    def models_step(self, model: Any, optimizer: Any, data: Any) -> Any:
+        __tracebackhide__ = True
+        groups = (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            optimizer.variables,
+            model.metrics_variables,
+        )
+        logs, state = model.train_step(tuple([v.value for v in group] for group in groups), data)
+        for group, values in zip(groups, state, strict=True):
+            for variable, value in zip(group, values, strict=True):
+                variable.assign(value)
+        return logs
+
+    def compiled(
+        self,
+        function: Callable[[Any], Any],
+        variables: Sequence[Variable],
+        inputs: Any,
+    ) -> Callable[[Any], Any]:
+        def pure(values: list[Tensor], inputs: Any) -> tuple[Any, list[Tensor]]:
+            with _Scope(variables, values) as scope:
+                result = function(inputs)
+            return result, [scope.get_current_value(v) for v in variables]
+
+        program = jax.jit(pure).lower([v.value for v in variables], inputs).compile()
+
+        def run(inputs: Any) -> Any:
+            result, values = program([v.value for v in variables], inputs)
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+            return result
+
+        return run
+
+    def users_step(self) -> contextlib.AbstractContextManager[Any]:
+        return jax.disable_jit()  # type: ignore[no-any-return]
+
+
+class _Scope(keras.StatelessScope):  # type: ignore[misc]
+    """Values of variables instead of their own, on top of those of a scope around this one.
+
+    Attributes
+    ----------
+    updated
+        The variables that were assigned to, by their ids.
+    """
+
+    def __init__(self, variables: Sequence[Variable], values: Sequence[Tensor]) -> None:
+        super().__init__(collect_losses=True)
+        around = get_stateless_scope()
+        if around is not None:
+            self.state_mapping.update(around.state_mapping)
+        self.state_mapping.update((id(v), x) for v, x in zip(variables, values, strict=True))
+        self.updated: dict[int, Variable] = {}
+
+    def add_update(self, update: tuple[Variable, Tensor]) -> None:
+        self.updated[id(update[0])] = update[0]
+        super().add_update(update)
+
+
+def _current(variable: Variable) -> Tensor:
+    """The value itself, without a cast."""
+    scope = get_stateless_scope()
+    value = None if scope is None else scope.get_current_value(variable)
+    return variable._value if value is None else value
+
+
+def _devices() -> dict[str, Any]:
+    """The devices of this process, by name."""
+    return {_name(d): d for d in (*jax.local_devices(backend="cpu"), *jax.local_devices())}
+
+
+def _name(device: Any) -> str:
+    kind = "gpu" if device.platform in ("cuda", "rocm") else str(device.platform)
+    return kind if kind == "cpu" and device.id == 0 else f"{kind}:{device.id}"

@@ -1,0 +1,172 @@
+"""Forward passes of a Keras model: direct calls, with what a pass changes for its time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_bncheck.adapters._keras_backend import Backend
+from pytest_bncheck.adapters._keras_calls import (
+    Record,
+    Replacement,
+    counted,
+    muted,
+    replaced_calls,
+    without_idle_draws,
+)
+from pytest_bncheck.adapters._keras_data import Batch
+from pytest_bncheck.adapters._keras_eval import plain_attributes
+from pytest_bncheck.adapters._keras_layers import Inventory
+from pytest_bncheck.adapters._keras_state import contents, fingerprint, in_mode, put_back
+from pytest_bncheck.adapters._keras_trace import Function, compiled
+from pytest_bncheck.types import Recipe
+
+
+@dataclass
+class Pass:
+    """What one forward pass gave besides its outputs."""
+
+    outputs: Any
+    records: list[Record]
+    random: bool
+    mutated: tuple[str, ...]
+
+
+class Passes:
+    """The passes of one check.
+
+    Parameters
+    ----------
+    model, recipe
+        The user's.
+    parts, backend
+        What is known about them.
+    trains
+        Whether a layer, by its place, is to use batch statistics where they are forced.
+
+    Attributes
+    ----------
+    attributes
+        Plain attributes of all layers before the first pass that can leave them changed.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        recipe: Recipe,
+        parts: Inventory,
+        backend: Backend,
+        trains: Callable[[int], bool],
+    ) -> None:
+        self._model, self._recipe, self._parts = model, recipe, parts
+        self._backend, self._trains = backend, trains
+        self._compiled: dict[object, tuple[Batch, Function | None, list[Record]]] = {}
+        self.attributes: dict[tuple[int, str], Any] | None = None
+
+    def forward(self, batch: Batch, *, training: bool) -> Any:
+        """The model's outputs, as ``fit`` or ``predict`` would have them.
+
+        Whether derivatives can be taken of them is for the caller to say.
+        """
+        __tracebackhide__ = True
+        # The mode is passed only to a model whose call takes it.
+        mode = training if self._model._call_has_training_arg else None
+        if self._recipe.forward is not None:
+            with in_mode(self._model, mode):
+                return self._recipe.forward(self._model, batch.whole)
+        told = {} if mode is None else {"training": mode}
+        return self._backend.call(self._model, batch.inputs, **told)
+
+    def run(
+        self,
+        batch: Batch,
+        *,
+        training: bool,
+        collect: bool = False,
+        force: bool = False,
+        mute: bool = False,
+        observe: bool = True,
+    ) -> Pass:
+        """One forward pass and what it shows.
+
+        Parameters
+        ----------
+        collect
+            Record batch statistics; all variables but the states of random generators are put back.
+        force
+            The layers that used batch statistics in training use them now.
+        mute
+            All other layers of Keras are in inference mode.
+        observe
+            Look for random numbers and changed buffers.
+        """
+        __tracebackhide__ = True
+        parts, backend = self._parts, self._backend
+        records = [Record() for _ in parts.layers]
+        if self.attributes is None and not training:
+            self.attributes = plain_attributes(parts.named)
+        with contextlib.ExitStack() as changes:
+            changes.enter_context(replaced_calls(without_idle_draws(parts.recurrent, backend)))
+            if collect:
+                changes.enter_context(put_back(parts.variables, backend))
+                calls = self._counted(records, force=force, collect=True)
+                changes.enter_context(replaced_calls(calls))
+            if mute:
+                kept = [layer for k, layer in enumerate(parts.layers) if self._trains(k)]
+                changes.enter_context(replaced_calls(muted(self._model, kept)))
+            watched = parts.watched(statistics=not collect) if observe else {}
+            random = fingerprint(backend, parts.seeds) if observe else ()
+            state = contents(watched.values())
+            key = id(batch), training, collect, force, mute
+            outputs = self._outputs(batch, training, records, key)
+            moved = zip(watched, state, contents(watched.values()), strict=True)
+            return Pass(
+                outputs,
+                records,
+                random=observe and random != fingerprint(backend, parts.seeds),
+                mutated=tuple(name for name, old, new in moved if old != new),
+            )
+
+    def _outputs(
+        self, batch: Batch, training: bool, records: list[Record], key: tuple[object, ...]
+    ) -> Any:
+        """The forward pass, compiled where the backend's eager operations are slow."""
+        __tracebackhide__ = True
+        if key not in self._compiled:
+            self._compiled[key] = batch, self._compile(batch, training, records), records
+        _, run, seen = self._compiled[key]
+        if run is None:
+            return self.forward(batch, training=training)
+        outputs, batches = run(batch.inputs)
+        if records is not seen:
+            for record, each in zip(records, seen, strict=True):
+                record.add(each)
+        for record, each in zip(records, batches, strict=True):
+            record.batches = each
+        return outputs
+
+    def _compile(self, batch: Batch, training: bool, records: list[Record]) -> Function | None:
+        if not self._backend.compiles_passes or not self._model.built:
+            return None
+        if self._recipe.forward is not None:
+            return None
+
+        def compute(inputs: Any) -> tuple[Any, list[Any]]:
+            outputs = self.forward(batch.with_inputs(inputs), training=training)
+            return outputs, [record.batches for record in records]
+
+        run = compiled(compute, self._model.variables, batch.inputs, self._parts, self._backend)
+        if run is None:
+            for record in records:
+                record.clear()
+        return run
+
+    def _counted(
+        self, records: Sequence[Record], *, force: bool, collect: bool
+    ) -> list[Replacement]:
+        return [
+            counted(layer, record, self._backend, force=force and self._trains(k), collect=collect)
+            for k, (layer, record) in enumerate(zip(self._parts.layers, records, strict=True))
+        ]

@@ -1,0 +1,134 @@
+"""The same model, weights and data on every backend of Keras: the same figures and verdicts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+pytest.importorskip(os.environ["KERAS_BACKEND"])
+keras = pytest.importorskip("keras")
+
+from pytest_bncheck import check  # noqa: E402
+
+BACKEND = keras.backend.backend()
+L = keras.layers
+FIGURES = Path(__file__).with_name("keras_figures.json")
+REWRITE = "BNCHECK_REWRITE_FIGURES"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+
+
+def convolutional(momentum):
+    x = inputs = keras.Input((8, 8, 3))
+    for width in (8, 16):
+        x = L.Conv2D(width, 3, strides=2, padding="same", use_bias=False)(x)
+        x = L.ReLU()(L.BatchNormalization(momentum=momentum)(x))
+    return keras.Model(inputs, L.Dense(4)(L.GlobalAveragePooling2D()(x)))
+
+
+def two_towers(momentum):
+    """Two inputs through shared layers, two outputs."""
+    dense, norm = L.Dense(12), L.BatchNormalization(momentum=momentum)
+    inputs = [keras.Input((8, 8, 3), name=name) for name in ("left", "right")]
+    towers = [L.ReLU()(norm(dense(L.Flatten()(x)))) for x in inputs]
+    joined = L.Concatenate()(towers)
+    return keras.Model(inputs, [L.Dense(4, name="kind")(joined), L.Dense(1, name="size")(joined)])
+
+
+def built(build, momentum):
+    """A model whose kernels come from numpy, so that every backend starts from the same."""
+    model, rng = build(momentum), np.random.default_rng(0)
+    for layer in model.layers:
+        if hasattr(layer, "kernel"):
+            fan_in = math.prod(layer.kernel.shape[:-1])
+            layer.kernel.assign(rng.normal(0.0, fan_in**-0.5, layer.kernel.shape))
+    return model
+
+
+def data():
+    rng = np.random.default_rng(1)
+    labels = np.arange(24) % 4
+    images = rng.normal(0.0, 0.5, (24, 8, 8, 3)) + rng.normal(0.0, 1.0, (4, 8, 8, 3))[labels] + 1.0
+    return images.astype("float32"), labels
+
+
+def checked(name, momentum, steps):
+    images, labels = data()
+    if name == "convolutional":
+        model, batch = built(convolutional, momentum), (images, labels)
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    else:
+        model = built(two_towers, momentum)
+        kind = keras.losses.SparseCategoricalCrossentropy(True)
+        model.compile("sgd", [kind, "mse"], loss_weights=[1.0, 0.1])
+        sizes = labels[:, None].astype("float32")
+        batch = ([images, images[::-1].copy()], [labels, sizes])
+    optimizer = keras.optimizers.SGD(0.1)
+    return check(model, batch, steps=steps, optimizer=optimizer)
+
+
+def figures_of(report):
+    shown = report.predictions
+    return {
+        "verdict": report.verdict,
+        "codes": [finding.code for finding in report.findings],
+        "train": shown.train.loss,
+        "eval": shown.eval.loss,
+        "retained": shown.retained,
+        "gap": shown.gap,
+        "distortion": shown.distortion,
+        "losses": list(report.training.loss)[::4],
+    }
+
+
+CASES = {
+    f"{name} {momentum:g} {steps}": (name, momentum, steps)
+    for name in ("convolutional", "two towers")
+    for momentum, steps in ((0.99, 8), (0.8, 40))
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_figures_are_those_of_every_backend(case):
+    found = figures_of(checked(*CASES[case]))
+    stored = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    if os.environ.get(REWRITE):
+        FIGURES.write_text(json.dumps({**stored, case: found}, indent=1) + "\n")
+        return
+    expected = stored[case]
+    assert (found["verdict"], found["codes"]) == (expected["verdict"], expected["codes"])
+    for key in ("train", "eval", "retained", "gap", "distortion", "losses"):
+        assert found[key] == pytest.approx(expected[key], rel=2e-3, abs=1e-4), key
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="tests/test_fixtures.py runs the whole repo")
+def test_three_images_are_caught(tmp_path):
+    """The story of the model repo, whose ResNet-50 is initialised anew on each backend."""
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error"]
+    # Keras' own, on torch with numpy 2.4.
+    command += ["-W", "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"]
+    command += ["--bncheck", f"--bncheck-json={report}", "test_caught.py"]
+    # Optimisation costs small nets more than it gains, and a ResNet less.
+    dropped = ("PYTEST_ADDOPTS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+    environment = {k: v for k, v in os.environ.items() if k not in dropped}
+    done = subprocess.run(
+        command, cwd=FIXTURES / "three_images_keras", env=environment, capture_output=True,
+        text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    (found,) = json.loads(report.read_text())["checks"]
+    shown = found["predictions"]
+    assert (found["backend"], found["steps"]) == (BACKEND, 5)
+    assert [finding["code"] for finding in found["findings"]] == ["BN101"]
+    assert (shown["train"]["accuracy"], shown["recalibrated"]["accuracy"]) == (1, 1)
+    assert shown["eval"]["accuracy"] == pytest.approx(1 / 3)
+    assert found["findings"][0]["evidence"]["initial_weight"] == pytest.approx(0.99**5)

@@ -1,0 +1,97 @@
+"""What the Keras adapter meets on the JAX backend alone."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+keras = pytest.importorskip("keras")
+if keras.backend.backend() != "jax":
+    pytest.skip("Keras runs on another backend", allow_module_level=True)
+import jax  # noqa: E402
+
+from pytest_bncheck.adapters.keras import KerasAdapter  # noqa: E402
+from pytest_bncheck.types import InputError, Recipe  # noqa: E402
+
+X = np.random.default_rng(0).normal(2.0, 3.0, (16, 4)).astype("float32")
+Y = np.arange(16) % 3
+
+
+def build():
+    return keras.Sequential(
+        [keras.Input((4,)), keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+    )
+
+
+def prepared(model, **recipe):
+    lab = KerasAdapter(model, [(X, Y)], Recipe(**recipe), None)
+    lab.save()
+    lab.begin()
+    return lab
+
+
+def test_a_step_of_the_users_may_give_its_arrays_away():
+    """``train_on_batch`` donates the arrays of variables to its compiled function."""
+    model = build()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    before = model.get_weights()
+    lab = prepared(model, train_step=lambda m, b: m.train_on_batch(*b))
+    lab.train_step(0)
+    lab.train_step(0)
+    assert lab.calls.training == (2,)
+    lab.restore()
+    assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_no_tracer_is_left_behind():
+    class Penalised(keras.Layer):
+        def call(self, x):
+            self.add_loss(1e-3 * keras.ops.sum(x**2))
+            return x
+
+    model = keras.Sequential([*build().layers, Penalised()])
+    lab = prepared(model)
+    lab.train_step(0)
+    lab.predict(0)
+    assert not any(isinstance(v.value, jax.core.Tracer) for v in model.variables)
+    assert not any(isinstance(x, jax.core.Tracer) for x in model.losses)
+    lab.restore()
+
+
+def test_a_flag_lost_in_a_layer_is_as_in_fit():
+    class Lost(keras.Layer):
+        def __init__(self):
+            super().__init__()
+            self.bn = keras.layers.BatchNormalization(momentum=0.5)
+
+        def call(self, x):
+            return self.bn(x)
+
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.lost, self.head = Lost(), keras.layers.Dense(3)
+
+        def call(self, x, training=None):
+            return self.head(self.lost(x))
+
+    model = Net()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    lab = prepared(model)
+    lab.train_step(0)
+    moved = bool(np.abs(lab.read().mean[0]).max())
+    assert lab.calls.training == (int(moved),)
+    lab.restore()
+    model.fit(X, Y, batch_size=16, verbose=0)
+    assert bool(np.abs(np.asarray(model.lost.bn.moving_mean)).max()) == moved
+
+
+def test_devices_have_names():
+    model = build()
+    assert KerasAdapter(model, [(X, Y)], Recipe(), None).device == "cpu"
+    with pytest.raises(InputError, match="device: 'cuda:1' is not there; this machine has cpu"):
+        KerasAdapter(model, [(X, Y)], Recipe(), "cuda:1")
