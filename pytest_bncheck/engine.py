@@ -5,20 +5,21 @@ Knows neither pytest nor a framework.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
-
-from pytest_bncheck import remedies, result, rules
+from pytest_bncheck import culprits, remedies, result, rules, stream
 from pytest_bncheck.adapters.base import Adapter, TooFewValues
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import predictions, running, verdict
 from pytest_bncheck.report import Report, Seconds
+from pytest_bncheck.stream import Panel
 from pytest_bncheck.types import (
     Calls,
     InputError,
@@ -29,14 +30,15 @@ from pytest_bncheck.types import (
     Statistics,
 )
 
+Progress: TypeAlias = Callable[[int, int, bool, Callable[[], float]], None]
+"""Told after each training step: steps so far, the most there can be, whether all of them will be
+made, and how to get the loss."""
+
 AUTO_FIRST, AUTO_EVERY, AUTO_LAST = 20, 10, 150
 """`steps="auto"`: the first look, the steps between looks, the end."""
 
 DRAWS = 8
 """Passes that stand for the mean over dropout's random numbers, where one draw looks off."""
-
-STREAM = 8
-"""Mini-batches at frozen weights that stand for a stream."""
 
 
 def run(
@@ -45,6 +47,7 @@ def run(
     settings: Settings,
     recipe: Recipe,
     adapter: type[Adapter],
+    progress: Progress | None = None,
 ) -> Report:
     """Make one check.
 
@@ -56,6 +59,8 @@ def run(
         Options, and the user's own parts of the training.
     adapter
         The adapter class for the model's framework.
+    progress
+        Told about each training step.
 
     Returns
     -------
@@ -78,7 +83,7 @@ def run(
         lab.save()
         finished = False
         try:
-            evidence = _experiment(lab, len(batches), settings, clock)
+            evidence = _experiment(lab, len(batches), settings, clock, progress)
             finished = True
         finally:
             lab.restore(keep_weights=finished and not settings.restore)
@@ -86,18 +91,22 @@ def run(
     return result.report(evidence, findings, suppressed, lab, clock.stop())
 
 
-def _experiment(lab: Adapter, batches: int, settings: Settings, clock: _Clock) -> Evidence:
+def _experiment(
+    lab: Adapter, batches: int, settings: Settings, clock: _Clock, progress: Progress | None
+) -> Evidence:
     __tracebackhide__ = True
+    lab.expected_steps = AUTO_LAST if settings.steps == "auto" else settings.steps
     try:
         with _during("entering training mode"):
             lab.begin()
-        _train(lab, batches, settings)
+        _train(lab, batches, settings, progress)
         clock.lap("train")
-        evidence = _measure(lab, batches, settings)
+        panel = Panel(lab, batches, len(lab.losses))
+        evidence = _measure(lab, panel, settings)
     except TooFewValues as refusal:
         return _refused(lab, settings, refusal.layer)
     clock.lap("measure")
-    _diagnose(lab, evidence)
+    _diagnose(lab, panel, evidence)
     clock.lap("diagnose")
     return evidence
 
@@ -105,10 +114,9 @@ def _experiment(lab: Adapter, batches: int, settings: Settings, clock: _Clock) -
 # training -------------------------------------------------------------------------------------
 
 
-def _train(lab: Adapter, batches: int, settings: Settings) -> None:
+def _train(lab: Adapter, batches: int, settings: Settings, progress: Progress | None) -> None:
     __tracebackhide__ = True
-    steps = AUTO_LAST if settings.steps == "auto" else settings.steps
-    planned = settings.planned_updates
+    steps, planned = lab.expected_steps, settings.planned_updates
     if planned is not None and settings.steps != "auto" and planned < settings.steps:
         raise InputError(
             f"planned_updates: {planned} is less than the {settings.steps} steps of the check; "
@@ -119,8 +127,23 @@ def _train(lab: Adapter, batches: int, settings: Settings) -> None:
     for step in range(steps):
         with _during(f"training step {step + 1} of {steps}"):
             lab.train_step(step % batches)
-        if settings.steps == "auto" and _is_look(step + 1) and _settled(lab):
+        if step == 0:
+            _refuse_numbers(lab)
+        look = settings.steps == "auto" and _is_look(step + 1)
+        settled = look and lab.agree(_settled(lab))
+        if progress is not None:
+            most = step + 1 if settled else steps
+            progress(step + 1, most, settings.steps != "auto", lambda: lab.losses[-1])
+        if settled:
             return
+
+
+def _refuse_numbers(lab: Adapter) -> None:
+    """Raise an InputError if what the model is fed explains a loss that is not finite."""
+    loss = lab.losses[0]
+    place = None if math.isfinite(loss) else lab.not_finite(0)
+    if place is not None:
+        raise InputError(f"{place}, and the first loss is {loss:g}; keep such samples out")
 
 
 def _is_look(step: int) -> bool:
@@ -151,8 +174,9 @@ def _settled(lab: Adapter) -> bool:
 # measuring ------------------------------------------------------------------------------------
 
 
-def _measure(lab: Adapter, batches: int, settings: Settings) -> Evidence:
+def _measure(lab: Adapter, panel: Panel, settings: Settings) -> Evidence:
     __tracebackhide__ = True
+    streams, replicas = lab.streams, lab.gather()
     with _during("the pass with batch statistics"):
         train, batch, calls_in_pass = lab.predict_with_batch_statistics(0)
     with _during("the pass in eval mode"):
@@ -165,8 +189,8 @@ def _measure(lab: Adapter, batches: int, settings: Settings) -> Evidence:
     with _during("the pass on the training path"):
         path = lab.predict_on_training_path(0)
     stop, layers = lab.read(), lab.layers()
-    if lab.stochastic and not _fit(stop, noisy, layers):
-        noisy = _mean([noisy, *(lab.batch_statistics(0) for _ in range(DRAWS - 1))])
+    if lab.stochastic and not lab.agree(_fit(stop, noisy, layers)):
+        noisy = running.mean([noisy, *(lab.batch_statistics(0) for _ in range(DRAWS - 1))])
     history = lab.history
     evidence = Evidence(
         settings=settings,
@@ -184,35 +208,36 @@ def _measure(lab: Adapter, batches: int, settings: Settings) -> Evidence:
         train=train,
         eval=evaluated,
         path=path,
+        first=train,
         half=half,
         idle=lab.idle,
         asleep=lab.asleep,
         sticky=lab.sticky(0),
+        unsaved=lab.unsaved,
         noise=lab.noise,
         stochastic=lab.stochastic,
         history=history,
+        streams=streams,
+        replicas=replicas,
+        program=lab.program,
     )
+    fits = not evidence.takes_another_path and _fit(stop, batch, layers)
+    if not lab.stochastic and not lab.agree(fits or not running.is_possible(stop)):
+        # Running statistics come from the training path, and are measured against it.
+        evidence.noisy_batch = lab.batch_statistics(0)
     _repeat(lab, evidence)
-    if batches > 1:
-        _measure_stream(lab, batches, evidence)
+    if panel.size > 1:
+        _measure_stream(lab, panel, evidence)
+    elif lab.follows:
+        _take_mean(panel, evidence, [train], [batch], [evidence.noisy_batch])
     if settings.planned_updates is not None:
-        _project(lab, evidence)
+        _project(panel, evidence)
     return evidence
 
 
 def _fit(statistics: Statistics, batch: Statistics, layers: Sequence[Layer]) -> bool:
     distortion = running.distortion(statistics, batch, [layer.eps for layer in layers])
     return bool((distortion <= verdict.DEGRADED_DISTORTION).all())
-
-
-def _mean(some: Sequence[Statistics]) -> Statistics:
-    """The mean of several batches' statistics: what a running average of them settles around."""
-    means = zip(*(each.mean for each in some), strict=True)
-    variances = zip(*(each.var for each in some), strict=True)
-    return Statistics(
-        tuple(np.mean(layer, axis=0) for layer in means),
-        tuple(np.mean(layer, axis=0) for layer in variances),
-    )
 
 
 def _repeat(lab: Adapter, evidence: Evidence) -> None:
@@ -230,62 +255,96 @@ def _repeat(lab: Adapter, evidence: Evidence) -> None:
     evidence.traces = lab.trace(0)
 
 
-def _measure_stream(lab: Adapter, batches: int, evidence: Evidence) -> None:
+def _measure_stream(lab: Adapter, panel: Panel, evidence: Evidence) -> None:
+    """Measure each of the first mini-batches as it was trained on."""
+    own, clean = [], []
+    for k in range(panel.size):
+        prediction, batch, _ = lab.predict_with_batch_statistics(k)
+        own.append(prediction)
+        clean.append(batch)
+    noisy = clean
+    if lab.stochastic:
+        noisy = [lab.batch_statistics(k) for k in range(panel.size)]
+    _take_mean(panel, evidence, own, clean, noisy)
+
+
+def _take_mean(
+    panel: Panel,
+    evidence: Evidence,
+    own: Sequence[Prediction],
+    clean: Sequence[Statistics],
+    noisy: Sequence[Statistics],
+) -> None:
     """Take the mean over several mini-batches as what the statistics should be.
 
-    A single mini-batch of a stream differs from its neighbours, so the reference prediction is
-    eval mode with the statistics averaged over up to 8 of them at frozen weights.
+    A single mini-batch of a stream differs from its neighbours, so a gap is measured from eval
+    mode with the statistics averaged over up to 8 of them at frozen weights. Loss and accuracy of
+    training mode are those on the mini-batches as they were trained on.
     """
-    evidence.stream = True
-    mean = _mean([lab.batch_statistics(k) for k in range(min(batches, STREAM))])
-    evidence.batch = evidence.noisy_batch = mean
-    evidence.train = _predict_with(lab, mean, exact=True)
-    evidence.path = None
+    evidence.stream, evidence.batches = True, noisy
+    evidence.batch, evidence.noisy_batch = running.mean(clean), running.mean(noisy)
+    evidence.eval = panel.predict()
+    evidence.settled = panel.predict_with(evidence.batch, exact=True)
+    evidence.own = stream.joined(own)
+    evidence.train = dataclasses.replace(
+        evidence.settled,
+        loss=evidence.own.loss,
+        accuracy=evidence.own.accuracy,
+        constant_loss=evidence.own.constant_loss,
+    )
 
 
-def _project(lab: Adapter, evidence: Evidence) -> None:
+def _project(panel: Panel, evidence: Evidence) -> None:
     """Eval mode with the statistics that the planned number of updates would lead to."""
-    planned = evidence.settings.planned_updates
-    if planned is not None and planned < evidence.steps:
-        raise InputError(
-            f"planned_updates: {planned} is less than the {evidence.steps} steps of the check"
-        )
-    shares = [
-        running.remaining_share(layer.update_rate, done, evidence.further(layer, done))
-        for layer, done in zip(evidence.layers, evidence.calls.training, strict=True)
-    ]
-    evidence.projected_statistics = running.project(evidence.stop, evidence.noisy_batch, shares)
-    evidence.projected = _predict_with(lab, evidence.projected_statistics)
+    kept = evidence.kept_until_planned
+    evidence.projected_statistics = running.project(evidence.stop, evidence.noisy_batch, kept)
+    evidence.projected = panel.predict_with(evidence.projected_statistics)
 
 
-def _diagnose(lab: Adapter, evidence: Evidence) -> None:
+def _diagnose(lab: Adapter, panel: Panel, evidence: Evidence) -> None:
     """More passes, only if something is off: converged, replaced and debiased statistics."""
     gap = evidence.gap(evidence.judged, evidence.train)
     if gap is None or not evidence.layers or evidence.is_random:
         return
+    if evidence.stream:
+        _look_at_mini_batches(lab, panel, evidence)
+    if evidence.cured_by_planning:
+        evidence.further_updates = remedies.further_updates(evidence, panel.predict_with)
     if not gap <= verdict.DEGRADED_GAP:
-        evidence.recalibrated = _predict_with(lab, evidence.noisy_batch)
-        evidence.replaced = _predict_with(lab, evidence.batch, exact=True)
+        evidence.recalibrated = panel.predict_with(evidence.noisy_batch)
+        evidence.replaced = panel.predict_with(evidence.batch, exact=True)
+        if evidence.bn_verdict in ("broken", "degraded"):
+            _attribute(lab, panel, evidence)
     if evidence.measured_verdict in ("broken", "degraded") and evidence.steps:
         clean = running.debias(evidence.stop, evidence.start, evidence.initial_weights)
-        evidence.debiased = _predict_with(lab, clean)
+        evidence.debiased = panel.predict_with(clean)
     if evidence.bn_verdict == "broken" and evidence.steps:
-
-        def predict(statistics: Statistics) -> Prediction:
-            return _predict_with(lab, statistics)
-
-        evidence.further_updates = remedies.further_updates(evidence, predict)
-        evidence.sufficient_rate = remedies.sufficient_rate(evidence, predict)
+        remedies.work_out(evidence, panel.predict_with)
 
 
-def _predict_with(lab: Adapter, statistics: Statistics, *, exact: bool = False) -> Prediction:
-    """Eval mode with other running statistics; the model's own are put back."""
-    own = lab.read()
-    lab.write(statistics, exact=exact)
-    try:
-        return lab.predict(0)
-    finally:
-        lab.write(own)
+def _look_at_mini_batches(lab: Adapter, panel: Panel, evidence: Evidence) -> None:
+    """Mix the mini-batches if only training mode is right on them; let each be the last one."""
+    if panel.size > 1 and not lab.agree(not evidence.fails(evidence.settled)):
+        dealt = lab.predict_remixed(panel.size)
+        evidence.remixed = stream.joined(dealt) if dealt else None
+    if evidence.forgetful:
+        kept = evidence.kept(1)
+        evidence.after_each = [
+            panel.predict_with(running.project(evidence.stop, batch, kept))
+            for batch in evidence.batches
+        ]
+
+
+def _attribute(lab: Adapter, panel: Panel, evidence: Evidence) -> None:
+    """Each layer's share in the gap, and what is left of the gap without the largest."""
+    with panel.statistics(evidence.judged_statistics):
+        seen = lab.read(exact=True)
+
+    def react(statistics: Statistics, direction: Mapping[str, Any]) -> Any:
+        with panel.statistics(statistics, exact=True):
+            return panel.slopes(direction)
+
+    culprits.attribute(evidence, seen, react, lambda s: panel.predict_with(s, exact=True))
 
 
 def _refused(lab: Adapter, settings: Settings, layer: str) -> Evidence:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence, Set
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pytest_bncheck.maths import predictions, running, verdict
 from pytest_bncheck.maths.verdict import Scores
@@ -16,11 +21,24 @@ from pytest_bncheck.types import (
     Prediction,
     Settings,
     Statistics,
+    Streams,
     Trace,
 )
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
+
+PATH_GAP = 0.01
+"""Difference of the training and the eval path from which on it is the model's own code's."""
+
+FEW = 3
+"""Layers that are put right together, to see whether they make the gap."""
+
+MOST = 0.8
+"""Share of the gap that makes further layers unimportant."""
+
+SAME = 0.01
+"""Standard deviations up to which several calls of a layer are a repetition."""
 
 
 @dataclass
@@ -43,6 +61,8 @@ class Evidence:
         Batch statistics with stochastic layers off, and on as in training.
     train, eval, path
         Predictions with batch statistics, in eval mode, and on the training path.
+    first
+        As `train`, on the first batch alone.
     projected, recalibrated, replaced, debiased
         Eval mode with other running statistics: projected to the planned updates; the batch's, as
         the framework would store them; the batch's own biased ones; without the initial value.
@@ -56,14 +76,41 @@ class Evidence:
         Layers in a part of the model that was handed over in eval mode, though it trains.
     sticky
         Attributes that an eval pass changed for good.
+    unsaved
+        Layers whose statistics are not part of the model's own state.
     too_few
         A layer that refused to train on one value per channel.
+    attribution
+        Share of each layer in the gap; None where unknown, empty if it was not computed.
+    without_culprits
+        Eval mode with the statistics of the layers with the three largest shares put right.
     further_updates
         Training steps until the prediction would pass, with the weights as they are.
-    sufficient_rate
-        The smallest update rate with which the steps that were made would have sufficed.
+    sufficient_rates
+        For a number of steps in all, the smallest update rate with which they would suffice, or
+        None if there is none: for the steps that were made, and for more with the weights as
+        they are.
+    probed_updates, probed_rates
+        Gaps that were predicted on the way: after so many further updates; for the steps that
+        were made, at other update rates.
     stream
-        Whether several mini-batches were trained on, which doubles the limits.
+        Whether several mini-batches were trained on. Then all limits are doubled, predictions are
+        on the first of them together, gaps are measured from eval mode with the mean of their
+        statistics, and loss and accuracy of `train` are those of `own`.
+    batches
+        Batch statistics of each of them, as in training.
+    own, settled
+        Predictions with each mini-batch's own batch statistics, and with the mean of all.
+    remixed
+        As `own`, after their samples were dealt anew; only if `settled` decides worse.
+    after_each
+        Eval mode if one of them came once more, for each; only where much depends on the last.
+    program
+        What the model is if it is a finished program, of which only the behaviour shows.
+    replicas
+        Running statistics of each process that trained the model; empty where it was one.
+    streams
+        What each call in a training step normalised, of layers that are called several times.
     """
 
     settings: Settings
@@ -81,6 +128,7 @@ class Evidence:
     train: Prediction | None = None
     eval: Prediction | None = None
     path: Prediction | None = None
+    first: Prediction | None = None
     projected: Prediction | None = None
     recalibrated: Prediction | None = None
     replaced: Prediction | None = None
@@ -92,14 +140,27 @@ class Evidence:
     idle: Sequence[str] = ()
     asleep: Sequence[str] = ()
     sticky: Sequence[str] = ()
+    unsaved: Sequence[str] = ()
     noise: float = 1e-4
+    attribution: Sequence[float | None] = ()
+    without_culprits: Prediction | None = None
     further_updates: int | None = None
-    sufficient_rate: float | None = None
+    sufficient_rates: dict[int, float | None] = field(default_factory=dict)
+    probed_updates: dict[int, float | None] = field(default_factory=dict)
+    probed_rates: dict[float, float | None] = field(default_factory=dict)
     stochastic: bool = False
     too_few: str | None = None
     stream: bool = False
     projected_statistics: Statistics | None = None
     history: list[Statistics] = field(default_factory=list)
+    batches: Sequence[Statistics] = ()
+    own: Prediction | None = None
+    settled: Prediction | None = None
+    remixed: Prediction | None = None
+    after_each: Sequence[Prediction] = ()
+    replicas: Sequence[Statistics] = ()
+    program: str | None = None
+    streams: Mapping[str, Streams] = field(default_factory=dict)
 
     # training ---------------------------------------------------------------------------------
 
@@ -110,8 +171,15 @@ class Evidence:
 
     @property
     def first_loss(self) -> float | None:
-        """The first training loss, or None without training."""
-        return self.losses[0] if self.losses else None
+        """The first training loss, or None without training.
+
+        Of several mini-batches the mean over their first turn, where that is more: the very first
+        can be one that is easy to guess.
+        """
+        if not self.losses:
+            return None
+        turn = self.losses[: max(len(self.batches), 1)]
+        return max(self.losses[0], sum(turn) / len(turn))
 
     @property
     def trained(self) -> bool:
@@ -119,14 +187,45 @@ class Evidence:
         train = self.train.loss if self.train else None
         if train is None and self.losses:
             train = self.losses[-1]
+        if self.in_parts:  # on the whole batch training mode may do worse than on its parts
+            train = min(self.losses[-1], self.losses[-1] if train is None else train)
         return predictions.achieved(self.first_loss, train)
 
     # layers -----------------------------------------------------------------------------------
 
     @property
+    def calls_per_step(self) -> list[float]:
+        """How often each layer ran with batch statistics in a training step."""
+        return [count / max(self.steps, 1) for count in self.calls.training]
+
+    @cached_property
+    def logged_batches(self) -> list[Statistics]:
+        """The batch statistics of every training step, as far as rounding lets them be read."""
+        pairs = list(zip(self.layers, self.calls_per_step, strict=True))
+        found = []
+        for step, (before, after) in enumerate(pairwise(self.history)):
+            kept = [
+                running.remaining_share(layer.update_rate, step * calls, calls)
+                for layer, calls in pairs
+            ]
+            found.append(running.recover_batch(before, after, kept))
+        return found
+
+    @property
     def eps(self) -> list[float]:
         """The constant that each layer adds to its variance."""
         return [layer.eps for layer in self.layers]
+
+    @property
+    def forgetful(self) -> list[Layer]:
+        """The layers in which the last batch makes at least half of the running statistics."""
+        return [
+            layer
+            for layer in self.layers
+            if layer.update_rate is not None
+            and layer.update_rate >= running.FORGETFUL
+            and not layer.frozen
+        ]
 
     @property
     def initial_weights(self) -> list[float]:
@@ -151,20 +250,60 @@ class Evidence:
         return self.distortions(self.judged_statistics)
 
     def distorted(self, beyond: Sequence[str] = ()) -> list[str]:
-        """Names of the layers over the distortion limit, worst first, without those in `beyond`."""
-        pairs = [
-            (-d if d == d else -float("inf"), layer.name)
-            for d, layer in zip(self.judged_distortions.tolist(), self.layers, strict=True)
-            if not d <= self.distortion_limit and layer.name not in beyond
+        """Names of the layers over the distortion limit, worst first, without those in `beyond`.
+
+        The worst has the largest share in the gap, or the largest distortion where shares are
+        unknown.
+        """
+        distortions, limit = self.judged_distortions.tolist(), self.distortion_limit
+        shares = self.attribution or [None] * len(distortions)
+        keys = [
+            (-(share or 0.0), -d if d == d else -float("inf"))
+            for share, d in zip(shares, distortions, strict=True)
         ]
-        return [name for _, name in sorted(pairs, key=lambda pair: pair[0])]
+        found = [
+            (key, layer.name)
+            for key, d, layer in zip(keys, distortions, self.layers, strict=True)
+            if not d <= limit and layer.name not in beyond
+        ]
+        return [name for _, name in sorted(found, key=lambda pair: pair[0])]
+
+    @property
+    def culprits(self) -> list[str]:
+        """The layers with the largest shares in the gap: as many as make most of it, up to 3."""
+        pairs = zip(self.attribution, self.layers, strict=False)
+        known = [(share, layer.name) for share, layer in pairs if share is not None and share > 0]
+        largest = sorted(known, key=lambda pair: -pair[0])[:FEW]
+        before = [0.0, *accumulate(share for share, _ in largest)]
+        return [
+            name
+            for (_, name), sum_before in zip(largest, before, strict=False)
+            if sum_before < MOST
+        ]
+
+    @property
+    def culprits_explain(self) -> float | None:
+        """Share of the gap that goes when the `culprits` are put right; None if not tried."""
+        gap, left = self.gap(self.judged, self.train), self.gap(self.without_culprits, self.train)
+        return None if not gap or left is None else 1.0 - left / gap
 
     # limits -----------------------------------------------------------------------------------
 
     @property
     def slack(self) -> float:
         """What all limits are multiplied by: a mini-batch of a stream differs from the others."""
-        return 2.0 if self.stream else 1.0
+        return 2.0 if self.stream or self.in_parts else 1.0
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether a training step goes through the batch in parts that differ."""
+        rows = zip(self.layers, self.calls_per_step, self.calls_in_pass.training, strict=True)
+        return any(
+            calls > in_pass
+            and running.spread(self.streams[layer.name].statistics, layer.eps) > SAME
+            for layer, calls, in_pass in rows
+            if layer.name in self.streams
+        )
 
     @property
     def gap_limit(self) -> float:
@@ -212,14 +351,15 @@ class Evidence:
         """How far half of the batch's predictions move when its other half is left out."""
         if self.half is None or self.eval is None or not self.half.outputs:
             return None
-        whole = {key: value[: len(value) // 2] for key, value in self.eval.outputs.items()}
-        return predictions.gap(self.half.outputs, whole)
+        return predictions.gap(self.half.outputs, _rows(self.eval, self.half))
 
     @property
     def repeat_gap(self) -> float | None:
         """How far two eval passes on the same samples are apart; None if there was no second."""
         pairs = ((self.again, self.eval), (self.half_again, self.half))
-        gaps = [gap for gap in (self.gap(*pair) for pair in pairs) if gap is not None]
+        both = [(one, other) for one, other in pairs if one and other]
+        found = [predictions.gap(one.outputs, _rows(other, one)) for one, other in both]
+        gaps = [gap for gap in found if gap is not None]
         return max(gaps, key=lambda gap: (gap != gap, gap), default=None)
 
     @property
@@ -248,11 +388,29 @@ class Evidence:
 
         Random numbers, a changed buffer or another output structure all explain a difference.
         """
-        if self.path is None or self.train is None:
+        if self.path is None or self.first is None:
             return None
-        if self.path.random or self.path.mutated or self.path.structure != self.train.structure:
+        if self.path.random or self.path.mutated or self.path.structure != self.first.structure:
             return None
-        return self.gap(self.path, self.train)
+        return self.gap(self.path, self.first)
+
+    @property
+    def takes_another_path(self) -> bool:
+        """Whether the model's own code computes something else in eval mode."""
+        gap = self.path_gap
+        differs = gap is not None and not gap <= max(PATH_GAP, self.noise)
+        return differs or self.feeds_layers_otherwise
+
+    @property
+    def feeds_layers_otherwise(self) -> bool:
+        """Whether layers see another distribution in eval mode, and no dropout explains it.
+
+        Batch statistics can hide that from the predictions.
+        """
+        if self.path_gap is None or self.stochastic or self.stream:
+            return False
+        shifted = self.distortions(self.noisy_batch, self.batch)
+        return bool((shifted > verdict.DEGRADED_DISTORTION).any())  # NaN tells nothing
 
     # verdict ----------------------------------------------------------------------------------
 
@@ -285,6 +443,13 @@ class Evidence:
         return self.judge(self.scores(self.judged, self.judged_statistics))
 
     @property
+    def cured_by_planning(self) -> bool:
+        """Whether the prediction is only broken until the planned updates are made."""
+        if self.projected is None or self.eval is None or self.measured_verdict == "broken":
+            return False
+        return self.judge(self.scores(self.eval, self.stop)) == "broken"
+
+    @property
     def inconclusive(self) -> bool:
         """Whether training achieved nothing, so that no verdict is possible."""
         if not self.steps or not self.layers or self.too_few is not None or self.trained:
@@ -297,10 +462,20 @@ class Evidence:
         """The BN verdict, or None where none is possible."""
         return None if self.inconclusive else self.measured_verdict
 
+    @property
+    def spreads(self) -> list[float]:
+        """How far the mini-batches of a stream lie apart in each layer; see `running.spread`."""
+        each = zip(running.by_layer(self.batches), self.eps, strict=False)
+        return [running.spread(layer, eps) for layer, eps in each]
+
     def fails(self, prediction: Prediction | None) -> bool:
         """Whether a prediction decides worse than training mode does."""
+        return self.suffers(prediction) is True
+
+    def suffers(self, prediction: Prediction | None) -> bool | None:
+        """Whether a prediction decides worse than training mode does; None if that is unknown."""
         if prediction is None or self.train is None:
-            return False
+            return None
         scores = Scores(
             gap=None,
             distortion=0.0,
@@ -309,32 +484,87 @@ class Evidence:
             accuracy=prediction.accuracy,
             finite=predictions.finite(prediction.outputs),
         )
-        return verdict.decisions_suffer(scores, self.train.accuracy) is True
+        return verdict.decisions_suffer(scores, self.train.accuracy)
 
-    @property
-    def initial_share(self) -> float:
+    def initial_share(self, beyond: Collection[str] = ()) -> float:
         """How much of the distortion the initial value makes, against lag, in [0, 1].
 
-        r - b = w0·(r0 - b) + (1-w0)·(r̂ - b), r̂ the statistics without the initial value. The two
-        parts' squared distortions are compared, summed over the layers.
+        The squared distortions by either part are compared, summed over the layers but those in
+        `beyond`.
+        """
+        counted = np.array([layer.name not in beyond for layer in self.layers], dtype=bool)
+        initial, lag, noise = (part[counted] for part in self._parts())
+        squares = float((initial**2).sum())
+        total = squares + float((lag**2 + noise**2).sum())
+        return squares / total if total > 0 else 0.0
+
+    @property
+    def causes(self) -> dict[str, int]:
+        """How many of the distorted layers suffer from what, the commonest first.
+
+        ``"initial value"``, ``"lag"`` behind moving weights, or ``"noise"`` of the mini-batches,
+        whichever makes the largest part of a layer's distortion, and ``"too few values"`` where
+        converged statistics would distort it too, being unbiased.
+        """
+        initial, lag, noise = self._parts()
+        few = [1.0 - running.bessel(n) ** -0.5 if n else 0.0 for n in self.calls_in_pass.values]
+        found, limit = Counter[str](), self.distortion_limit
+        for k, distortion in enumerate(self.judged_distortions.tolist()):
+            if not distortion <= limit:
+                parts = {
+                    "initial value": initial[k],
+                    "lag": lag[k],
+                    "noise": noise[k],
+                    "too few values": few[k] if self.dialect.unbiased else 0.0,
+                }
+                found[max(parts, key=lambda name: parts[name])] += 1
+        return dict(found.most_common())
+
+    def _parts(self) -> tuple[Array, Array, Array]:
+        """Distortion of each layer by its initial value, by lag and by noise.
+
+        r - b = w0·(r0 - b) + (1-w0)·(r̂ - b), r̂ the statistics without the initial value.
         """
         weights = self.initial_weights
         target, settled = self.noisy_batch, self.judged_statistics
         if self.projected_statistics is not None:
-            weights = [
-                w * running.remaining_share(layer.update_rate, done, self.further(layer, done))
-                for w, layer, done in zip(weights, self.layers, self.calls.training, strict=True)
-            ]
+            kept = self.kept_until_planned
+            weights = [w * share for w, share in zip(weights, kept, strict=True)]
         clean = running.debias(settled, self.start, weights)
         initial = self.distortions(running.project(self.start, target, weights))
-        lag = self.distortions(running.project(clean, target, [1.0 - w for w in weights]))
-        total = float((initial**2).sum() + (lag**2).sum())
-        return float((initial**2).sum()) / total if total > 0 else 0.0
+        rest = self.distortions(running.project(clean, target, [1.0 - w for w in weights]))
+        noise = np.zeros(len(self.layers))
+        if self.stream:
+            rates = [layer.update_rate for layer in self.layers]
+            noise = running.noise(self.logged_batches, target, self.eps, rates)
+        noise = np.minimum(noise, rest)
+        return initial, np.sqrt(rest**2 - noise**2), noise
 
-    def further(self, layer: Layer, done: int) -> int:
-        """Updates that the planned training makes on top of the check's, for one layer."""
+    def kept(self, steps: int) -> list[float]:
+        """What each layer keeps of its statistics over so many further training steps."""
+        return self._kept(steps, self.calls_per_step)
+
+    @property
+    def kept_until_planned(self) -> list[float]:
+        """What each layer keeps of its statistics until the planned updates are made.
+
+        Without training nobody knows how often a layer runs in a step; once is assumed.
+        """
         planned = self.settings.planned_updates
-        if planned is None:
-            return 0
-        per_step = done / self.steps if self.steps else 1.0
-        return max(0, round(per_step * (planned - self.steps)))
+        further = 0 if planned is None else max(0, planned - self.steps)
+        return self._kept(further, self.calls_per_step if self.steps else [1.0] * len(self.layers))
+
+    def _kept(self, steps: int, calls_per_step: Sequence[float]) -> list[float]:
+        rows = zip(self.layers, self.calls.training, calls_per_step, strict=True)
+        return [
+            running.remaining_share(layer.update_rate, done, round(calls * steps))
+            for layer, done, calls in rows
+        ]
+
+
+def _rows(whole: Prediction, like: Prediction) -> Mapping[str, Array]:
+    """The outputs of a prediction for as many samples, from the first on, as another has."""
+    return {
+        key: values[: len(like.outputs[key])] if key in like.outputs else values
+        for key, values in whole.outputs.items()
+    }

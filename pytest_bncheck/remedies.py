@@ -12,12 +12,31 @@ from collections.abc import Callable
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import running
+from pytest_bncheck.maths.verdict import Scores
 from pytest_bncheck.types import Prediction, Statistics
 
 Predict = Callable[[Statistics], Prediction]
 """Eval mode with the given running statistics."""
 
-RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+RATES = (
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+    0.95,
+    0.99,
+)
 """Update rates to propose from, longest memory first."""
 
 TARGET = 0.8
@@ -31,6 +50,25 @@ PROBES = 6
 
 MOST = 1_000_000
 """Updates beyond which nobody trains."""
+
+LATER = 4
+"""Times the steps of the check that a second momentum is proposed for."""
+
+
+def work_out(evidence: Evidence, predict: Predict) -> None:
+    """Fill in what `evidence` knows of remedies.
+
+    Parameters
+    ----------
+    predict
+        Eval mode with the given running statistics.
+    """
+    evidence.further_updates = further_updates(evidence, predict)
+    if evidence.further_updates is not None and evidence.further_updates > 1:
+        _gap_after(evidence, predict, evidence.further_updates // 2)  # for the report's curve
+    if _can_replay(evidence):
+        for steps in (evidence.steps, LATER * evidence.steps):
+            evidence.sufficient_rates[steps] = sufficient_rate(evidence, predict, steps)
 
 
 def further_updates(evidence: Evidence, predict: Predict) -> int | None:
@@ -51,89 +89,106 @@ def further_updates(evidence: Evidence, predict: Predict) -> int | None:
         target = max(target, ABOVE_FLOOR * evidence.floor)
     if not target <= evidence.gap_limit or not _all_update(evidence):
         return None
-    statistics = _Projection(evidence)
 
     def passes(steps: int) -> bool:
-        gap = evidence.gap(predict(statistics.after(steps)), evidence.train)
+        gap = _gap_after(evidence, predict, steps)
         return gap is not None and gap <= target
 
-    low = max(statistics.until(evidence.distortion_limit) - 1, 0)
-    high = max(statistics.until(0.3 * evidence.distortion_limit), low + 1)
+    low = max(_until(evidence, evidence.distortion_limit) - 1, 0)
+    high = max(_until(evidence, 0.3 * evidence.distortion_limit), low + 1)
     left = PROBES
     while not passes(high):
         low, high, left = high, 2 * high, left - 1
         if left == 0 or high > MOST:
             return None
-    while left > 1 and high - low > max(1, high // 50):
+    while left > 1 and high - low > max(1, high // 10):
         middle = (low + high) // 2
         low, high = (low, middle) if passes(middle) else (middle, high)
         left -= 1
     return high
 
 
-def sufficient_rate(evidence: Evidence, predict: Predict) -> float | None:
-    """The smallest update rate of `RATES` with which these steps would have sufficed, or None.
+def sufficient_rate(evidence: Evidence, predict: Predict, steps: int) -> float | None:
+    """The smallest update rate of `RATES` with which so many steps suffice, or None.
 
     What each step added to the logged statistics gives its batch statistics, and those give the
-    running statistics under any other rate.
+    running statistics under any other rate, which all layers with a smaller one get. Steps beyond
+    those that were made add the last batch statistics, as if the weights stayed as they are; but
+    weights move on for a while, so only the last third of them counts.
+
+    Parameters
+    ----------
+    steps
+        Training steps in all, at least those that were made.
     """
-    if not evidence.steps or len(evidence.history) != evidence.steps + 1:
-        return None
-    if not _all_update(evidence):
-        return None
-    batches, calls = _logged_batches(evidence), _calls_per_step(evidence)
+    batches, calls = evidence.logged_batches, evidence.calls_per_step
+    more = (steps - evidence.steps) // 3
+
+    def replayed(rate: float) -> Statistics:
+        rates = [max(rate, layer.update_rate or 0.0) for layer in evidence.layers]
+        shares = [(1.0 - r) ** c if c else 0.0 for r, c in zip(rates, calls, strict=True)]
+        made = running.replay(evidence.start, batches, shares)
+        then = [share**more for share in shares] if more else [1.0] * len(shares)
+        return running.project(made, evidence.noisy_batch, then)
+
+    def scores(statistics: Statistics, rate: float) -> Scores:
+        found = evidence.scores(predict(statistics), statistics)
+        if steps == evidence.steps:
+            evidence.probed_rates[rate] = found.gap
+        return found
 
     def passes(rate: float) -> bool:
-        shares = [(1.0 - rate) ** count if count else 0.0 for count in calls]
-        statistics = running.replay(evidence.start, batches, shares)
-        prediction = predict(statistics)
-        return evidence.judge(evidence.scores(prediction, statistics)) in ("healthy", "degraded")
+        statistics = replayed(rate)
+        if (evidence.distortions(statistics) <= evidence.distortion_limit).all():
+            return True  # whatever the prediction, so that no pass is needed
+        return evidence.judge(scores(statistics, rate)) in ("healthy", "degraded")
 
-    own = max((layer.update_rate or 0.0 for layer in evidence.layers), default=0.0)
-    candidates = [rate for rate in RATES if rate > own]
+    at_fault = set(evidence.distorted())
+    own = min(layer.update_rate or 0.0 for layer in evidence.layers if layer.name in at_fault)
+    fewer = evidence.sufficient_rates.get(evidence.steps)  # more steps need no shorter memory
+    candidates = [rate for rate in RATES if own < rate <= (fewer or 1.0)]
     low, high = 0, len(candidates)  # the first that passes is in [low, high]
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if passes(candidates[middle]) else (middle + 1, high)
-    return candidates[low] if low < len(candidates) else None
+    if low == len(candidates):
+        return None
+    chosen = candidates[low]
+    if steps == evidence.steps and chosen not in evidence.probed_rates:  # to be shown
+        scores(replayed(chosen), chosen)
+    return chosen
 
 
-class _Projection:
+def _gap_after(evidence: Evidence, predict: Predict, steps: int) -> float | None:
+    """The gap after more training steps with the weights as they are; the report shows it too."""
+    gap = evidence.gap(predict(_after(evidence, steps)), evidence.train)
+    evidence.probed_updates[steps] = gap
+    return gap
+
+
+def _after(evidence: Evidence, steps: int) -> Statistics:
     """The running statistics after more training steps with the weights as they are."""
-
-    def __init__(self, evidence: Evidence) -> None:
-        self._evidence = evidence
-        self._calls = _calls_per_step(evidence)
-
-    def after(self, steps: int) -> Statistics:
-        evidence = self._evidence
-        shares = [
-            running.remaining_share(layer.update_rate, done, round(calls * steps))
-            for layer, done, calls in zip(
-                evidence.layers, evidence.calls.training, self._calls, strict=True
-            )
-        ]
-        return running.project(evidence.stop, evidence.noisy_batch, shares)
-
-    def until(self, distortion: float) -> int:
-        """The first number of steps after which no layer is distorted by more."""
-
-        def settled(steps: int) -> bool:
-            values = self._evidence.distortions(self.after(steps))
-            return bool((values <= distortion).all())
-
-        high = 1
-        while not settled(high) and high < MOST:
-            high *= 2
-        low = high // 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if settled(middle) else (middle, high)
-        return high
+    return running.project(evidence.stop, evidence.noisy_batch, evidence.kept(steps))
 
 
-def _calls_per_step(evidence: Evidence) -> list[float]:
-    return [count / max(evidence.steps, 1) for count in evidence.calls.training]
+def _until(evidence: Evidence, distortion: float) -> int:
+    """The first number of steps after which no layer is distorted by more."""
+
+    def settled(steps: int) -> bool:
+        return bool((evidence.distortions(_after(evidence, steps)) <= distortion).all())
+
+    high = 1
+    while not settled(high) and high < MOST:
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if settled(middle) else (middle, high)
+    return high
+
+
+def _can_replay(evidence: Evidence) -> bool:
+    return len(evidence.history) == evidence.steps + 1 and _all_update(evidence)
 
 
 def _all_update(evidence: Evidence) -> bool:
@@ -143,21 +198,3 @@ def _all_update(evidence: Evidence) -> bool:
         for layer, active in zip(evidence.layers, evidence.active, strict=True)
         if active
     )
-
-
-def _logged_batches(evidence: Evidence) -> list[Statistics]:
-    """The batch statistics of every training step."""
-    found = []
-    calls = _calls_per_step(evidence)
-    for step in range(evidence.steps):
-        shares = []
-        for layer, count in zip(evidence.layers, calls, strict=True):
-            if count == 0:
-                shares.append(0.0)  # keeps what it is
-            elif layer.update_rate is None:
-                shares.append(step / (step + 1))
-            else:
-                shares.append((1.0 - layer.update_rate) ** count)
-        before, after = evidence.history[step], evidence.history[step + 1]
-        found.append(running.recover_batch(before, after, shares))
-    return found

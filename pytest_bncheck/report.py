@@ -111,6 +111,61 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Outputs of some samples, which a plot shows; at most 32 samples of 8 values each.
+
+    Attributes
+    ----------
+    train, eval
+        With batch statistics, and in the mode that is judged; of shape (samples, values).
+    same_decision
+        Whether each sample's argmax is the same; None if the model is not a classifier.
+    """
+
+    train: Sequence[Sequence[float]]
+    eval: Sequence[Sequence[float]]
+    same_decision: Sequence[bool] | None = None
+
+
+@dataclass(frozen=True)
+class AfterUpdates:
+    """The gap that is predicted after more updates with the weights as they are."""
+
+    updates: int
+    gap: float | None
+
+
+@dataclass(frozen=True)
+class WithMomentum:
+    """The gap that the steps of the check would have left with another momentum."""
+
+    momentum: float
+    update_rate: float
+    gap: float | None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What plots show beyond the rest of the report.
+
+    Attributes
+    ----------
+    gap_limit, distortion_limit
+        The largest values allowed in this check.
+    samples
+        Training against eval predictions, where there is a finding.
+    updates, momentum
+        What was tried for the remedies; empty if nothing was.
+    """
+
+    gap_limit: float
+    distortion_limit: float
+    samples: Samples | None = None
+    updates: Sequence[AfterUpdates] = ()
+    momentum: Sequence[WithMomentum] = ()
+
+
+@dataclass(frozen=True)
 class Seconds:
     """Wall time of the parts of a check."""
 
@@ -150,6 +205,7 @@ class Report:
     layers: Sequence[LayerReport] = ()
     remedies: Remedies | None = None
     training: Training = field(default_factory=Training)
+    curves: Curves | None = None
     seconds: Seconds = field(default_factory=Seconds)
 
     @property
@@ -163,10 +219,18 @@ class Report:
         assert isinstance(result, dict)
         return result
 
-    def __str__(self) -> str:
-        from pytest_bncheck.reports import terminal
+    def _repr_html_(self) -> str | None:
+        """The HTML report, which notebooks show; None without the extra ``html``."""
+        try:
+            from pytest_bncheck.reports import html
+        except ImportError:
+            return None
+        return html.frame(self.to_dict())
 
-        return "\n".join(terminal.check_lines(self))
+    def __str__(self) -> str:
+        from pytest_bncheck.reports import layout, terminal
+
+        return "\n".join(map(layout.printable, terminal.check_lines(self)))
 
 
 class CheckFailed(AssertionError):

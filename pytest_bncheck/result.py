@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pytest_bncheck.adapters.base import Adapter
+from pytest_bncheck.curves import curves
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import predictions, running
 from pytest_bncheck.report import (
@@ -58,6 +59,7 @@ def report(
         layers=_layers(evidence),
         remedies=_remedies(evidence),
         training=Training(evidence.losses),
+        curves=curves(evidence, found=bool(findings or suppressed)),
         seconds=seconds,
     )
 
@@ -121,19 +123,21 @@ def _layers(evidence: Evidence) -> list[LayerReport]:
             shift=_root_mean_square(pairs[k][0]),
             scale=_root_mean_square(pairs[k][1] - 1.0),
             distortion=distortions[k],
+            attribution=evidence.attribution[k] if evidence.attribution else None,
         )
         for k, layer in enumerate(evidence.layers)
     ]
 
 
 def _remedies(evidence: Evidence) -> Remedies | None:
-    if evidence.recalibrated is None:
+    recalibrated = evidence.recalibrated
+    if recalibrated is None and evidence.further_updates is None:
         return None
-    rate = evidence.sufficient_rate
+    rate = evidence.sufficient_rates.get(evidence.steps)
     return Remedies(
         further_updates=evidence.further_updates,
         momentum=None if rate is None else evidence.dialect.momentum_of(rate),
-        recalibrates=not evidence.fails(evidence.recalibrated),
+        recalibrates=None if recalibrated is None else not evidence.fails(recalibrated),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -126,6 +127,111 @@ def test_errors_come_before_warnings(kind):
     report = check(Dropping(kind, momentum=0.99), data(kind), steps=150)
     severities = [finding.severity for finding in report.findings]
     assert severities == sorted(severities)
+
+
+# one fault that looks like another ---------------------------------------------------------------
+
+
+def test_few_values_do_not_hide_a_slow_average():
+    """Each row of the batch is a value; the floor is worth a warning, no more."""
+    report = check(Net("mlp", momentum=0.003), data("mlp", samples=8), steps=40, optimizer=FAST)
+    assert codes(report) == ["BN101", "BN106"], str(report)
+    assert [finding.severity for finding in report.findings] == ["error", "warning"]
+    assert report.findings[0].layers == NORMS
+
+
+class FlippedFeatures(Net):
+    """Another order of the features between the blocks in eval mode."""
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](torch.relu(self.stem(x)))
+        x = self.blocks[1](x if self.training else x.flip(1))
+        return x.flatten(2).mean(2) if x.dim() > 2 else x
+
+
+@KIND
+def test_another_path_is_no_lag(kind):
+    """The statistics fit the path that they were trained on."""
+    report = check(FlippedFeatures(kind), data(kind), steps=150, optimizer=FAST)
+    assert codes(report) == ["BN201"], str(report)
+    assert report.findings[0].severity == "error"
+    assert max(layer.distortion for layer in report.layers) < 0.05
+
+
+@KIND
+@pytest.mark.parametrize("mixed", [0.0, 0.3])
+def test_statistics_that_fit_another_path_make_an_error(kind, mixed):
+    """The batch's own statistics would hide what a shift in eval mode does."""
+
+    class Shifted(Net):
+        def features(self, x: Tensor) -> Tensor:
+            x = self.blocks[0](torch.relu(self.stem(x)))
+            x = self.blocks[1](x if self.training else x + mixed * x.roll(1, 1) + 3.0)
+            return x.flatten(2).mean(2) if x.dim() > 2 else x
+
+    report = check(Shifted(kind), data(kind), steps=150, optimizer=FAST)
+    assert report.predictions.eval.accuracy < 0.9
+    assert codes(report) == ["BN201"], str(report)
+    assert report.verdict == "fail"
+    assert "with converged statistics the predictions differ" in report.findings[0].message
+
+
+def test_a_lag_on_another_path_is_no_second_error():
+    """What the statistics would do on their own path cannot be seen in eval mode."""
+    fast = partial(torch.optim.Adam, lr=0.02)
+    report = check(FlippedFeatures("residual"), data("residual"), steps=20, optimizer=fast)
+    assert [finding.code for finding in report.findings] == ["BN201", "BN102"], str(report)
+    assert [finding.severity for finding in report.findings] == ["error", "warning"]
+
+
+@KIND
+def test_a_mode_that_sticks_is_no_other_path(kind):
+    """The training path is looked at as it was trained, before the first pass in eval mode."""
+
+    class Merging(FlippedFeatures):
+        merged = False
+
+        def forward(self, x: Tensor) -> Any:
+            self.merged = self.merged or not self.training
+            return super().forward(x)
+
+        def classify(self, h: Tensor) -> Tensor:
+            return self.head(h.flip(1) if self.merged and self.training else h)
+
+        features = Net.features
+
+    model = Merging(kind)
+    model.merged = False
+    assert codes(check(model, data(kind), steps=150)) == ["BN306"]
+    assert not model.merged
+
+
+@KIND
+def test_lost_updates_are_no_other_path(kind):
+    class Losing(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.inner = (nn.BatchNorm1d if kind == "mlp" else nn.BatchNorm2d)(width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = self.inner.running_mean.clone(), self.inner.running_var.clone()
+            x = self.inner(x)
+            self.inner.running_mean.data.copy_(kept[0])
+            self.inner.running_var.data.copy_(kept[1])
+            return x
+
+    report = check(Net(kind, norm=Losing), data(kind), steps=60)
+    assert codes(report) == ["BN103"], str(report)
+
+
+def test_a_layer_that_adds_little_to_a_broken_prediction_is_no_error():
+    """The second layer never updates; the first lags a little behind a large learning rate."""
+    model = Net("conv")
+    model.blocks[1].norm.momentum = 0.0
+    report = check(model, data("conv"), steps=40, optimizer=partial(torch.optim.Adam, lr=0.05))
+    assert [finding.code for finding in report.findings] == ["BN103", "BN102"], str(report)
+    assert [finding.severity for finding in report.findings] == ["error", "warning"]
+    assert report.findings[1].layers == NORMS[:1]
 
 
 # what the user leaves of them --------------------------------------------------------------------

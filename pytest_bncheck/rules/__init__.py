@@ -14,6 +14,8 @@ from pytest_bncheck.rules.bn104_momentum_suspicious import MomentumSuspicious
 from pytest_bncheck.rules.bn105_running_stats_invalid import RunningStatsInvalid
 from pytest_bncheck.rules.bn106_too_few_values_per_channel import TooFewValuesPerChannel
 from pytest_bncheck.rules.bn107_frozen_layer_drifts import FrozenLayerDrifts
+from pytest_bncheck.rules.bn108_mixed_streams import MixedStreams
+from pytest_bncheck.rules.bn109_batch_shortcut import BatchShortcut
 from pytest_bncheck.rules.bn110_dropout_shifts_variance import DropoutShiftsVariance
 from pytest_bncheck.rules.bn201_eval_path_differs import EvalPathDiffers
 from pytest_bncheck.rules.bn202_training_inconclusive import TrainingInconclusive
@@ -23,18 +25,26 @@ from pytest_bncheck.rules.bn303_eval_depends_on_batch import EvalDependsOnBatch
 from pytest_bncheck.rules.bn304_eval_mutates_state import STATISTICS, EvalMutatesState
 from pytest_bncheck.rules.bn305_trained_in_eval_mode import TrainedInEvalMode
 from pytest_bncheck.rules.bn306_mode_sticks import ModeSticks
+from pytest_bncheck.rules.bn401_statistics_lost_in_copy import StatisticsLostInCopy
+from pytest_bncheck.rules.bn402_replicas_diverge import ReplicasDiverge
+from pytest_bncheck.rules.bn403_exported_in_train_mode import ExportedInTrainMode
 from pytest_bncheck.types import Finding, InputError, Suppressed
 
 __all__ = ["INTENDED", "ORDER", "RULES", "find", "resolve"]
 
 ORDER: tuple[Rule, ...] = (
     RunningStatsInvalid(),
+    ExportedInTrainMode(),
     ModuleIgnoresMode(),
     StochasticEval(),
     EvalDependsOnBatch(),
     EvalMutatesState(),
     TrainedInEvalMode(),
+    ReplicasDiverge(),
+    StatisticsLostInCopy(),
     RunningStatsNeverUpdated(),
+    BatchShortcut(),
+    MixedStreams(),
     TooFewValuesPerChannel(),
     DropoutShiftsVariance(),
     RunningStatsUnderconverged(),
@@ -72,7 +82,8 @@ def find(evidence: Evidence) -> tuple[list[Finding], list[Suppressed]]:
         found = rule.find(evidence, taken) if rule.code in selected else None
         if found is None:
             continue
-        taken.update(found.layers)
+        if found.severity == "error" or evidence.bn_verdict != "broken":
+            taken.update(found.layers)  # a warning explains no broken prediction
         reason = _reason(found, evidence)
         if reason is None:
             findings.append(found)

@@ -53,9 +53,11 @@ def headline(evidence: Evidence) -> str:
 def size_of_gap(evidence: Evidence) -> str:
     """The gap with its limit, as a sentence."""
     gap = evidence.gap(evidence.judged, evidence.train)
-    where = (
-        f"On the same {plural(evidence.batch_size, 'sample')}" if evidence.batch_size else "They"
-    )
+    where = f"On the same {plural(evidence.batch_size or 0, 'sample')}"
+    if len(evidence.batches) > 1:
+        where = f"On the same {len(evidence.batches)} mini-batches"
+    elif not evidence.batch_size:
+        where = "They"
     if gap is None:
         return f"{where} the predictions cannot be aligned."
     return (
@@ -67,7 +69,7 @@ def size_of_gap(evidence: Evidence) -> str:
 def limit(evidence: Evidence, name: str) -> str:
     """A tolerance and where it came from: ``up to 0.25 allowed, default``."""
     value = getattr(evidence.settings, name) * evidence.slack
-    doubled = ", doubled for several mini-batches" if evidence.stream else ""
+    doubled = ", doubled for several mini-batches" if evidence.slack > 1 else ""
     return f"up to {value:g} allowed, {evidence.settings.origin(name)}{doubled}"
 
 
@@ -114,6 +116,14 @@ def places(traces: Sequence[Trace]) -> str:
     return f" It comes from {'; '.join(place(trace) for trace in traces[:3])}." if traces else ""
 
 
+def sentences(*some: str | None) -> str:
+    """The sentences one after the other; None is left out."""
+    return " ".join(sentence for sentence in some if sentence)
+
+
 def bullets(*lines: str | None) -> str:
-    """The lines as a list of things to do; None is left out."""
-    return "\n".join(f"- {line}" for line in lines if line)
+    """The lines as a list of things to do; None is left out, and an "Or" before the first."""
+    told = [line for line in lines if line]
+    if told and told[0].startswith("Or "):
+        told[0] = told[0][3].upper() + told[0][4:]
+    return "\n".join(f"- {line}" for line in told)

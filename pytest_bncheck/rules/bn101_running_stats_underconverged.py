@@ -32,10 +32,12 @@ class RunningStatsUnderconverged(Rule):
     Five updates at Keras's default momentum leave 0.99^5 = 95 % of each moving average at its
     initial 0 or 1::
 
-        model = keras.applications.ResNet50(weights=None, input_shape=(197, 197, 1), classes=3)
+        model = keras.applications.ResNet50(
+            weights=None, input_shape=(197, 197, 1), classes=3
+        )
         model.compile("adam", "sparse_categorical_crossentropy")
-        model.fit(three_images, labels, epochs=5)      # loss 1e-7
-        model.evaluate(three_images, labels)           # loss 10.7
+        model.fit(three_images, labels, epochs=5)  # loss 1e-7
+        model.evaluate(three_images, labels)  # loss 10.7
 
     Use instead
     -----------
@@ -56,9 +58,13 @@ class RunningStatsUnderconverged(Rule):
     severity = "error"
 
     def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        grade = statistics.severity(evidence)
+        grade = statistics.severity(evidence, taken)
         layers = statistics.layers_at_fault(evidence, taken)
-        if grade is None or layers is None or not statistics.initial_value_explains(evidence):
+        if (
+            grade is None
+            or layers is None
+            or not statistics.initial_value_explains(evidence, taken)
+        ):
             return None
         worst = statistics.worst_layer(evidence, layers)
         k = evidence.layers.index(worst)
@@ -73,7 +79,9 @@ class RunningStatsUnderconverged(Rule):
             updates=evidence.calls.training[k],
             initial_weight=weight,
             updates_to_settle=updates_until(worst.update_rate, SETTLED),
-            initial_share=evidence.initial_share,
+            initial_share=evidence.initial_share(taken),
+            causes=evidence.causes,
+            sufficient_rates={str(k): rate for k, rate in evidence.sufficient_rates.items()},
             gap_with_batch_statistics=evidence.surviving_gap,
             gap_without_initial_value=evidence.gap(evidence.debiased, evidence.train),
         )
@@ -91,7 +99,12 @@ def _cause(evidence: Evidence, worst: Layer, k: int, weight: float, layers: list
     planned = evidence.settings.planned_updates
     if planned is not None:
         text += f" Projected to {planned} updates they are not close enough either."
-    return f"{text} {words.distorting(layers, evidence)}."
+    return words.sentences(
+        f"{text} {words.distorting(layers, evidence)}.",
+        statistics.mixed_causes(evidence),
+        statistics.whose_gap(evidence),
+        statistics.split_of_gap(evidence),
+    )
 
 
 def _remedy(evidence: Evidence, worst: Layer) -> str:

@@ -48,22 +48,36 @@ class RunningStatsLagging(Rule):
     severity = "error"
 
     def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        grade = statistics.severity(evidence)
+        grade = statistics.severity(evidence, taken)
         layers = statistics.layers_at_fault(evidence, taken)
-        if grade is None or layers is None or statistics.initial_value_explains(evidence):
+        if statistics.is_stale_copy(evidence):
             return None
+        if grade is None or layers is None or statistics.initial_value_explains(evidence, taken):
+            return None
+        if statistics.cost_of_other_path(evidence):
+            grade = "warning"  # on another path than they were made for, any lag looks grave
+        if grade == "warning" and _remembers_nothing(evidence, layers):
+            return None  # BN104 says so
         return self.finding(
             f"{words.headline(evidence)}. {words.size_of_gap(evidence)}",
             cause=_cause(evidence, layers),
             remedy=_remedy(evidence, layers),
             severity=grade,
             layers=layers,
-            initial_share=evidence.initial_share if evidence.steps else None,
+            initial_share=evidence.initial_share(taken) if evidence.steps else None,
             largest_initial_weight=max(evidence.initial_weights, default=None)
             if evidence.steps
             else None,
+            causes=evidence.causes if evidence.steps else None,
+            sufficient_rates={str(k): rate for k, rate in evidence.sufficient_rates.items()},
             gap_with_batch_statistics=evidence.surviving_gap,
         )
+
+
+def _remembers_nothing(evidence: Evidence, layers: list[str]) -> bool:
+    """Whether what is wrong with the layers is that one mini-batch of several makes them."""
+    forgetful = {layer.name for layer in evidence.forgetful}
+    return evidence.stream and bool(forgetful) and set(layers) <= forgetful
 
 
 def _cause(evidence: Evidence, layers: list[str]) -> str:
@@ -81,21 +95,37 @@ def _cause(evidence: Evidence, layers: list[str]) -> str:
         else f"at momentum {worst.momentum:g} only {words.percent(weight, 1)} of the initial "
         "value is left"
     )
-    return f"{who}. The weights move faster than the running average follows: {average}."
+    trail = f"The weights move faster than the running average follows: {average}"
+    if _remembers_nothing(evidence, layers):
+        share = words.percent(worst.update_rate or 0.0)
+        trail = (
+            f"At momentum {worst.momentum:g} the last mini-batch makes {share} of the statistics, "
+            "and others differ from it"
+        )
+    return words.sentences(
+        f"{who}. {trail}.",
+        statistics.mixed_causes(evidence),
+        statistics.whose_gap(evidence),
+        statistics.split_of_gap(evidence),
+    )
 
 
 def _remedy(evidence: Evidence, layers: list[str]) -> str:
     recalibration = statistics.recalibration(evidence)
-    first = recalibration and recalibration.removeprefix("Or ").replace("re-", "Re-", 1)
     if not evidence.steps:
         return words.bullets(
-            first,
+            recalibration,
             "Or load the running statistics together with the parameters (a full state, buffers "
             "included).",
         )
     worst = statistics.worst_layer(evidence, layers)
+    if _remembers_nothing(evidence, layers):
+        code = evidence.dialect.set_momentum(worst.type, statistics.COMMON_RATE)
+        return words.bullets(f"Use a momentum that remembers many batches:\n{code}", recalibration)
     return words.bullets(
-        first,
-        statistics.shorter_memory(evidence, worst) if evidence.sufficient_rate else None,
+        recalibration,
+        statistics.shorter_memory(evidence, worst)
+        if any(evidence.sufficient_rates.values())
+        else None,
         "Or train on until the loss is flat, or let the learning rate decay towards the end.",
     )

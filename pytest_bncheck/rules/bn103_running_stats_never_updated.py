@@ -24,7 +24,6 @@ class RunningStatsNeverUpdated(Rule):
     ------------
     Compares each normalisation layer's running statistics before and after training. A layer that
     ran, is not frozen on purpose, and has exactly the same numbers as before never updates.
-    With ``steps=0`` it looks for statistics at exactly 0 and 1 beside trained parameters.
 
     Why it is bad
     -------------
@@ -34,12 +33,12 @@ class RunningStatsNeverUpdated(Rule):
     -------
     ::
 
-        nn.BatchNorm2d(64, momentum=0)                     # torch: weight of the new batch
-        keras.layers.BatchNormalization(momentum=1.0)      # Keras: weight of the past
+        nn.BatchNorm2d(64, momentum=0)  # torch: weight of the new batch
+        keras.layers.BatchNormalization(momentum=1.0)  # Keras: weight of the past
 
         class Net(keras.Model):
-            def call(self, x):                             # no training argument:
-                return self.head(self.norm(x))             # fit cannot pass the mode on
+            def call(self, x):  # fit cannot pass the mode on
+                return self.head(self.norm(x))
 
     Use instead
     -----------
@@ -58,13 +57,12 @@ class RunningStatsNeverUpdated(Rule):
     severity = "error"
 
     def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if evidence.too_few:
+        if evidence.too_few or not evidence.steps:
             return None
-        test = _unchanged if evidence.steps else _untouched
         still = [
             layer
             for k, layer in enumerate(evidence.layers)
-            if not layer.frozen and layer.name not in taken and test(evidence, k)
+            if not layer.frozen and layer.name not in taken and _unchanged(evidence, k)
         ]
         if not still:
             return None
@@ -72,10 +70,7 @@ class RunningStatsNeverUpdated(Rule):
         after = f"in {words.plural(evidence.steps, 'training step')}"
         lost = "lost updates of" if _is_rounded_away(still[0]) else "did not change"
         return self.finding(
-            f"{words.n_of_m(names, evidence, '')} {lost} their running statistics {after}."
-            if evidence.steps
-            else f"{words.n_of_m(names, evidence, 'have')} statistics at exactly 0 and 1 beside "
-            "trained parameters.",
+            f"{words.n_of_m(names, evidence, '')} {lost} their running statistics {after}.",
             cause=_cause(evidence, still[0]),
             remedy=_remedy(evidence, still[0]),
             layers=names,
@@ -109,24 +104,8 @@ def _is_rounded_away(layer: Layer) -> bool:
     return bool(layer.update_rate) and (layer.update_rate or 0.0) < 2.0 * layer.resolution
 
 
-def _untouched(evidence: Evidence, k: int) -> bool:
-    mean, var = evidence.stop.mean[k], evidence.stop.var[k]
-    # The border converts a stored variance of 1 to (n-1)/n where n is known.
-    return (
-        evidence.layers[k].trained and not mean.any() and np.ptp(var) == 0 and _is_one(evidence, k)
-    )
-
-
-def _is_one(evidence: Evidence, k: int) -> bool:
-    n = evidence.calls_in_pass.values[k]
-    value = float(evidence.stop.var[k][0])
-    return value == 1.0 or (n is not None and n > 1 and abs(value - (n - 1) / n) < 1e-9)
-
-
 def _cause(evidence: Evidence, layer: Layer) -> str:
     k = evidence.layers.index(layer)
-    if not evidence.steps:
-        return "The parameters were trained or loaded, the running statistics were not."
     if layer.update_rate == 0.0:
         return f"Momentum {layer.momentum:g} means that {layer.name} never takes anything in."
     if not evidence.calls.training[k]:
@@ -145,11 +124,6 @@ def _cause(evidence: Evidence, layer: Layer) -> str:
 def _remedy(evidence: Evidence, layer: Layer) -> str:
     k = evidence.layers.index(layer)
     declare = 'If that is on purpose, declare it: intended="frozen-batchnorm".'
-    if not evidence.steps:
-        return words.bullets(
-            "Load or copy the running statistics together with the parameters, or re-estimate "
-            f"them:\n{evidence.dialect.recalibrate}"
-        )
     if layer.update_rate == 0.0:
         code = evidence.dialect.set_momentum(layer.type, 0.1)
         return words.bullets(f"Give it a momentum that updates:\n{code}", declare)

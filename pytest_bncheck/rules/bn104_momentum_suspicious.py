@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
-from pytest_bncheck.rules._statistics import FORGETFUL
 from pytest_bncheck.types import Finding
 
 
@@ -17,7 +16,9 @@ class MomentumSuspicious(Rule):
     What it does
     ------------
     Reads the momentum of each normalisation layer: 0.5 or more in PyTorch, 0.5 or less in Keras,
-    means that the last batch alone makes at least half of the running statistics.
+    means that the last batch alone makes at least half of the running statistics. Given several
+    mini-batches (``batches=``), it also lets each of them be the last one and reports how far the
+    loss in eval mode goes up and down with it.
 
     Why it is bad
     -------------
@@ -29,8 +30,8 @@ class MomentumSuspicious(Rule):
     -------
     ::
 
-        nn.BatchNorm2d(64, momentum=0.99)                  # torch, meant as 0.01
-        keras.layers.BatchNormalization(momentum=0.1)      # Keras, meant as 0.9
+        nn.BatchNorm2d(64, momentum=0.99)  # torch, meant as 0.01
+        keras.layers.BatchNormalization(momentum=0.1)  # Keras, meant as 0.9
 
     Use instead
     -----------
@@ -46,14 +47,7 @@ class MomentumSuspicious(Rule):
     severity = "warning"
 
     def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        fast = [
-            layer
-            for layer in evidence.layers
-            if layer.update_rate is not None
-            and layer.update_rate >= FORGETFUL
-            and not layer.frozen
-            and layer.momentum is not None
-        ]
+        fast = [layer for layer in evidence.forgetful if layer.momentum is not None]
         if not fast:
             return None
         first, names = fast[0], [layer.name for layer in fast]
@@ -65,11 +59,24 @@ class MomentumSuspicious(Rule):
             else f"Was {evidence.dialect.momentum_of(1.0 - rate):g} meant?\n"
             + evidence.dialect.set_momentum(first.type, 1.0 - rate)
         )
+        losses = [each.loss for each in evidence.after_each if each.loss is not None]
         return self.finding(
             f"{words.n_of_m(names, evidence, 'have')} a momentum at which the last batch makes "
-            f"{words.percent(rate)} of the running statistics; the first is {names[0]}.",
+            f"{words.percent(rate)} of the running statistics; the first is {names[0]}."
+            f"{_spread(losses)}",
             cause=f"Momentum {first.momentum:g} looks like another framework's convention.",
             remedy=words.bullets(advice),
             layers=names,
             momentum=first.momentum,
+            eval_losses=losses or None,
         )
+
+
+def _spread(losses: Sequence[float]) -> str:
+    """How much the loss in eval mode depends on which mini-batch came last."""
+    if not losses:
+        return ""
+    return (
+        f" In eval mode the loss goes from {min(losses):.2g} to {max(losses):.2g}, depending on "
+        f"which of {len(losses)} mini-batches came last."
+    )

@@ -29,7 +29,8 @@ class RunningStatsInvalid(Rule):
     -------
     One forward pass in training mode on a sample that holds an infinity, long before the end::
 
-        model.train(); model(corrupt_batch)      # the loss recovers, the buffers do not
+        model.train()
+        model(corrupt_batch)  # the loss recovers, the buffers do not
 
     Use instead
     -----------

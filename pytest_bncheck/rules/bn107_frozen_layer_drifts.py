@@ -30,8 +30,8 @@ class FrozenLayerDrifts(Rule):
     ::
 
         for parameter in backbone.parameters():
-            parameter.requires_grad = False      # does not stop the buffers
-        model.train()                            # undoes backbone.eval(), every epoch
+            parameter.requires_grad = False  # does not stop the buffers
+        model.train()  # undoes backbone.eval(), every epoch
 
     Use instead
     -----------

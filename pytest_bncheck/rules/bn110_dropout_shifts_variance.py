@@ -31,7 +31,9 @@ class DropoutShiftsVariance(Rule):
     -------
     ::
 
-        nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 64), nn.BatchNorm1d(64))
+        nn.Sequential(
+            nn.Linear(64, 64), nn.Dropout(), nn.Linear(64, 64), nn.BatchNorm1d(64)
+        )
 
     Use instead
     -----------

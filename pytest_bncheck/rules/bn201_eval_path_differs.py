@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths import predictions, verdict
+from pytest_bncheck.evidence import PATH_GAP, Evidence
+from pytest_bncheck.rules import _statistics as statistics
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
-from pytest_bncheck.rules._statistics import PATH_GAP
 from pytest_bncheck.types import Finding, Prediction, Severity
 
 
@@ -55,18 +54,22 @@ class EvalPathDiffers(Rule):
         return self._by_path(evidence) or self._by_survival(evidence)
 
     def _by_path(self, evidence: Evidence) -> Finding | None:
-        gap, path, train = evidence.path_gap, evidence.path, evidence.train
-        if gap is None or path is None or train is None or gap <= _noticeable(evidence):
+        path, train = evidence.path, evidence.first
+        if path is None or train is None or not evidence.takes_another_path:
             return None
         if evidence.is_random:  # by way of another, not of the mode
             return None
-        grade: Severity = "warning"
-        if not gap <= evidence.gap_limit and _suffers(evidence, path, train):
-            grade = "error"
+        worse = statistics.cost_of_other_path(evidence)
+        grade: Severity = "warning" if worse is None else "error"
+        other = worse or train
+        gap = evidence.gap(other, path) or 0.0
+        if worse is None and gap <= max(PATH_GAP, evidence.noise):
+            return None
+        which = "the same batch statistics" if other is train else "converged statistics"
         return self.finding(
-            f"The model's own code computes something else in eval mode: with the same batch "
-            f"statistics the predictions differ by {gap:.2g} of their spread over the batch"
-            f"{_how_good(path, train)}.",
+            f"The model's own code computes something else in eval mode: with {which} the "
+            f"predictions differ by {gap:.2g} of their spread over the batch"
+            f"{_how_good(path, other)}.",
             cause=f"The model's own code depends on the mode ({evidence.dialect.mode}), outside of "
             "dropout and normalisation layers.",
             remedy=words.bullets(
@@ -82,7 +85,7 @@ class EvalPathDiffers(Rule):
         gap, replaced, train = evidence.surviving_gap, evidence.replaced, evidence.train
         if gap is None or replaced is None or train is None or not _is_conclusive(evidence):
             return None
-        if gap <= _noticeable(evidence):
+        if gap <= max(PATH_GAP, evidence.noise):
             return None
         grade: Severity = "warning"
         if not gap <= evidence.gap_limit and evidence.fails(replaced):
@@ -109,28 +112,14 @@ class EvalPathDiffers(Rule):
         )
 
 
-def _noticeable(evidence: Evidence) -> float:
-    return max(PATH_GAP, evidence.noise)
-
-
-def _suffers(evidence: Evidence, path: Prediction, train: Prediction) -> bool:
-    """Whether decisions are worse on the eval path than on the training path."""
-    retained = predictions.retained(evidence.first_loss, path.constant_loss, path.loss, train.loss)
-    scores = verdict.Scores(
-        gap=None,
-        distortion=0.0,
-        retained=retained,
-        accuracy=train.accuracy,
-        finite=predictions.finite(train.outputs),
-    )
-    return verdict.decisions_suffer(scores, path.accuracy) is not False
-
-
 def _is_conclusive(evidence: Evidence) -> bool:
     """Whether replacing statistics must repeat the training prediction."""
     once = all(count <= 1 for count in evidence.calls_in_pass.training)
+    # A layer that loses its updates tells nothing about its batch.
+    batch = zip(evidence.batch.mean, evidence.batch.var, strict=True)
     return (
         once
+        and all(mean.any() or var.any() for mean, var in batch)
         and not evidence.stream
         and not evidence.inconclusive
         and all(layer.stock for layer in evidence.layers)

@@ -28,7 +28,7 @@ class TrainingInconclusive(Rule):
     -------
     ::
 
-        @pytest.mark.bn_consistency(steps=2)      # too few steps for the loss to move
+        @pytest.mark.bn_consistency(steps=2)  # too few steps for the loss to move
 
     Use instead
     -----------

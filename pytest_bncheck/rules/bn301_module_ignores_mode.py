@@ -28,10 +28,10 @@ class ModuleIgnoresMode(Rule):
     -------
     ::
 
-        self.norms = [nn.BatchNorm1d(32) for _ in range(4)]      # a plain list: not registered
+        self.norms = [nn.BatchNorm1d(32)]  # a plain list: not registered
 
         def train(self, mode=True):
-            self.training = mode                                 # does not recurse
+            self.training = mode  # does not recurse
             return self
 
     Use instead

@@ -28,9 +28,9 @@ class StochasticEval(Rule):
     -------
     ::
 
-        h = F.dropout(h, 0.5)                    # training=True is the default
-        h = nn.Dropout(0.5)(h)                   # a new module each time, always in training mode
-        F.scaled_dot_product_attention(q, k, v, dropout_p=0.1)      # ignores the mode
+        h = F.dropout(h, 0.5)  # training=True is the default
+        h = nn.Dropout(0.5)(h)  # a new module each time, always in training mode
+        F.scaled_dot_product_attention(q, k, v, dropout_p=0.1)  # ignores the mode
 
     Use instead
     -----------
@@ -49,6 +49,8 @@ class StochasticEval(Rule):
     severity = "error"
 
     def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        if evidence.program is not None:
+            return None  # BN403 says what a program does
         if evidence.eval is None or not (evidence.is_random or evidence.eval.random):
             return None
         stuck = evidence.stuck(taken)

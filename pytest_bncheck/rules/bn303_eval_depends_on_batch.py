@@ -29,7 +29,7 @@ class EvalDependsOnBatch(Rule):
 
         nn.BatchNorm2d(64, track_running_stats=False)
         F.batch_norm(x, mean, var, training=True)
-        self.norm(x, training=True)              # Keras, inside of a subclassed layer
+        self.norm(x, training=True)  # Keras, inside of a subclassed layer
 
     Use instead
     -----------
@@ -47,7 +47,7 @@ class EvalDependsOnBatch(Rule):
     severity = "error"
 
     def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if not evidence.depends_on_batch:
+        if evidence.program is not None or not evidence.depends_on_batch:
             return None
         stuck = evidence.stuck(taken)
         traces = evidence.beyond(stuck, "batch statistics")

@@ -29,8 +29,8 @@ class EvalMutatesState(Rule):
     -------
     ::
 
-        self.seen += 1                                             # a buffer, in forward
-        F.batch_norm(x, self.mean, self.var, training=True)        # updates both, in any mode
+        self.seen += 1  # a buffer, in forward
+        F.batch_norm(x, self.mean, self.var, training=True)  # updates both
 
     Use instead
     -----------
@@ -46,7 +46,7 @@ class EvalMutatesState(Rule):
     severity = "error"
 
     def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if evidence.eval is None:
+        if evidence.eval is None or evidence.program is not None:
             return None
         stuck = evidence.stuck(taken)
         names = [name for name in evidence.eval.mutated if name.rpartition(".")[0] not in stuck]

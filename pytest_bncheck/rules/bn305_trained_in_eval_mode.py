@@ -29,9 +29,9 @@ class TrainedInEvalMode(Rule):
     -------
     ::
 
-        validate(model)               # calls model.eval(), and nobody calls model.train() again
-        backbone = from_pretrained()  # arrives in eval mode, and a trainer keeps it there
-        model(x)                      # Keras, in a training loop of one's own: inference mode
+        validate(model)  # calls model.eval(), and nobody model.train() again
+        backbone = from_pretrained()  # in eval mode, where a trainer keeps it
+        model(x)  # Keras, in a training loop of one's own: inference mode
 
     Use instead
     -----------

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -17,6 +18,8 @@ from keras import layers
 
 KINDS = ("functional", "subclassed")
 SEEDS = (0, 1)
+KIND = pytest.mark.parametrize("kind", KINDS)
+SEED = pytest.mark.parametrize("seed", SEEDS)
 CLASSES = 4
 WIDTH = 12
 NORMS = {"functional": ["norm1", "norm2"], "subclassed": ["block1/norm", "block2/norm"]}

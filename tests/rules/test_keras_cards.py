@@ -14,9 +14,9 @@ from pytest_bncheck import check  # noqa: E402
 
 from .keras_nets import (  # noqa: E402
     CLASSES,
-    KINDS,
+    KIND,
     NORMS,
-    SEEDS,
+    SEED,
     WIDTH,
     batch_norm,
     data,
@@ -32,8 +32,6 @@ if keras.backend.backend() != "tensorflow":
 
 L = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-KIND = pytest.mark.parametrize("kind", KINDS)
-SEED = pytest.mark.parametrize("seed", SEEDS)
 
 
 def run(model: Any, kind: str, seed: int, *, steps: int = 60, **options: Any) -> Any:

@@ -19,8 +19,8 @@ from pytest_bncheck import check  # noqa: E402
 from .torch_nets import (  # noqa: E402
     CLASSES,
     FAST,
-    KINDS,
-    SEEDS,
+    KIND,
+    SEED,
     WIDTH,
     Net,
     data,
@@ -28,8 +28,6 @@ from .torch_nets import (  # noqa: E402
     training_step,
 )
 
-KIND = pytest.mark.parametrize("kind", KINDS)
-SEED = pytest.mark.parametrize("seed", SEEDS)
 IMAGES = pytest.mark.parametrize("kind", ["conv", "residual"])
 
 

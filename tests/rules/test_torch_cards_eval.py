@@ -18,9 +18,9 @@ from pytest_bncheck import check  # noqa: E402
 from .torch_nets import (  # noqa: E402
     CLASSES,
     FAST,
-    KINDS,
+    KIND,
     NORMS,
-    SEEDS,
+    SEED,
     WIDTH,
     Net,
     data,
@@ -29,8 +29,6 @@ from .torch_nets import (  # noqa: E402
     training_step,
 )
 
-KIND = pytest.mark.parametrize("kind", KINDS)
-SEED = pytest.mark.parametrize("seed", SEEDS)
 RANDOM = "intended: stochastic-eval"
 
 

@@ -16,17 +16,15 @@ from pytest_bncheck import check  # noqa: E402
 
 from .torch_nets import (  # noqa: E402
     CLASSES,
-    KINDS,
+    KIND,
     NORMS,
-    SEEDS,
+    SEED,
     Net,
     data,
     line,
     sole,
 )
 
-KIND = pytest.mark.parametrize("kind", KINDS)
-SEED = pytest.mark.parametrize("seed", SEEDS)
 RANDOM = "intended: stochastic-eval"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +17,8 @@ from pytest_bncheck import check
 
 KINDS = ("mlp", "conv", "residual")
 SEEDS = (0, 1)
+KIND = pytest.mark.parametrize("kind", KINDS)
+SEED = pytest.mark.parametrize("seed", SEEDS)
 CLASSES = 4
 WIDTH = 16
 NORMS = ["blocks.0.norm", "blocks.1.norm"]

@@ -1,0 +1,36 @@
+"""Several processes of one run, as torchrun starts them: the first reports for all."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+
+KEY = "pytest-bncheck/reported"
+PATIENCE = datetime.timedelta(seconds=60)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that reports."""
+    return not _are_several() or os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_first() -> None:
+    """Stay until the first process has reported: torchrun ends all of them when one fails."""
+    distributed = sys.modules.get("torch.distributed")
+    own_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # outlives the processes
+    if distributed is None or not _are_several() or not own_store:
+        return
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = distributed.TCPStore(host, port, is_master=False, timeout=PATIENCE)
+        if is_first():
+            store.set(KEY, "yes")
+        else:
+            store.wait([KEY], PATIENCE)
+    except RuntimeError:
+        return  # the first never came, or torchrun is gone
+
+
+def _are_several() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"

@@ -1,0 +1,134 @@
+"""BN108: one layer normalises several streams that have little in common."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Set
+
+import numpy as np
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths import running
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding, Severity, Statistics
+
+APART = 0.5
+"""Standard deviations around their mean from which on streams are clearly different."""
+
+CHANCE = 2.0
+"""Times the spread that chance gives a stream's samples which is still called chance."""
+
+
+class MixedStreams(Rule):
+    """One normalisation layer for several different streams.
+
+    What it does
+    ------------
+    Where a layer runs several times in a training step, it reads the batch statistics of each
+    call of the last step and measures how far they lie around their mean, which is what the
+    running statistics converge to. It fires when that is more than 0.5 standard deviations, and
+    more than chance gives so few samples. An error where it is what makes eval mode decide worse.
+
+    Why it is bad
+    -------------
+    In training each stream is normalised by itself; in eval mode all of them by one average that
+    fits none. No number of updates changes that.
+
+    Example
+    -------
+    Real and generated samples, source and target domain, the two inputs of a shared tower::
+
+        # two calls a step
+        loss = bce(discriminator(real), 1) + bce(discriminator(fake), 0)
+
+    Use instead
+    -----------
+    One call on all of them (``discriminator(torch.cat([real, fake]))``), a normalisation layer for
+    each stream, or a layer without running statistics (GroupNorm, LayerNorm). Two views of the
+    same samples, micro-batches and virtual batches are alike, and silent. A network that never
+    runs in eval mode can ignore it: ``ignore={"BN108": "never evaluated"}``.
+
+    References
+    ----------
+    Li et al. 2017, Revisiting Batch Normalization For Practical Domain Adaptation (AdaBN). Chintala
+    et al. 2016, How to Train a GAN?, item 4. Xie et al. 2020, Adversarial Examples Improve Image
+    Recognition, section 3.2 (one batch normalisation for each distribution).
+    """
+
+    code = "BN108"
+    name = "mixed-streams"
+    severity = "warning"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        spreads = {
+            layer.name: running.spread(evidence.streams[layer.name].statistics, layer.eps)
+            for layer in evidence.layers
+            if layer.name in evidence.streams and not layer.frozen and layer.name not in taken
+        }
+        if not any(spread > _usual(name, evidence) for name, spread in spreads.items()):
+            return None
+        names = sorted(spreads, key=lambda name: -spreads[name])
+        mixed = [name for name in names if spreads[name] > evidence.distortion_limit]
+        grade = _grade(evidence, mixed)
+        if grade is None:
+            return None
+        worst = mixed[0]
+        calls = len(evidence.streams[worst].statistics)
+        return self.finding(
+            f"{_quality(evidence, grade)}{words.n_of_m(mixed, evidence, 'normalise')} several "
+            f"streams that differ; in {worst} {calls} calls of a training step lie "
+            f"{spreads[worst]:.2f} standard deviations around their mean (up to {APART:g} is "
+            "usual).",
+            cause="Training normalises each call by itself, eval mode all of them by one average "
+            "that fits none. More updates do not change that.",
+            remedy=words.bullets(
+                "Make one call on all streams together, so that they share their statistics in "
+                "training too.",
+                "Or give each stream a normalisation layer of its own.",
+                "Or use GroupNorm or LayerNorm there, which do not look across the batch.",
+            ),
+            severity=grade,
+            layers=names,  # of the others only the input is another than in training
+            calls=calls,
+            spread=spreads[worst],
+        )
+
+
+def _usual(name: str, evidence: Evidence) -> float:
+    """The spread up to which the calls of a layer may be of one distribution."""
+    streams = evidence.streams[name]
+    samples = min(streams.samples, evidence.batch_size or streams.samples)
+    chance = running.chance_spread(samples, len(streams.statistics))
+    return max(APART, CHANCE * chance)
+
+
+def _grade(evidence: Evidence, mixed: Collection[str]) -> Severity | None:
+    """An error where it costs decisions; None where converging statistics would bring them back."""
+    gap = evidence.gap(evidence.judged, evidence.train)
+    far = gap is not None and not gap <= evidence.gap_limit
+    suffers = evidence.suffers(evidence.judged) is not False  # unknown: the gap alone decides
+    if evidence.bn_verdict != "broken" and not (far and suffers):
+        return "warning"
+    floor = evidence.floor
+    lasting = floor is not None and not floor <= evidence.gap_limit
+    still = lasting and evidence.suffers(evidence.recalibrated) is not False
+    if still or _has_settled(evidence, mixed):
+        return "error"
+    return None
+
+
+def _has_settled(evidence: Evidence, mixed: Collection[str]) -> bool:
+    """Whether the running statistics fit the mixture, so that convergence is not what lacks."""
+    judged = evidence.judged_statistics
+    for k, layer in enumerate(evidence.layers):
+        if layer.name in mixed:
+            mixture = evidence.streams[layer.name].statistics
+            middle = Statistics((np.mean(mixture.mean, axis=0),), (np.mean(mixture.var, axis=0),))
+            own = Statistics((judged.mean[k],), (judged.var[k],))
+            if not running.distortion(own, middle, [layer.eps])[0] <= evidence.distortion_limit:
+                return False
+    return True
+
+
+def _quality(evidence: Evidence, grade: Severity) -> str:
+    return f"{words.headline(evidence)}. " if grade == "error" else ""

@@ -1,0 +1,108 @@
+"""BN109: training mode is right only on the batches as they were put together."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths import running
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding
+
+CHANCE = 2.0
+"""Times the spread that chance gives mini-batches which is still called chance."""
+
+FEW = 16
+"""Values per channel below which mini-batches of one distribution differ this much anyway."""
+
+
+class BatchShortcut(Rule):
+    """Batches whose composition gives the answer away.
+
+    What it does
+    ------------
+    Needs several mini-batches (``batches=``). Predicts in training mode on each as it was trained
+    on, and again after their samples were dealt anew; batches of one sample are put together. It
+    fires where only the first is right, and where the mean of the mini-batches' statistics, to
+    which running statistics converge, does not predict right either.
+
+    Why it is bad
+    -------------
+    Batch statistics show which batch a sample is in. If all of its mates are of one class, that
+    is the answer, and the network learns to read it there. In eval mode, and in any other batch,
+    it is not there: training is perfect, evaluation is chance.
+
+    Example
+    -------
+    A loader that keeps the order of folders, one class after the other::
+
+        DataLoader(ImageFolder(path), batch_size=32)  # one class in each batch
+        for sample, label in data:                             # batches of one
+            step(sample[None], label[None])
+
+    Use instead
+    -----------
+    ``shuffle=True``, larger batches that mix the classes, or a normalisation that does not look
+    across the batch (GroupNorm, LayerNorm).
+
+    References
+    ----------
+    He et al. 2020, Momentum Contrast, section 3.3 (batch statistics leak the answer; shuffling
+    batch normalisation). Wu & Johnson 2021, Rethinking "Batch" in BatchNorm, section 6.
+    """
+
+    code = "BN109"
+    name = "batch-shortcut"
+    severity = "error"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        mixed = evidence.remixed
+        if mixed is None or not evidence.trained or not evidence.fails(evidence.judged):
+            return None
+        values = evidence.calls_in_pass.values
+        spreads = {
+            layer.name: spread
+            for layer, spread, active, n in zip(
+                evidence.layers, evidence.spreads, evidence.active, values, strict=True
+            )
+            if active and n != 1 and layer.name not in taken
+        }
+        if not evidence.fails(mixed) or not spreads or _is_chance(evidence, spreads):
+            return None
+        names = sorted(spreads, key=lambda name: -spreads[name])
+        single = evidence.batch_size == 1
+        return self.finding(
+            f"{words.headline(evidence)}. Training mode too is right only on the mini-batches as "
+            f"they are: {'put together' if single else 'dealt anew'}, the same samples give "
+            f"{words.how_good(mixed) or 'other predictions'}.",
+            cause="What a sample is can be told from the batch statistics, since "
+            + (
+                "each batch is a single sample"
+                if single
+                else f"the mini-batches differ: in {names[0]} their statistics lie "
+                f"{spreads[names[0]]:.2f} standard deviations around their mean"
+            )
+            + ". Running statistics know nothing of it, however long the training.",
+            remedy=words.bullets(
+                "Train on batches of several samples."
+                if single
+                else "Shuffle the samples, so that each batch holds all classes (shuffle=True).",
+                "Or use GroupNorm or LayerNorm, which do not look across the batch.",
+            ),
+            layers=names,
+            mini_batches=len(evidence.batches),
+            remixed_loss=mixed.loss,
+            remixed_accuracy=mixed.accuracy,
+            spread=spreads[names[0]],
+        )
+
+
+def _is_chance(evidence: Evidence, spreads: dict[str, float]) -> bool:
+    """Whether mini-batches as small as these differ so much by themselves."""
+    size, values = evidence.batch_size, evidence.calls_in_pass.values
+    few = min((n for n in values if n is not None), default=FEW) < FEW
+    if not few or not size or size == 1:
+        return False
+    usual = CHANCE * running.chance_spread(size, len(evidence.batches))
+    return all(spread <= usual for spread in spreads.values())

@@ -1,0 +1,110 @@
+"""BN401: parameters were copied or saved, their running statistics were not."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import numpy as np
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules import _statistics as statistics
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding
+
+
+class StatisticsLostInCopy(Rule):
+    """A copy, an average or a checkpoint without the running statistics.
+
+    What it does
+    ------------
+    With ``steps=0`` it judges a model as it is handed over: it fires where statistics are at
+    exactly 0 and 1 beside trained parameters, and where they are so far from the batch's that the
+    prediction fails, though statistics of the batch would bring it back. Always, it looks for
+    statistics that the model's own state leaves out, so that no checkpoint could hold them.
+
+    Why it is bad
+    -------------
+    The parameters are right and the prediction is not. Training the copy on hides it, since
+    training mode does not look at running statistics.
+
+    Example
+    -------
+    A teacher whose parameters follow a student's; its buffers stay those of the first day::
+
+        for p, q in zip(teacher.parameters(), student.parameters()):
+            p.data.mul_(0.99).add_(q.data, alpha=0.01)
+
+    Use instead
+    -----------
+    Copy the buffers too, save and load the full state (``state_dict()``, in Keras
+    ``get_weights()`` instead of ``trainable_weights``), average with
+    ``AveragedModel(model, use_buffers=True)`` or re-estimate the statistics of the average with
+    ``update_bn``, and register statistics as persistent buffers.
+
+    References
+    ----------
+    Izmailov et al. 2018, Averaging Weights Leads to Wider Optima, section 3.2 (batch statistics
+    of averaged weights). torch.optim.swa_utils.AveragedModel, on use_buffers.
+    """
+
+    code = "BN401"
+    name = "statistics-lost-in-copy"
+    severity = "error"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        lost = None if evidence.steps else self._lost(evidence, taken)
+        return lost or self._unsaved(evidence, taken)
+
+    def _lost(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        untouched = [
+            layer.name
+            for k, layer in enumerate(evidence.layers)
+            if layer.trained and layer.name not in taken and statistics.is_untouched(evidence, k)
+        ]
+        stale = statistics.layers_at_fault(evidence, taken)
+        if not untouched and (stale is None or not statistics.is_stale_copy(evidence)):
+            return None
+        found = words.size_of_gap(evidence)
+        cause = (
+            f"{words.distorting(stale or [], evidence)}: the statistics that came with the model "
+            "do not belong to its parameters, or to data like this. Their history is unknown, "
+            "since the check did not train (steps=0)."
+        )
+        if untouched:
+            found = (
+                f"{words.n_of_m(untouched, evidence, 'have')} statistics at exactly 0 and 1 beside "
+                "trained parameters."
+            )
+            cause = (
+                "The parameters were trained or loaded, the running statistics were not: a copy, "
+                "an average or a checkpoint went without them."
+            )
+        broken = evidence.bn_verdict == "broken"
+        return self.finding(
+            f"{words.headline(evidence)}. {found}" if broken else found,
+            cause=cause,
+            remedy=words.bullets(
+                "Load or copy the running statistics together with the parameters:\n"
+                + evidence.dialect.copy_statistics,
+                statistics.recalibration(evidence),
+            ),
+            layers=untouched or stale or [],
+            distortion=float(np.max(evidence.judged_distortions, initial=0.0)),
+        )
+
+    def _unsaved(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        names = [name for name in evidence.unsaved if name not in taken]
+        if not names:
+            return None
+        return self.finding(
+            f"{words.n_of_m(names, evidence, 'have')} running statistics that the model's state "
+            f"leaves out; the first is {names[0]}.",
+            cause="They are not registered, or not as persistent, so that a checkpoint, a copy or "
+            "another process gets the parameters without them.",
+            remedy=words.bullets(
+                "Keep them where the model's state finds them:\n"
+                'self.register_buffer("running_mean", torch.zeros(channels))  # persistent'
+            ),
+            layers=names,
+        )

@@ -1,0 +1,85 @@
+"""BN402: each process of a distributed training has running statistics of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import numpy as np
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths import running
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.rules._base import Rule
+from pytest_bncheck.types import Finding
+
+SAME = 1e-3
+"""Standard deviations within which statistics are the same, up to rounding."""
+
+
+class ReplicasDiverge(Rule):
+    """Running statistics that differ from process to process.
+
+    What it does
+    ------------
+    Where a model is wrapped in DistributedDataParallel or has SyncBatchNorm layers and several
+    processes run the check, it compares their running statistics after training, as the next
+    forward would find them.
+
+    Why it is bad
+    -------------
+    Gradients keep the parameters together, nothing keeps the statistics together. Each process
+    predicts something else in eval mode, and a checkpoint holds those of the process that wrote
+    it, of its share of the data alone.
+
+    Example
+    -------
+    ::
+
+        # later versions of PyTorch: forward_sync_buffers
+        DistributedDataParallel(model, broadcast_buffers=False)
+
+    Use instead
+    -----------
+    ``nn.SyncBatchNorm.convert_sync_batchnorm(model)`` before wrapping, which normalises over all
+    processes together (on GPUs), or the default of ``broadcast_buffers``, which gives all
+    processes the statistics of the first.
+
+    References
+    ----------
+    torch.nn.parallel.DistributedDataParallel, on broadcast_buffers. torch.nn.SyncBatchNorm.
+    """
+
+    code = "BN402"
+    name = "replicas-diverge"
+    severity = "error"
+
+    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+        if not evidence.replicas:
+            return None
+        first, *others = evidence.replicas
+        apart = np.max([running.distortion(first, other, evidence.eps) for other in others], axis=0)
+        found = {
+            layer.name: float(distance)
+            for layer, distance in zip(evidence.layers, apart, strict=True)
+            if not distance <= SAME and layer.name not in taken
+        }
+        if not found:
+            return None
+        names = sorted(found, key=lambda name: -found[name])
+        return self.finding(
+            f"{words.n_of_m(names, evidence, 'have')} other running statistics in each of "
+            f"{len(evidence.replicas)} processes; in {names[0]} they are {found[names[0]]:.2g} "
+            "standard deviations apart.",
+            cause="Each process averages the statistics of its own batches, and nothing brings the "
+            "averages together.",
+            remedy=words.bullets(
+                "Normalise over all processes, before the model is wrapped (on GPUs):\n"
+                "model = nn.SyncBatchNorm.convert_sync_batchnorm(model)",
+                "Or take the statistics of the first process, which is the default of "
+                "broadcast_buffers and forward_sync_buffers:\n"
+                "DistributedDataParallel(model)",
+            ),
+            layers=names,
+            processes=len(evidence.replicas),
+            apart=found[names[0]],
+        )

@@ -1,0 +1,61 @@
+"""The terminal of a run of pytest, where there is one to draw on while a test runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_bncheck.reports.progress import Progress
+
+
+@contextmanager
+def progress(config: pytest.Config) -> Iterator[Progress | None]:
+    """Progress of one check, erased at the end; None where nobody watches a terminal."""
+    stdout = sys.__stdout__
+    if stdout is None or not _can_draw(config):
+        yield None
+        return
+    from pytest_bncheck.reports.progress import Progress
+
+    capture = config.pluginmanager.getplugin("capturemanager")
+
+    def write(text: str) -> None:
+        # Not through pytest's own writer: it counts columns, and what is drawn here takes none.
+        with capture.global_and_fixture_disabled():
+            stdout.write(text)
+            stdout.flush()
+
+    shown = Progress(write, config.get_terminal_writer().fullwidth)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def _can_draw(config: pytest.Config) -> bool:
+    """Whether stdout is a terminal that nothing else writes to during a test.
+
+    Not with ``-s``, ``--capture=tee-sys`` and live logs, which put the user's own lines there; and
+    not in a worker of pytest-xdist, which has no terminal.
+    """
+    manager, option = config.pluginmanager, config.option
+    reporter = manager.getplugin("terminalreporter")  # asked: stdout itself is captured just now
+    live_logs = manager.hasplugin("logging-plugin") and (
+        option.log_cli_level is not None or config.getini("log_cli")
+    )
+    return (
+        getattr(reporter, "isatty", False)
+        and manager.hasplugin("capturemanager")
+        and option.capture in ("fd", "sys")
+        and option.verbose >= 0
+        and not live_logs
+        and not hasattr(config, "workerinput")
+        and not any(os.environ.get(name) for name in ("CI", "BUILD_NUMBER"))
+        and os.environ.get("TERM", "dumb" if os.name == "posix" else "") != "dumb"
+    )
