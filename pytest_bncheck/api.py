@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ from pytest_bncheck.errors import InputError
 if TYPE_CHECKING:
     from pytest_bncheck.report import Report
 
-# More than a check can use; an endless loader stops here.
-MOST_BATCHES = 1000
+HELD = 32
+"""Mini-batches that a check takes and keeps in memory."""
 
 
 def check(
@@ -37,7 +38,9 @@ def check(
     batch
         ``(inputs, targets)``, or whatever `train_step` and `forward` understand.
     batches
-        Instead of `batch`: several mini-batches, trained on in turn.
+        Instead of `batch`: several mini-batches, from a list, a DataLoader, a tf.data dataset, a
+        PyDataset or any other iterable, which may be endless. The first 32 are taken and trained
+        on in turn; on the first 8 the verdict is taken.
     loss
         ``loss(outputs, targets)``; inferred from the model and the targets if not given.
     optimizer
@@ -84,44 +87,61 @@ def gather(batch: Any, batches: Iterable[Any] | None, seed: int) -> list[Any]:
     Parameters
     ----------
     batch, batches
-        Exactly one of them; the other is None.
+        Exactly one of them; the other is None. Of `batches` the first `HELD` are taken.
     seed
-        For loaders that shuffle; the random state is as before afterwards.
+        For loaders that shuffle; the random state, also a loader's own, is as before afterwards.
 
     Raises
     ------
     InputError
-        If both or none are given, or there are none or too many batches.
+        If both or none are given, there is no batch, or `batches` is nothing to take batches from.
     """
     if (batch is None) == (batches is None):
         raise InputError(
             "a check needs either batch=(inputs, targets) or batches=[...]; "
-            f"{'neither' if batch is None else 'both'} was given."
+            f"{'neither was' if batch is None else 'both were'} given."
         )
     if batches is None:
         return [batch]
     from pytest_bncheck.adapters.random_state import seeded
 
-    with seeded(seed):
-        gathered = list(islice(_each(batches), MOST_BATCHES + 1))
+    with seeded(seed), _own_state(batches):
+        gathered = list(islice(_each(batches), HELD))
     if not gathered:
         raise InputError("batches is empty; a check needs at least one batch.")
-    if len(gathered) > MOST_BATCHES:
-        raise InputError(
-            f"batches yields more than {MOST_BATCHES} batches; pass the first few of them, "
-            "for example list(itertools.islice(batches, 8))."
-        )
+    if any(item is None for item in gathered):
+        raise InputError("a batch is None; expected is (inputs, targets).")
     return gathered
 
 
+@contextmanager
+def _own_state(loader: Any) -> Iterator[None]:
+    """Put back the state of a loader's own random generator."""
+    generator: Any = getattr(loader, "generator", None)
+    if not hasattr(generator, "get_state") or not hasattr(generator, "set_state"):
+        yield
+        return
+    state = generator.get_state()
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
 def _each(batches: Any) -> Iterator[Any]:
+    if isinstance(batches, (str, bytes, Mapping)) or hasattr(batches, "shape"):
+        raise InputError(
+            f"batches is of type {type(batches).__name__}; allowed is a list, a loader or another "
+            "iterable of batches. For a single batch use batch=, or bncheck_batch."
+        )
     if hasattr(batches, "num_batches") and hasattr(batches, "__getitem__"):  # a Keras PyDataset
-        return (batches[index] for index in range(batches.num_batches or MOST_BATCHES + 1))
+        count = batches.num_batches
+        return (batches[index] for index in range(HELD if count is None else count))
     try:
         iterator: Iterator[Any] = iter(batches)
     except TypeError:
         raise InputError(
-            f"batches is a {type(batches).__name__}; allowed is a list, a loader or another "
+            f"batches is of type {type(batches).__name__}; allowed is a list, a loader or another "
             "iterable of batches."
         ) from None
     return iterator

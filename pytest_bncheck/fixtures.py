@@ -193,7 +193,7 @@ def _run(
 ) -> Report:
     """Make one check, and keep its result for the report files, whatever it is."""
     __tracebackhide__ = True
-    from pytest_bncheck import adapters, engine
+    from pytest_bncheck import adapters, engine, screen
 
     attempt = item.stash[ATTEMPT]
     nodeid, index, seed = item.nodeid, len(attempt.checks), 0
@@ -203,7 +203,8 @@ def _run(
         gathered = gather(batch, batches, seed)
         found = item.ihook.pytest_bncheck_adapters(model=model)
         adapter = adapters.require(found, model)
-        report = engine.run(model, gathered, merged, recipe, adapter)
+        with screen.progress(item.config) as progress:
+            report = engine.run(model, gathered, merged, recipe, adapter, progress)
         report = dataclasses.replace(report, nodeid=nodeid, index=index)
         attempt.checks.append(report.to_dict())
     except Exception as error:
@@ -216,6 +217,13 @@ def _failure(report: Report) -> Exception:
     from pytest_bncheck.report import CheckFailed
 
     return CheckFailed(report)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether a check raised this because its verdict is fail."""
+    from pytest_bncheck.report import CheckFailed
+
+    return isinstance(error, CheckFailed)
 
 
 def no_check(error: BaseException, **place: Any) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_bncheck import fixtures, options, settings
+from pytest_bncheck import fixtures, options, ranks, settings
 from pytest_bncheck.errors import InputError
 from pytest_bncheck.fixtures import (  # noqa: F401  (pytest finds fixtures in a plugin's names)
     ATTEMPT,
@@ -31,10 +33,10 @@ from pytest_bncheck.fixtures import (  # noqa: F401  (pytest finds fixtures in a
     bncheck_train_step,
 )
 from pytest_bncheck.options import SESSION
+from pytest_bncheck.reports.collected import Collected
 
 SIGNATURE = (
-    f"{MARKER}(steps, planned_updates, device, seed, select, ignore, gap_tolerance, "
-    "distortion_tolerance, strict, intended, restore, loss, optimizer, train_step, forward): "
+    f"{MARKER}({', '.join(settings.OPTIONS)}): "
     "train the model of the fixture bncheck_model briefly on bncheck_batch and check that it "
     "predicts in eval mode what it learned in training mode; all arguments are optional keywords"
 )
@@ -239,6 +241,7 @@ class Checking:
         _set_properties(item)
         report = yield
         _attach(item, report)
+        _summarise(call, report)
         return report
 
 
@@ -246,9 +249,15 @@ def _raise_at(item: pytest.Item, error: Exception) -> None:
     """Raise `error` from the line of the test, where a user looks for it, in every ``--tb``."""
     __tracebackhide__ = True
     path, line, _ = item.reportinfo()
-    code = compile("raise error.with_traceback(None)", str(path), "exec")
-    code = code.replace(co_firstlineno=(line or 0) + 1, co_name=item.name)
-    exec(code, {"error": error})
+
+    def fail() -> None:
+        raise error.with_traceback(None)
+
+    # Lines are counted from the `def`, which stands above the one that raises.
+    fail.__code__ = fail.__code__.replace(
+        co_filename=str(path), co_firstlineno=line or 0, co_name=item.name
+    )
+    fail()
 
 
 def _unchecked(item: pytest.Item) -> str:
@@ -297,6 +306,16 @@ def _attach(item: pytest.Item, report: pytest.TestReport) -> None:
         setattr(report, ATTRIBUTE, wire.dumps(attempt.checks))
 
 
+def _summarise(call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Keep the first line of a failing check for the short summary, and the rest for the failure.
+
+    With ``-vv`` and on a CI system pytest repeats the whole message there.
+    """
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None and call.excinfo and fixtures.is_failure(call.excinfo.value):
+        crash.message = crash.message.partition("\n")[0]
+
+
 # results ----------------------------------------------------------------------------------------
 
 
@@ -306,67 +325,152 @@ class Results:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.session = config.stash[SESSION]
-        self.checks: dict[str, str] = {}
-        self.expected: set[str] = set()
+        self.collected = Collected()
         self.skipped = 0
         self.said: list[str] = []
+        self.problems: list[str] = []
 
     def pytest_report_header(self) -> str | None:
         """Say that models are trained, and with which options."""
-        if not self.session.enabled:
-            return None
-        merged = settings.merge(*self.session.layers)
-        given = [f"{name}={getattr(merged, name)}" for name in merged.sources]
-        return f"bncheck: {', '.join(['on', *given])}"
+        return options.header(self.session) if self.session.enabled else None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the latest string of each test; a rerun replaces what it repeats."""
         if report.skipped and isinstance(report.longrepr, tuple) and OFF in report.longrepr[2]:
             self.skipped += 1
-        if hasattr(report, "wasxfail") and report.skipped:
-            self.expected.add(report.nodeid)
+        if report.failed:
+            self.collected.failed.add(report.nodeid)
         if hasattr(report, ATTRIBUTE):
-            self.checks[report.nodeid] = getattr(report, ATTRIBUTE)
+            self.collected.texts[report.nodeid] = getattr(report, ATTRIBUTE)
+            file, line, _ = report.location
+            self.collected.places[report.nodeid] = file, (line or 0) + 1
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the JSON report, where there was a run."""
+        """Write the files, where there was a run."""
         option = self.config.option
         ran = exitstatus != pytest.ExitCode.USAGE_ERROR
         ran = ran and not (option.collectonly or option.setuponly or option.setupplan)
-        if self.session.json and ran and not hasattr(self.config, "workerinput"):
-            self._write(session, self.session.json)
+        reports = self.session.enabled and ranks.is_first()
+        if ran and reports and not hasattr(self.config, "workerinput"):
+            self._write(session, "JSON", self.session.json)
+            self._write(session, "HTML", self.session.html)
+            self._append(os.environ.get("GITHUB_STEP_SUMMARY"))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """One line for each check, or one line that says how many tests were skipped."""
-        lines = [*self._summary(), *self.said]
-        if lines:
-            terminalreporter.section("bncheck")
-        for line in lines:
+        """A few lines for each check, or one that says how many tests were skipped."""
+        if not ranks.is_first():
+            return
+        quiet = self.config.option.verbose < 0
+        entries = list(self._entries())
+        lines = [*([] if quiet else self.said), *self.problems]
+        if entries or lines:
+            terminalreporter.write_sep("=", "bncheck")
+        for (word, *rest), colour in entries:
+            terminalreporter.write(word[:5], **{colour: True})
+            for line in (word[5:], *rest):
+                terminalreporter.write_line(line)
+        for line in [*lines, *self._annotations()]:
             terminalreporter.write_line(line)
         if self.skipped:
-            count = f"{self.skipped} test{'s' if self.skipped > 1 else ''}"
-            terminalreporter.write_line(f"bncheck: {count} skipped; --bncheck runs them.")
+            from pytest_bncheck.reports.layout import count
 
-    def _summary(self) -> list[str]:
-        if not self.checks:
-            return []
-        from pytest_bncheck.reports import terminal, wire
+            tests = count(self.skipped, "test")
+            terminalreporter.write_line(f"bncheck: {tests} skipped; --bncheck runs them.")
 
-        checks = wire.in_order(self.checks.values())
-        return [terminal.summary_line(c) + self._expected(c) for c in checks]
+    def pytest_unconfigure(self) -> None:
+        """Let the process that reports come to its end first."""
+        if self.session.enabled:
+            ranks.wait_for_first()
 
-    def _expected(self, check: dict[str, Any]) -> str:
-        return " (expected)" if check["nodeid"] in self.expected else ""
+    def _entries(self) -> Iterator[tuple[list[str], str]]:
+        """The lines of each check, and the colour of the first word."""
+        verbosity = self.config.option.verbose
+        width = self.config.get_terminal_writer().fullwidth
+        for check in self.collected.checks():
+            from pytest_bncheck.reports import summary
 
-    def _write(self, session: pytest.Session, path: Path) -> None:
+            expected = self.collected.is_expected(check)
+            lines = summary.entry(check, verbosity=verbosity, width=width, expected=expected)
+            if lines:
+                yield lines, "yellow" if expected else summary.COLOURS[check["verdict"]]
+
+    def _annotations(self) -> Iterator[str]:
+        """Commands to GitHub Actions, for what is wrong and was not expected to be."""
+        if os.environ.get("GITHUB_ACTIONS") != "true":
+            return
+        for check in self.collected.checks():
+            from pytest_bncheck.reports import github
+
+            file, line = self.collected.places[check["nodeid"]]
+            root = str(self.config.rootpath)
+            file = github.in_repository(file, root, os.environ.get("GITHUB_WORKSPACE"))
+            command = github.annotation(check, file, line)
+            if command and not self.collected.is_expected(check):
+                yield command
+
+    def _write(self, session: pytest.Session, kind: str, path: Path | None) -> None:
         from pytest_bncheck.reports import wire
 
+        if path is None:
+            return
+        document = wire.document(self.collected.checks())
         try:
-            wire.write(path, wire.document(wire.in_order(self.checks.values())))
-            self.said.append(f"JSON report: {path}")
+            if kind == "HTML":
+                from pytest_bncheck.reports import html
+
+                html.write(path, document, self.collected.is_expected)
+            else:
+                wire.write(path, document)
+            self.said.append(f"{kind} report: {path}")
         except OSError as error:
-            self.said.append(f"the JSON report {path} could not be written: {error}")
+            self.problems.append(f"the {kind} report {path} could not be written: {error}")
             if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _append(self, path: str | None) -> None:
+        """The step's summary; that it cannot be written is no fault of the tests."""
+        checks = self.collected.checks()
+        if not path or not checks:
+            return
+        from pytest_bncheck.reports import github
+
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(github.step_summary(checks, self.collected.is_expected))
+        except OSError as error:
+            self.problems.append(f"the step summary {path} could not be written: {error}")
+
+    # pytest-xdist
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Tell the controller which tests make checks, in case one of them kills its worker."""
+        if self.session.enabled and hasattr(self.config, "workeroutput"):
+            marked = [item.nodeid for item in session.items if _is_marked(item)]
+            self.config.workeroutput["bncheck_marked"] = json.dumps(marked)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """What a worker says when it is done; one that crashed says nothing."""
+        marked = getattr(node, "workeroutput", {}).get("bncheck_marked")
+        if marked is not None:
+            self.collected.learn(marked)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """A worker died in this test."""
+        if self.session.enabled:
+            self.collected.crashed.append(crashitem)
+            self.collected.places.setdefault(crashitem, (report.location[0], 1))
+
+    # pytest-html
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
+        """A test's checks above its log."""
+        checks = getattr(report, ATTRIBUTE, None)
+        if checks is not None:
+            from pytest_bncheck.reports import summary, wire
+
+            data[:0] = [summary.html_entry(check) for check in wire.loads(checks)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 # The nets are tiny, and threads that wait for each other cost more than they help.
@@ -14,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Loaded once here: pytester forgets modules that a run inside it imports first.
 import pytest_bncheck.engine
 import pytest_bncheck.reports.terminal  # noqa: F401
+from pytest_bncheck.reports import wire
 
 # Worker processes of pytest-xdist find the toy framework only if told where it is.
 CONFTEST = f"""
@@ -34,6 +37,12 @@ def bncheck_model():
 def bncheck_batch():
     return toy_batch()
 """
+
+# What changes the output of a run, and is set where these tests run on a CI system.
+ENVIRONMENT = (
+    *("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "PY_COLORS"),
+    *("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"),
+)
 
 # Override in a test module: five updates at rate 0.01 leave most of the initial statistics.
 BROKEN = """
@@ -68,13 +77,16 @@ class Project:
     def report(self, name: str = "report.json") -> dict:
         """The JSON report of the last run; strict, so that NaN would be an error."""
         text = (self.path / name).read_text(encoding="utf-8")
-        return json.loads(text, parse_constant=pytest.fail)
+        report = json.loads(text, parse_constant=pytest.fail)
+        jsonschema.validate(report, wire.schema())
+        return report
 
 
 @pytest.fixture
 def project(pytester, monkeypatch):
     """A project whose conftest.py overrides the fixtures for a healthy toy model."""
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
     return Project(pytester)
 
 
@@ -84,3 +96,39 @@ def xdist_args(request):
     if request.param:
         pytest.importorskip("xdist")
     return [request.param] if request.param else []
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A real browser without a window."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browse(chromium):
+    """Opens a file; fails the test if the page complains or asks for anything else."""
+    seen: list[str] = []
+    contexts = []
+
+    def open_page(path: Path, **options):
+        contexts.append(chromium.new_context(**options))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: seen.append(message.text))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("dialog", lambda dialog: seen.append(dialog.message))
+        page.on("request", lambda request: seen.append(request.url))
+        page.goto(path.as_uri())
+        assert seen.pop(0) == path.as_uri()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert seen == []

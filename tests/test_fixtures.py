@@ -6,23 +6,38 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import jsonschema
 import pytest
+from opened import Page
+
+from pytest_bncheck.reports import wire
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 # What each repo imports.
 REPOS = {
+    "detector_torch": "torch",
+    "gan_torch": "torch",
     "groupnorm_torch": "torch",
+    "huggingface_torch": "transformers",
     "layernorm_keras": "tensorflow",
+    "lightning_torch": "pytorch_lightning",
+    "outputs_torch": "torch",
+    "replicas_torch": "torch",
     "resnet_torch": "torch",
     "three_images_keras": "tensorflow",
+    "training_steps_keras": "tensorflow",
+    "training_steps_torch": "torch",
+    "vision_torch": "torch",
 }
+HTML = all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib"))
 STRICT = ("--strict-markers", "-W", "error")
 RUNS = [
     *[(repo, STRICT) for repo in REPOS],
@@ -33,12 +48,13 @@ RUNS = [
 
 @dataclass(frozen=True)
 class Run:
-    """One run of pytest: its exit code, its counts, its text, and its checks by test."""
+    """One run of pytest: its exit code, counts, text, checks by test, and HTML report."""
 
     exit: int
     outcomes: dict[str, int]
     text: str
     checks: dict[str, dict]
+    page: str
 
 
 @functools.cache
@@ -51,18 +67,27 @@ def run(repo: str, *args: str) -> Run:
     environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
     environment["OMP_NUM_THREADS"] = "1"  # torch's threads wait for each other on a busy machine
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.json")
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args, repo]
+        report, page = Path(folder, "report.json"), Path(folder, "report.html")
+        processes = expected(repo).get("processes", 1)
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, *(torchrun if processes > 1 else ())]
+        command += ["-m", "pytest", "-p", "no:cacheprovider", *args, repo]
         if "--bncheck" in args:
             command.append(f"--bncheck-json={report}")
+            command += [f"--bncheck-html={page}"] if HTML else []
         done = subprocess.run(
             command, cwd=FIXTURES, env=environment, capture_output=True, text=True, timeout=1200
         )
-        checks = json.loads(report.read_text())["checks"] if report.exists() else []
+        checks = []
+        if report.exists():
+            content = json.loads(report.read_text())
+            jsonschema.validate(content, wire.schema())
+            checks = content["checks"]
+        shown = page.read_text(encoding="utf-8") if page.exists() else ""
     text = done.stdout + done.stderr
     assert "INTERNALERROR" not in text
     outcomes = pytest.RunResult.parse_summary_nouns(done.stdout.splitlines())
-    return Run(done.returncode, outcomes, text, {check["nodeid"]: check for check in checks})
+    return Run(done.returncode, outcomes, text, {check["nodeid"]: check for check in checks}, shown)
 
 
 def expected(repo: str) -> dict:
@@ -87,7 +112,32 @@ def test_a_repo_comes_out_as_expected(repo, args):
     assert result.exit == wanted["exit"]
 
 
+@pytest.mark.skipif(not HTML, reason="needs the extra html")
+@pytest.mark.parametrize(("repo", "args"), RUNS, ids=lambda value: "".join(value) or "alone")
+def test_the_page_shows_the_checks(repo, args):
+    result = run(repo, "--bncheck", *args)
+    shown = [(test, verdict) for verdict, test in Page(result.page).checks()]
+    assert sorted(shown) == sorted(
+        (nodeid.replace("::", " ", 1), check["verdict"]) for nodeid, check in result.checks.items()
+    )
+
+
+@pytest.mark.skipif(not HTML, reason="needs the extra html")
 @pytest.mark.parametrize("repo", REPOS)
+def test_the_page_opens_in_a_browser(repo, browse, tmp_path):
+    result = run(repo, "--bncheck", *STRICT)
+    file = tmp_path / "report.html"
+    file.write_text(result.page, encoding="utf-8")
+    page = browse(file)
+    for check in page.locator("details.check").all():
+        name = check.locator("h2").text_content()
+        found = next(c for k, c in result.checks.items() if k.replace("::", " ", 1) == name)
+        assert check.locator("tbody tr:has(th[data-value])").count() == len(found["layers"])
+        assert check.locator(".finding").count() == len(found["findings"])
+        assert (check.get_attribute("open") is not None) == (found["verdict"] == "fail")
+
+
+@pytest.mark.parametrize("repo", ["layernorm_keras", "resnet_torch", "training_steps_torch"])
 def test_without_the_flag_every_test_is_skipped(repo):
     result = run(repo, "-rs", *STRICT)
     count = sum(expected(repo)["outcomes"].values())
@@ -119,12 +169,35 @@ def test_three_images_fail_with_the_cause_in_numbers():
     assert "After 5 updates at momentum 0.99, 95.1 % of every running statistic" in text
 
 
+def words(text: str) -> str:
+    """A text without line breaks, pytest's marks and figures, which depend on the machine."""
+    return re.sub(r"\d+", "0", " ".join(re.sub(r"^E? +", "", text, flags=re.M).split()))
+
+
+def test_three_images_fail_as_the_readme_shows():
+    readme = (FIXTURES.parent / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("## Three images")[2].partition("```text")[2].partition("```")[0]
+    assert "Cause: After 5 updates" in shown
+    assert words(shown) in words(run("three_images_keras", "--bncheck", *STRICT).text)
+
+
 @pytest.mark.parametrize(("test", "accuracy"), [("thousand", 1.0), ("too_few", 1 / 3)])
 def test_three_images_are_judged_as_after_the_planned_updates(test, accuracy):
     result = run("three_images_keras", "--bncheck", *STRICT)
     check = result.checks[f"test_cured.py::TestLongTraining::test_{test}_updates"]
     assert check["predictions"]["eval"]["accuracy"] == pytest.approx(1 / 3)
     assert check["predictions"]["projected"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_of_several_processes_the_first_reports():
+    result = run("replicas_torch", "--bncheck", *STRICT)
+    lines = result.text.splitlines()
+    assert len([line for line in lines if " bncheck =" in line]) == 1
+    assert len([line for line in lines if line.startswith("FAIL  test_caught.py")]) == 1
+    check = result.checks["test_caught.py::test_every_process_for_itself"]
+    (finding,) = check["findings"]
+    assert finding["evidence"]["processes"] == 2
+    assert finding["layers"] == ["module.1", "module.4"]
 
 
 def test_resnet_in_torch_fails_and_passes_with_the_cause_in_numbers():

@@ -159,13 +159,13 @@ class ToyAdapter(Adapter):
             )
         ]
 
-    def read(self):
+    def read(self, *, exact=False):
         return Statistics((self.model.mean.copy(),), (self.model.var.copy(),))
 
     def write(self, statistics, *, exact=False):
         self.model.mean, self.model.var = statistics.mean[0].copy(), statistics.var[0].copy()
 
-    def predict(self, batch):
+    def predict(self, batch, *, observe=True):
         self.model.training = False
         return self._prediction(batch)
 

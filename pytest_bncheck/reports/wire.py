@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterable, Sequence
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ import pytest_bncheck
 from pytest_bncheck.report import exact
 
 SCHEMA = 1
+
+UNWRITABLE = "backslashreplace"
+"""What becomes of half a character, which UTF-8 cannot hold: names can come from anywhere."""
 
 _DISTRIBUTIONS = ("pytest", "numpy", "torch", "keras", "tensorflow", "jax")
 _COUNTS = {"pass": "passed", "warn": "warned", "fail": "failed", "error": "errored"}
@@ -47,8 +50,13 @@ def properties(checks: Sequence[dict[str, Any]]) -> list[tuple[str, str | float]
     if codes:
         result.append(("bncheck_codes", " ".join(codes)))
     if any(gap is not None for gap in gaps):
-        result.append(("bncheck_gap", max((g for g in gaps if g is not None), key=float)))
+        result.append(("bncheck_gap", max((g for g in gaps if g is not None), key=_size)))
     return result
+
+
+def _size(gap: float | str) -> float:
+    """For sorting: "nan" is no number, and as bad as infinity."""
+    return float("inf") if isinstance(gap, str) else gap
 
 
 def in_order(texts: Iterable[str]) -> list[dict[str, Any]]:
@@ -71,6 +79,13 @@ def document(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the report, draft 2020-12."""
+    text = resources.files(__package__).joinpath("schema.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
 def environment() -> dict[str, str]:
     """Versions of what is installed; asked of the metadata, so that nothing is imported."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
@@ -83,21 +98,25 @@ def environment() -> dict[str, str]:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file in one piece: whoever reads it sees the old report or the new one.
+    """Write a JSON file; see `write_text`."""
+    write_text(path, json.dumps(exact(content), allow_nan=False, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one piece: whoever reads it sees the old report or the new one.
 
     Raises
     ------
     OSError
         If the file cannot be written.
     """
-    text = json.dumps(exact(content), allow_nan=False, indent=1) + "\n"
     target = path.resolve()
     if target.exists() and not target.is_file():  # A pipe or a device must not be replaced.
-        target.write_text(text, encoding="utf-8")
+        target.write_text(text, encoding="utf-8", errors=UNWRITABLE)
         return
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors=UNWRITABLE) as file:
             file.write(text)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)

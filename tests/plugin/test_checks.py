@@ -21,7 +21,7 @@ def test_failing_check_fails_the_test_and_not_its_setup(project, xdist_args):
     assert result.ret == 1
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(
-        ["*BN101 running-stats-underconverged*", "*= bncheck =*", "FAIL *::test_model: BN101*"]
+        ["*BN101 running-stats-underconverged*", "*= bncheck =*", "FAIL *::test_model", "*BN101*"]
     )
 
 
@@ -304,7 +304,7 @@ def test_bad_input_of_a_call_points_at_the_call(project):
             "E   *InputError: steps=-1 (from call) cannot be used; allowed: a whole number >= 0*",
             'E   *unknown option "step" (from call); did you mean "steps"?',
             "E   *neither was given*",
-            "E   *both was given*",
+            "E   *both were given*",
             "E   *cannot check a model of type object; supported are torch.nn.Module, keras.Model*",
         ]
     )
@@ -328,7 +328,7 @@ def test_broken_setup(): ...
     )
     result = project.run("--bncheck", *xdist_args)
     result.assert_outcomes(xfailed=1, failed=1)
-    result.stdout.fnmatch_lines(["FAIL  *(expected)"])
+    result.stdout.fnmatch_lines(["FAIL  *", "*(expected)"])
 
 
 def test_ignored_findings_pass_with_their_reason(project):

@@ -10,6 +10,8 @@ import pytest
 from conftest import BROKEN
 
 from pytest_bncheck import engine
+from pytest_bncheck.report import Predictions, Report
+from pytest_bncheck.reports import wire
 
 TESTS = (
     BROKEN
@@ -41,7 +43,7 @@ def stable(report):
 def test_report_is_the_same_with_and_without_processes(project):
     project.pytester.makepyfile(TESTS)
     reports = []
-    for args in ((), ("-n0",), ("-n2",), ("-n2", "--dist=loadfile")):
+    for args in ((), ("-n0",), ("-n2",), ("-n2", "--dist=loadscope")):
         result = project.run("--bncheck-json=report.json", *args)
         assert result.ret == 1
         result.assert_outcomes(failed=2, passed=2)
@@ -128,9 +130,10 @@ def pytest_runtest_protocol(item, nextitem):
 
 def test_junit(project, xdist_args):
     project.pytester.makepyfile(TESTS)
-    project.run("--bncheck", "--junitxml=junit.xml", "-o", "junit_family=xunit1", *xdist_args)
-    found = {}
+    project.run("--bncheck", "--junitxml=junit.xml", *xdist_args)
+    found, failures = {}, {}
     for case in ET.parse(project.path / "junit.xml").iter("testcase"):
+        failures[case.get("name")] = case.find("failure")
         found[case.get("name")] = {p.get("name"): p.get("value") for p in case.iter("property")}
     assert found["test_bad"]["bncheck_verdict"] == "fail"
     assert found["test_bad"]["bncheck_codes"] == "BN101"
@@ -138,6 +141,19 @@ def test_junit(project, xdist_args):
     assert found["test_calls"]["bncheck_verdict"] == "warn"
     assert found["test_error"] == {"bncheck_verdict": "error"}
     assert found["test_ordinary"] == {}
+    headline = "100 % right in training mode, 38 % in eval mode"
+    assert failures["test_bad"].get("message") == f"pytest_bncheck.CheckFailed: {headline}"
+    assert "What to do" in failures["test_bad"].text
+    assert failures["test_calls"] is None
+
+
+@pytest.mark.parametrize(
+    ("gaps", "expected"),
+    [([0.1, None, 0.3], 0.3), ([0.1, "nan", 0.3], "nan"), ([9.0, "inf"], "inf"), ([None], None)],
+)
+def test_the_largest_gap_is_the_one_that_junit_shows(gaps, expected):
+    checks = [Report(predictions=Predictions(gap)).to_dict() for gap in gaps]
+    assert dict(wire.properties(checks)).get("bncheck_gap") == expected
 
 
 def test_nothing_but_exact_builtins_leaves_a_worker(project, monkeypatch):
@@ -152,6 +168,8 @@ import dataclasses
 class Name(str): ...
 
 from pytest_bncheck import engine
+from pytest_bncheck.report import Predictions, Report
+from pytest_bncheck.reports import wire
 run = engine.run
 
 def with_odd_values(*args):
@@ -199,8 +217,6 @@ def test_report_that_cannot_be_written_at_the_end(project):
 
 
 def test_special_files_are_written_and_not_replaced(tmp_path):
-    from pytest_bncheck.reports import wire
-
     wire.write(Path("/dev/null"), wire.document([]))
     assert not Path("/dev/null").is_file()
     target = tmp_path / "target.json"

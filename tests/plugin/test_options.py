@@ -26,7 +26,9 @@ def usage_error(result) -> str:
         (["--bncheck-json=no/such.json"], "--bncheck-json=no/such.json cannot be written: the dir"),
         (["--bncheck-json=."], "it is a directory"),
         (["--bncheck-json="], "the path is empty"),
-        (["--bncheck-explain=BN999"], "--bncheck-explain: there is no rule 'BN999'"),
+        (["--bncheck-html=no/such.html"], "--bncheck-html=no/such.html cannot be written: the dir"),
+        (["--bncheck-explain=BN999"], "--bncheck-explain: there is no rule 'BN999'; near: BN"),
+        (["--bncheck-explain=momentum"], "near: momentum-suspicious, mode-sticks"),
     ],
 )
 def test_command_line_errors(project, args, message):
@@ -42,6 +44,7 @@ def test_command_line_errors(project, args, message):
         ("bncheck_strict = perhaps", "bncheck_strict"),
         ("bncheck_ignore = BN999: x", "ignore=['BN999: x'] (from bncheck_ignore in tox.ini)"),
         ("bncheck_json = no/such.json", "bncheck_json in the ini file=no/such.json"),
+        ("bncheck_html = no/such.html", "bncheck_html in the ini file=no/such.html"),
     ],
 )
 def test_ini_errors(project, line, message):
@@ -78,7 +81,7 @@ def test_pyproject(project, text):
     )
     result = project.run("--bncheck-ignore=BN1: early")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["bncheck: on, steps=5, ignore=*"])
+    result.stdout.fnmatch_lines(["bncheck: on (steps=5, ignore=BN2 BN1)"])
 
 
 @NATIVE
@@ -125,11 +128,55 @@ def test_a_json_path_turns_checks_on(project):
     assert project.report("ini.json")["summary"]["checks"] == 1
 
 
+def test_the_html_report_asks_for_its_extra(project, xdist_args):
+    project.pytester.makepyfile(ONE)
+    project.pytester.makepyfile(
+        sitecustomize="""
+        import importlib.util
+
+        find_spec = importlib.util.find_spec
+        hidden = ("jinja2", "matplotlib")
+        importlib.util.find_spec = lambda name: None if name in hidden else find_spec(name)
+        """
+    )
+    project.pytester.syspathinsert()
+    result = project.run("--bncheck-html=r.html", *xdist_args, subprocess=True)
+    sentence = "the HTML report needs jinja2 and matplotlib: pip install 'pytest-bncheck[html]'."
+    assert usage_error(result) == f"ERROR: {sentence}"
+    result = project.run("--bncheck-html=r.html", "--no-bncheck", subprocess=True)
+    result.assert_outcomes(skipped=1)
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        ([], "bncheck: on"),
+        (
+            ["--bncheck-steps=auto", "--bncheck-seed=0", "--bncheck-gap-tolerance=0.25"],
+            "bncheck: on",
+        ),
+        (["--bncheck-seed=1", "--bncheck-strict"], "bncheck: on (seed=1, strict=true)"),
+        (["--bncheck-select=BN1,BN2"], "bncheck: on (select=BN1 BN2)"),
+        (["--bncheck-ignore=BN106: tiny [images]"], "bncheck: on (ignore=BN106)"),
+    ],
+)
+def test_header_says_what_is_not_the_default(project, args, line):
+    assert line in project.run("--bncheck", *args).outlines
+
+
 def test_explain(project):
     result = project.run("--bncheck-explain", "running-stats-underconverged")
     assert result.ret == 0
-    assert "Why it is bad" in result.stdout.str()
+    assert "Why it is bad" in result.outlines
     assert "test session starts" not in result.stdout.str()
+
+
+def test_explain_a_family(project):
+    lines = project.run("--bncheck-explain=bn2").outlines
+    assert [line for line in lines if line.startswith("BN")] == [
+        "BN201 eval-path-differs (error)",
+        "BN202 training-inconclusive (warning)",
+    ]
 
 
 def test_help(project):
@@ -140,6 +187,7 @@ def test_help(project):
             "*--bncheck-steps=N|auto*",
             "*--bncheck-strict, --no-bncheck-strict*",
             "*--bncheck-json=PATH*",
+            "*--bncheck-html=PATH*",
             "*bncheck_steps (*",
         ]
     )

@@ -1,0 +1,118 @@
+"""Checks on GitHub Actions: annotations on the lines of the tests, and the step's summary."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pytest_bncheck.reports.layout import first_sentence, number, percent, printable, remedy_lines
+from pytest_bncheck.reports.summary import gist, title
+
+LEVELS = {"warn": "warning", "fail": "error", "error": "error"}
+MARKS = {"error": "❌", "fail": "❌", "warn": "⚠️", "pass": "✅"}
+"""Worst first."""
+
+
+def annotation(check: Mapping[str, Any], file: str, line: int) -> str | None:
+    """The workflow command that shows a check beside its test, or None if it passed.
+
+    Parameters
+    ----------
+    check
+        As in the JSON report.
+    file, line
+        The test: its path from the root of the repository, its line counted from 1.
+    """
+    level = LEVELS.get(check["verdict"])
+    if level is None:
+        return None
+    findings = check["findings"]
+    if findings:
+        heading = f"{findings[0]['code']} {findings[0]['name']}"
+        heading += f" and {len(findings) - 1} more" if len(findings) > 1 else ""
+    else:
+        heading = "bncheck"
+    told = [f"{first_sentence(f['message'])}. {f['cause']}" for f in findings] or [gist(check)]
+    properties = {"file": file, "line": str(line), "title": heading}
+    shown = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
+    return f"::{level} {shown}::{_data(chr(10).join([*told, title(check)]))}"
+
+
+def _data(text: str) -> str:
+    return "%0A".join(printable(line) for line in text.replace("%", "%25").splitlines())
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def in_repository(file: str, root: str, workspace: str | None) -> str:
+    """A path from pytest's root as a path from the root of the repository, with slashes."""
+    path = os.path.join(root, file)
+    inside = os.path.relpath(path, workspace) if workspace else file
+    return (file if inside.startswith("..") else inside).replace(os.sep, "/")
+
+
+def step_summary(
+    checks: Sequence[Mapping[str, Any]], is_expected: Callable[[Mapping[str, Any]], bool]
+) -> str:
+    """All checks as a Markdown table, worst first, and what is wrong in words.
+
+    Names of tests and layers are the user's, and are shown as they are written.
+    """
+    ranked = sorted(checks, key=lambda check: list(MARKS).index(check["verdict"]))
+    wrong = [check for check in ranked if check["verdict"] != "pass" and not is_expected(check)]
+    verdicts = [check["verdict"] for check in ranked]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in MARKS if v in verdicts)
+    head = [
+        f"## bncheck: {counts}",
+        "",
+        "| verdict | test | found | train | eval | gap |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
+    rows = [_row(check, " (expected)" if is_expected(check) else "") for check in ranked]
+    told = [line for check in wrong for line in _told(check)]
+    return "\n".join([*head, *rows, *told]) + "\n\n"
+
+
+def _row(check: Mapping[str, Any], note: str) -> str:
+    shown = check["predictions"]
+    last = shown["projected"] or shown["eval"]
+    cells = (
+        f"{MARKS[check['verdict']]} {check['verdict']}{note}",
+        f"<code>{_escape(title(check))}</code>",
+        "<br>".join(_escape(f"{f['code']} {f['name']}") for f in check["findings"]),
+        percent(shown["train"]["accuracy"]),
+        percent(last["accuracy"]),
+        number(shown["gap"]),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _told(check: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield f"### <code>{_escape(title(check))}</code>"
+    if not check["findings"]:
+        yield ""
+        yield _escape(gist(check))
+    for found in check["findings"]:
+        heading = _escape(f"{found['code']} {found['name']}")
+        said = _escape(f"{first_sentence(found['message'])}. {found['cause']}")
+        yield ""
+        yield f"**{heading}**: {said}"
+        yield ""
+        remedy = _verbatim(remedy_lines(found["remedy"]))
+        yield f"<details><summary>What to do</summary><pre>{remedy}</pre></details>"
+
+
+def _escape(text: str) -> str:
+    """Text on one line that Markdown and HTML show as it is, with no mark, link or mention."""
+    return re.sub(r"[^\w .,%/()=+-]|_", lambda m: f"&#{ord(m[0])};", " ".join(text.split()))
+
+
+def _verbatim(lines: Iterable[str]) -> str:
+    """For a ``pre`` element; in lines of their own a blank one would end it."""
+    return "&#10;".join(map(html.escape, lines))

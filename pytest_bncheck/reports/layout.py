@@ -1,0 +1,112 @@
+"""Lines for a terminal of 80 columns: wrapping, numbers and the table of layers."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+WIDTH = 72
+"""Columns of a failure's text, which pytest indents by four, or by eight inside a function."""
+
+WORST = 5
+"""Layers that a table shows."""
+
+NAME = 27
+"""Columns for a layer's name, which is cut on its left."""
+
+
+def wrap(text: str, indent: str = "", hanging: str = "", width: int = WIDTH) -> list[str]:
+    """`text` in lines of at most `width` columns, but for words that are longer.
+
+    Parameters
+    ----------
+    indent
+        Before every line.
+    hanging
+        After it, before every line but the first.
+    """
+    glued = textwrap.wrap(
+        text.replace(" %", "\0%"),  # a number stays with its unit
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent + hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace("\0", " ") for line in glued]
+
+
+def printable(line: str) -> str:
+    """A line without characters that steer a terminal: names can hold anything."""
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def first_sentence(message: str) -> str:
+    """What a finding says first, for one line of its own."""
+    return message.partition(". ")[0].rstrip(".")
+
+
+def remedy_lines(remedy: str) -> Iterator[str]:
+    """A finding's remedy: its items wrapped, the code under them as it is."""
+    for line in remedy.splitlines():
+        if line.startswith("- "):
+            yield from wrap(line, hanging="  ", width=WIDTH - 2)
+        else:
+            yield f"    {line}"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 step``, ``2 steps``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def number(value: float | str | None, spec: str = ".2g", missing: str = "") -> str:
+    """A number of a report; non-finite ones can be strings, absent ones None."""
+    if value is None:
+        return missing
+    return value if isinstance(value, str) else format(value, spec)
+
+
+def percent(share: float | str | None, spec: str = ".0f", missing: str = "") -> str:
+    """A share of a report in percent."""
+    shown = number(100 * share if isinstance(share, (int, float)) else share, spec, missing)
+    return f"{shown} %" if shown else ""
+
+
+def table(rows: Sequence[Mapping[str, Any]], most: int | None = WORST) -> Iterator[str]:
+    """A table of layers, in their order; no line if there is none.
+
+    Parameters
+    ----------
+    rows
+        Layers as in the JSON report.
+    most
+        Show so many, and how many more there are; None for all.
+    """
+    if not rows:
+        return
+    shown = rows[:most]
+    shares = any(row["attribution"] is not None for row in shown)
+    heading = "layer" if len(shown) == len(rows) else "worst layers"
+    yield _line(heading, "momentum", "updates", "initial", "distortion", *["share"] * shares)
+    for row in shown:
+        name = row["name"]
+        yield _line(
+            name if len(name) <= NAME else "..." + name[3 - NAME :],
+            number(row["momentum"], "g", "None"),
+            str(row["updates"]),
+            percent(row["initial_weight"], ".1f"),
+            number(row["distortion"], ".2f"),
+            *[percent(row["attribution"])] * shares,
+        )
+    if len(shown) < len(rows):
+        yield f"and {len(rows) - len(shown)} more"
+
+
+def _line(name: str, *cells: str) -> str:
+    widths = (8, 7, 8, 10, 5)
+    shown = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False))
+    return f"{name:<{NAME}} {' '.join(shown)}".rstrip()

@@ -1,0 +1,112 @@
+"""A check's lines in the summary: at most 80 columns, more of them the more is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from pytest_bncheck.report import LayerReport, Predictions, Projected, Report, Scored
+from pytest_bncheck.reports import summary
+from pytest_bncheck.types import Finding, Suppressed
+
+
+def layer(name: str, distortion: float | None) -> LayerReport:
+    return LayerReport(name, "BatchNorm2d", 0.9, 0.1, 5, 0.59, 147, 0.5, 0.3, distortion)
+
+
+FINDING = Finding(
+    "BN101", "running-stats-underconverged", "error", "Wrong. Very.", "Cause.", ["bn"], "- Do.", {}
+)
+REPORT = Report(
+    nodeid="test_model.py::test_resnet",
+    framework="torch",
+    backend="torch",
+    device="cpu",
+    verdict="fail",
+    steps=5,
+    batch_size=3,
+    findings=[FINDING],
+    predictions=Predictions(
+        1.05, distortion=3.5, train=Scored(1e-7, 1.0), eval=Scored(10.7, 1 / 3)
+    ),
+    layers=[layer(f"block{k}.bn", d) for k, d in enumerate([0.1, None, float("nan"), 3.5, 2, 1])],
+)
+
+
+def entry(report: Report = REPORT, **options: Any) -> list[str]:
+    return summary.entry(report.to_dict(), **options)
+
+
+def test_one_line_if_it_fits_and_two_if_not() -> None:
+    said = "BN101 running-stats-underconverged; train 100 %, eval 33 %"
+    assert entry(width=100) == [f"FAIL  test_model.py::test_resnet: {said}"]
+    assert entry(width=80) == ["FAIL  test_model.py::test_resnet", f"      {said}"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"index": 1}, "FAIL  test_model.py::test_resnet #2: BN101"),
+        ({"verdict": "pass", "findings": [], "layers": []}, "no layer with running statistics"),
+        ({"verdict": "error", "findings": [], "error": "ValueError: bad\nmore"},
+         "ERROR test_model.py::test_resnet: ValueError: bad"),
+        ({"predictions": Predictions(0.5)}, "gap 0.5"),
+        ({"predictions": Predictions(float("nan"))}, "gap nan"),
+        ({"predictions": Predictions()}, "gap unknown"),
+        ({"predictions": Predictions(1, train=Scored(0.1), eval=Scored(float("inf")))},
+         "train loss 0.1, eval loss inf"),
+        ({"predictions": Predictions(1, train=Scored(0.1, 1.0), projected=Projected(0.2, 0.9))},
+         "train 100 %, eval 90 %"),
+        ({"suppressed": [Suppressed("BN106", "too-few", "ignored", "Few.")]}, "(BN106 suppressed)"),
+    ],
+)  # fmt: skip
+def test_what_was_found(changes: dict[str, Any], expected: str) -> None:
+    (line,) = entry(dataclasses.replace(REPORT, **changes), width=200)
+    assert expected in line
+
+
+def test_quiet_shows_one_line_for_what_did_not_pass() -> None:
+    assert entry(verbosity=-1) == ["FAIL  test_model.py::test_resnet: BN101"]
+    assert entry(verbosity=-1, expected=True) == [
+        "FAIL  test_model.py::test_resnet: BN101 (expected)"
+    ]
+    assert entry(dataclasses.replace(REPORT, verdict="pass", findings=[]), verbosity=-1) == []
+    error = dataclasses.replace(REPORT, verdict="error", findings=[], error="E: " + "word " * 90)
+    (line,) = entry(error, verbosity=-1)
+    assert len(line) == 80
+    assert line.endswith("...")
+
+
+def names(lines: list[str]) -> list[str]:
+    return [line.split()[0] for line in lines if "block" in line]
+
+
+def test_verbose_shows_the_worst_layers_first() -> None:
+    lines = entry(verbosity=1)
+    assert "      gap 1.05, distortion 3.5" in lines
+    assert "      torch, cpu, 5 steps on 3 samples" in lines
+    assert names(lines) == [f"block{k}.bn" for k in (2, 3, 4, 5, 0)]
+    assert lines[-1] == "      and 1 more"
+    assert max(map(len, lines)) <= 80
+
+
+def test_shares_of_the_layers_where_they_are_known() -> None:
+    shared = [dataclasses.replace(one, attribution=0.25) for one in REPORT.layers[:1]]
+    lines = entry(dataclasses.replace(REPORT, layers=[*shared, *REPORT.layers[1:2]]), verbosity=1)
+    assert lines[-3:] == [
+        "      layer                       momentum updates  initial distortion share",
+        "      block0.bn                        0.9       5   59.0 %       0.10  25 %",
+        "      block1.bn                        0.9       5   59.0 %",
+    ]
+    assert not any("share" in line for line in entry(verbosity=1))
+
+
+def test_very_verbose_shows_all_layers_what_is_suppressed_and_times() -> None:
+    hidden = Suppressed("BN106", "too-few-values-per-channel", "ignored: " + "tiny " * 20, "Few.")
+    lines = entry(dataclasses.replace(REPORT, suppressed=[hidden]), verbosity=2)
+    assert names(lines) == [f"block{k}.bn" for k in range(6)]
+    assert "      seconds: train 0.00, measure 0.00, diagnose 0.00, total 0.00" in lines
+    assert any("BN106 too-few-values-per-channel is ignored: tiny" in line for line in lines)
+    assert max(map(len, lines)) <= 80
