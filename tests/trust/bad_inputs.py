@@ -1,0 +1,151 @@
+"""Inputs that cannot be used, as rows of a table; `docs/errors.md` says what each one gives.
+
+A row is what is wrong and the code or text of it. `OPTIONS` go to the command line or the ini
+file, `MARKERS` into a mark, `FIXTURES` into a test class, `CHECKS` into a call of `check`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """What is wrong, and how one writes it."""
+
+    what: str
+    given: str
+
+
+OPTIONS = [
+    Row("a negative number of steps", "--bncheck-steps=-1"),
+    Row("steps that are no number", "--bncheck-steps=five"),
+    Row("no planned updates", "--bncheck-planned-updates=0"),
+    Row("an empty device", "--bncheck-device="),
+    Row("a seed that is no number", "--bncheck-seed=x"),
+    Row("a seed out of range", "--bncheck-seed=4294967296"),
+    Row("a tolerance that is not a number", "--bncheck-gap-tolerance=nan"),
+    Row("a negative tolerance", "--bncheck-distortion-tolerance=-0.1"),
+    Row("an unknown rule", "--bncheck-select=running-stats-unconverged"),
+    Row("an unknown rule with a reason", "--bncheck-ignore=stochastic: not now"),
+    Row("an unknown rule's page", "--bncheck-explain=mode-stick"),
+    Row("a report in a missing directory", "--bncheck-json=missing/report.json"),
+    Row("a report that is a directory", "--bncheck-json=."),
+    Row("a report below a file", "--bncheck-json=conftest.py/report.json"),
+    Row("a report without a path", "--bncheck-json="),
+    Row("steps that are no number, in the ini file", "bncheck_steps = five"),
+    Row("an unknown rule, in the ini file", "bncheck_ignore = stochastic: not now"),
+    Row("a report in a missing directory, in the ini file", "bncheck_json = missing/report.json"),
+]
+
+MARKERS = [
+    Row("a negative number of steps", "steps=-1"),
+    Row("a fraction of a step", "steps=2.5"),
+    Row("a truth value for a number", "steps=True"),
+    Row("a word for a number", 'steps="many"'),
+    Row("fewer planned updates than steps", "steps=50, planned_updates=20"),
+    Row("a negative seed", "seed=-1"),
+    Row("a device by its number", "device=0"),
+    Row("no tolerance at all", "gap_tolerance=0"),
+    Row("a tolerance in percent", 'distortion_tolerance="10 %"'),
+    Row("a word for a truth value", 'strict="maybe"'),
+    Row("an unknown rule", 'select="mode-stick"'),
+    Row("no rule", 'select=""'),
+    Row("a number for a rule", "ignore=101"),
+    Row("an unknown rule with a reason", 'ignore={"stochastic": "not now"}'),
+    Row("an unknown design", 'intended="frozen"'),
+    Row("a misspelt option", "step=50"),
+    Row("an option that does not exist", "epochs=5"),
+    Row("an option without its name", "50"),
+    Row("the name of a loss", 'loss="mse"'),
+    Row("a loss of the outputs alone", "loss=lambda outputs: 0.0"),
+    Row("the name of an optimizer", 'optimizer="adam"'),
+    Row("a training step of the model alone", "train_step=lambda model: 0.0"),
+    Row("a forward pass that is no function", "forward=1"),
+]
+
+FIXTURES = [
+    Row("no model", "def bncheck_model(self): return None"),
+    Row("the class of a model", "def bncheck_model(self): return ToyModel"),
+    Row("no batch", "def bncheck_batch(self): return None"),
+    Row("no mini-batch", "def bncheck_batches(self): return []"),
+    Row("a number of mini-batches", "def bncheck_batches(self): return 3"),
+    Row(
+        "a batch and mini-batches in one place",
+        "def bncheck_batch(self): return toy_batch()\n"
+        "@pytest.fixture\n"
+        "def bncheck_batches(self): return [toy_batch()]",
+    ),
+    Row(
+        "a loss in place of a function that returns it",
+        "def bncheck_loss(self, outputs, targets): ...",
+    ),
+    Row("a loss that is a number", "def bncheck_loss(self): return 0.5"),
+    Row("the name of an optimizer", 'def bncheck_optimizer(self): return "adam"'),
+    Row("a training step that is no function", "def bncheck_train_step(self): return True"),
+    Row(
+        "a forward pass of the batch alone", "def bncheck_forward(self): return lambda batch: batch"
+    ),
+    Row("a model that cannot be built", "def bncheck_model(self): return ToyModel(1, 2, 3, 4)"),
+]
+
+CHECKS = [
+    Row("neither a batch nor batches", "check(net())"),
+    Row("a batch and batches", "check(net(), (x, y), batches=[(x, y)])"),
+    Row("no batches", "check(net(), batches=[])"),
+    Row("a number of batches", "check(net(), batches=3)"),
+    Row("no model", "check(None, (x, y))"),
+    Row("the class of a model", "check(nn.Linear, (x, y))"),
+    Row("a function", "check(lambda x: x, (x, y))"),
+    Row("the weights of a model", "check(net().state_dict(), (x, y))"),
+    Row("a batch of no samples", "check(net(), (x[:0], y[:0]))"),
+    Row("an empty batch among others", "check(net(), batches=[(x, y), (x[:0], y[:0])])"),
+    Row("a batch of one sample", "check(net(), (x[:1], y[:1]))"),
+    Row("inputs without targets", "check(net(), x)"),
+    Row("three parts", "check(net(), (x, y, y))"),
+    Row("a word", 'check(net(), "images")'),
+    Row("an empty tuple", "check(net(), ())"),
+    Row("an empty dict", "check(net(), {})"),
+    Row("plain lists", "check(net(), (x.tolist(), y.tolist()))"),
+    Row("numbers without samples", "check(net(), (x[0, 0], y[0]))"),
+    Row("targets that are None", "check(net(), (x, None))"),
+    Row("an array of words", 'check(net(), (np.full((12, 4), "a"), y))'),
+    Row("an array of objects", "check(net(), (np.full((12, 4), None), y))"),
+    Row("complex numbers", "check(net(), (x.numpy() + 1j, y))"),
+    Row("whole numbers for a layer of floats", "check(net(), (x.long(), y))"),
+    Row("inputs in double precision", "check(net(), (x.double(), y))"),
+    Row("a model in half precision", "check(net().half(), (x, y))"),
+    Row("inputs of another width", "check(net(), (x[:, :3], y))"),
+    Row("inputs on the meta device", 'check(net(), (x.to("meta"), y))'),
+    Row("NaN among the inputs", "check(net(), (x.masked_fill(x > 1, torch.nan), y))"),
+    Row("infinity among the inputs", "check(net(), (x.masked_fill(x > 1, torch.inf), y))"),
+    Row("NaN among the targets", "check(net(4), (x, x.masked_fill(x > 1, torch.nan)))"),
+    Row("a label too large", "check(net(), (x, y + 1))"),
+    Row("a negative label", "check(net(), (x, y - 1))"),
+    Row("labels that are all left out", "check(net(), (x, y.fill_(-100)))"),
+    Row("fewer labels than samples", "check(net(), (x, y[:10]))"),
+    Row("labels as floats", "check(net(), (x, y.float()))"),
+    Row("targets of another width", "check(net(), (x, x[:, :2]))"),
+    Row("a model without parameters", "check(nn.ReLU(), (x, y))"),
+    Row("a frozen model", "check(net().requires_grad_(False), (x, y))"),
+    Row("a model on the meta device", 'check(net().to("meta"), (x, y))'),
+    Row("a quantised model", "check(quantised(), (x, y))"),
+    Row("a scripted model", "check(scripted(), (x, y))"),
+    Row("a device that is not there", 'check(net(), (x, y), device="cuda:99")'),
+    Row("a device of another framework", 'check(net(), (x, y), device="GPU:0")'),
+    Row("an optimizer of another model", "check(net(), (x, y), optimizer=adam(net()))"),
+    Row("an optimizer that is None", "check(net(), (x, y), optimizer=lambda params: None)"),
+    Row(
+        "a training step without a loss",
+        "check(net(), (x, y), train_step=lambda model, batch: None)",
+    ),
+    Row(
+        "a training step that returns many losses",
+        "check(net(), (x, y), train_step=lambda model, batch: x)",
+    ),
+    Row("a loss that is None", "check(net(), (x, y), loss=lambda outputs, targets: None)"),
+    Row("a loss without a gradient", "check(net(), (x, y), loss=lambda outputs, targets: 0.5)"),
+    Row("a loss for each sample", "check(net(), (x, y), loss=lambda outputs, targets: outputs)"),
+    Row("a loss that raises", "check(net(), (x, y), loss=lambda outputs, targets: 1 / 0)"),
+    Row("more steps than planned", "check(net(), (x, y), steps=50, planned_updates=20)"),
+    Row("a misspelt option", "check(net(), (x, y), step=5)"),
+]

@@ -1,0 +1,366 @@
+"""Checks of random networks of which it is known by construction what is wrong with them.
+
+`draw(seed)` gives a net with its batch, the options of its check and the truth: healthy, or one
+planted fault; `judge` compares it with what the check says. The same seed gives the same net.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pytest_bncheck import check
+from pytest_bncheck.types import Finding
+
+from .random_nets import (
+    AlwaysDropout,
+    Builder,
+    Checkpointed,
+    Counts,
+    Hidden,
+    LosesUpdates,
+    Merges,
+    OtherPath,
+    Poisoned,
+    Shifts,
+    norms,
+)
+
+ASIDES = {"BN101", "BN102", "BN106", "BN202"}
+"""Warnings that can be true of any net: a lag of a few percent, few values, a flat loss."""
+
+
+@dataclass
+class Case:
+    """A net, how to check it, and what the check has to say.
+
+    Attributes
+    ----------
+    plan
+        The design of a healthy net, or the fault that was planted.
+    code
+        The rule that has to fire; empty for a healthy net.
+    gravity
+        ``"error"`` or ``"warning"``; ``"either"`` where it depends on what the fault costs.
+    layers
+        Names of the layers that are at fault, where the finding has to name them exactly.
+    """
+
+    model: nn.Module
+    batch: tuple[Tensor, Tensor]
+    task: str
+    code: str = ""
+    gravity: str = "error"
+    layers: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    plan: str = ""
+    seed: int = 0
+
+
+def train(model: nn.Module, batch: tuple[Tensor, Tensor], steps: int, task: str) -> None:
+    """A plain training loop."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        LOSSES[task](model(batch[0]), batch[1]).backward()
+        optimizer.step()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "classes": functional.cross_entropy,
+    "one column": functional.binary_cross_entropy_with_logits,
+    "regression": functional.mse_loss,
+}
+
+
+# healthy ----------------------------------------------------------------------------------------
+
+
+def default(b: Builder) -> Case:
+    return _case(b, b.net(b.blocks()))
+
+
+def long_training(b: Builder) -> Case:
+    return _case(b, b.net(b.blocks()), steps=b.rng.randint(100, 150))
+
+
+def cumulative(b: Builder) -> Case:
+    """An average over all steps, of a net of which only the last layer moves."""
+    b.momentum = None
+    model = b.net(b.blocks())
+    head = list(model[-1].parameters())
+    return _case(b, model, steps=60, optimizer=lambda _: torch.optim.Adam(head, 1e-2))
+
+
+def dropout_in_the_head(b: Builder) -> Case:
+    return _case(b, b.net(b.blocks(), dropout=0.3))
+
+
+def no_batchnorm(b: Builder) -> Case:
+    stem = nn.Sequential(b.conv(3 if b.dims else 10, b.channels), nn.GroupNorm(4, b.channels))
+    return _case(b, b.net([stem, b.grouped(b.channels)]), steps=30)
+
+
+def checkpointed(b: Builder) -> Case:
+    stem, *rest = b.blocks()
+    return _case(b, b.net([stem, *(Checkpointed(block) for block in rest)]))
+
+
+def spectral(b: Builder) -> Case:
+    blocks: list[Any] = b.blocks()
+    nn.utils.parametrizations.spectral_norm(blocks[0][0])
+    return _case(b, b.net(blocks))
+
+
+def frozen(b: Builder) -> Case:
+    """A trained net of which the first blocks stay as they are."""
+    blocks = b.blocks()
+    model, batch = b.net(blocks), b.batch()
+    train(model, batch, 60, b.task)
+    for block in blocks[: b.rng.randint(1, len(blocks))]:
+        block.eval().requires_grad_(False)
+    return _case(b, model, batch)
+
+
+def planned(b: Builder) -> Case:
+    b.momentum = 0.01
+    return _case(b, b.net(b.blocks()), steps=40, planned_updates=3000)
+
+
+def loaded(b: Builder) -> Case:
+    model, batch = b.net(b.blocks()), b.batch()
+    train(model, batch, 150, b.task)
+    return _case(b, model, batch, steps=0)
+
+
+# faults -----------------------------------------------------------------------------------------
+
+
+def slow(b: Builder) -> Case:
+    """Most of the initial value is left in every statistic."""
+    b.momentum, steps = b.rng.choice(((0.01, 30), (0.01, 50), (0.003, 60), (0.001, 100)))
+    return _case(b, b.net(b.blocks()), code="BN101", gravity="either", steps=steps)
+
+
+def never_updated(b: Builder) -> Case:
+    model = b.net(b.blocks())
+    name, norm = b.rng.choice(list(norms(model)))
+    norm.momentum = 0.0
+    return _case(b, model, code="BN103", layers=[name])
+
+
+def updates_lost(b: Builder) -> Case:
+    model = b.net(b.blocks())
+    return _case(b, model, code="BN103", layers=[b.replace(model, LosesUpdates) + ".norm"])
+
+
+def statistics_not_loaded(b: Builder) -> Case:
+    b.affine = 1.0
+    model, batch = b.net(b.blocks()), b.batch()
+    train(model, batch, 100, b.task)
+    for _, norm in norms(model):
+        norm.reset_running_stats()
+    names = [name for name, _ in norms(model)]
+    return _case(b, model, batch, code="BN401", layers=names, steps=0)
+
+
+def poisoned(b: Builder) -> Case:
+    value = b.rng.choice((float("nan"), float("inf"), -1.0))
+    model = b.net(b.blocks())
+    name = b.replace(model, lambda norm: Poisoned(norm, value))
+    return _case(b, model, code="BN105", layers=[f"{name}.norm"])
+
+
+def single_value(b: Builder) -> Case:
+    b.dims, b.task = 0, "classes"
+    return _case(b, b.net(b.blocks()), b.batch(samples=1), code="BN106")
+
+
+def swapped_convention(b: Builder) -> Case:
+    b.momentum = b.rng.choice((0.9, 0.99))
+    model = b.net(b.blocks())
+    return _case(b, model, code="BN104", gravity="warning", layers=[n for n, _ in norms(model)])
+
+
+def frozen_drifts(b: Builder) -> Case:
+    """A trained stem whose weights are frozen; its statistics follow the new data."""
+    b.affine = 1.0
+    blocks = b.blocks()
+    model, (inputs, targets) = b.net(blocks), b.batch()
+    train(model, (inputs, targets), 60, b.task)
+    blocks[0].requires_grad_(False)
+    new = (1.5 * inputs + 1.0, targets)
+    return _case(b, model, new, code="BN107", gravity="warning", layers=["0.1"])
+
+
+def other_path(b: Builder) -> Case:
+    return _case(b, b.insert(OtherPath()), code="BN201", gravity="either")
+
+
+def shifted(b: Builder) -> Case:
+    """A shift ahead of a normalisation layer."""
+    blocks = b.blocks(kinds=("plain", "residual", "depthwise"))
+    model = b.net([blocks[0], Shifts(b.rng.choice((0.0, 0.3))), *blocks[1:]])
+    return _case(b, model, code="BN201", gravity="either")
+
+
+def hidden(b: Builder) -> Case:
+    model = b.net(b.blocks())
+    return _case(b, model, code="BN301", layers=[b.replace(model, Hidden) + ".parts[0]"])
+
+
+def always_dropout(b: Builder) -> Case:
+    return _case(b, b.insert(AlwaysDropout()), code="BN302")
+
+
+def batch_statistics(b: Builder) -> Case:
+    model = b.net(b.blocks())
+    b.replace(model, lambda norm: type(norm)(norm.num_features, track_running_stats=False))
+    return _case(b, model, code="BN303")
+
+
+def eval_mutates(b: Builder) -> Case:
+    return _case(b, b.insert(Counts()), code="BN304")
+
+
+def trained_in_eval(b: Builder) -> Case:
+    model, optimizers = b.net(b.blocks()), []
+
+    def step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        model.eval()
+        optimizers[:] = optimizers or [torch.optim.Adam(model.parameters(), 3e-3)]
+        optimizers[0].zero_grad()
+        loss = LOSSES[b.task](model(batch[0]), batch[1])
+        loss.backward()
+        optimizers[0].step()
+        return loss
+
+    return _case(b, model, code="BN305", steps=60, train_step=step)
+
+
+def mode_sticks(b: Builder) -> Case:
+    return _case(b, b.insert(Merges()), code="BN306", gravity="warning")
+
+
+HEALTHY = (default, default, default, long_training, cumulative, dropout_in_the_head,
+           no_batchnorm, checkpointed, spectral, frozen, planned, loaded)  # fmt: skip
+FAULTS = (slow, slow, slow, never_updated, updates_lost, statistics_not_loaded, poisoned,
+          single_value, swapped_convention, frozen_drifts, other_path, shifted, hidden,
+          always_dropout, batch_statistics, eval_mutates, trained_in_eval, mode_sticks)  # fmt: skip
+
+
+def plan_of(builder: Builder) -> Callable[[Builder], Case]:
+    """What will become of a net; healthy ones and faults are equally likely."""
+    return builder.rng.choice(builder.rng.choice((HEALTHY, FAULTS)))
+
+
+def draw(seed: int) -> Case:
+    """A random case."""
+    builder = Builder(seed)
+    plan = plan_of(builder)
+    case = plan(builder)
+    case.plan, case.seed = plan.__name__, seed
+    return case
+
+
+def _case(b: Builder, model: nn.Module, batch: Any = None, code: str = "", **more: Any) -> Case:
+    """The net as a case; what is no field of it is an option of the check."""
+    fields = {key: more.pop(key) for key in ("gravity", "layers") if key in more}
+    return Case(model, batch or b.batch(), b.task, code, options=more, **fields)
+
+
+# truth ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """What a check said of a case.
+
+    Attributes
+    ----------
+    wrong
+        Why that is not the truth; empty if it is.
+    asides
+        Warnings beside it.
+    """
+
+    wrong: str
+    asides: list[str]
+    text: str
+
+
+def judge(case: Case) -> Outcome:
+    """Check a case and compare the verdict with the truth."""
+    untrained = copy.deepcopy(case.model) if case.gravity == "either" else None
+    report = check(case.model, case.batch, **case.options, restore=case.gravity != "either")
+    found = {finding.code: finding for finding in report.findings}
+    own = found.pop(case.code, None)
+    others = [f"{f.code} ({f.severity})" for f in found.values()]
+    strange = [f for f in found.values() if not _is_true(f, case)]
+    wrong = f"{', '.join(others)} beside the truth" if strange else ""
+    if case.code and own is None:
+        wrong = f"{case.code} is missing"
+    elif own is not None and case.layers and sorted(own.layers) != sorted(case.layers):
+        wrong = f"{own.layers} are blamed, not {case.layers}"
+    elif own is not None:
+        allowed = _gravities(case, untrained) if untrained is not None else {case.gravity}
+        wrong = wrong if own.severity in allowed else f"{own.code} as {own.severity}"
+    return Outcome(wrong, others, str(report))
+
+
+def _is_true(finding: Finding, case: Case) -> bool:
+    """Whether a finding beside the truth is true all the same.
+
+    Any net may lag by itself. An error has to show with plain code, in eval mode of the blamed
+    layers alone.
+    """
+    if finding.code not in ASIDES or finding.severity == "warning":
+        return finding.code in ASIDES
+    again = draw(case.seed)
+    check(again.model, again.batch, **again.options, restore=False)
+    inputs = again.batch[0]
+    with torch.no_grad():
+        right = again.model.train()(inputs)
+        for name in finding.layers:
+            again.model.get_submodule(name).eval()
+        blamed = again.model(inputs)
+    if again.task == "regression":
+        loss = LOSSES[again.task]
+        return float(loss(blamed, again.batch[1])) > 1.2 * float(loss(right, again.batch[1]))
+    return _accuracy(again, right) - _accuracy(again, blamed) >= 0.05
+
+
+def _gravities(case: Case, untrained: nn.Module) -> set[str]:
+    """How grave a fault is by what it costs, measured with plain code; both on the border."""
+    inputs, targets = case.batch
+    with torch.no_grad():
+        first = untrained.train()(inputs)
+        evaluated, trained = case.model.eval()(inputs), case.model.train()(inputs)
+        constant = trained.mean(dim=0, keepdim=True).expand_as(trained)
+        losses = [
+            float(LOSSES[case.task](y, targets)) for y in (first, constant, trained, evaluated)
+        ]
+    base = min(losses[:2])
+    kept = (base - losses[3]) / (base - losses[2])
+    drop = (
+        0.0 if case.task == "regression" else _accuracy(case, trained) - _accuracy(case, evaluated)
+    )
+    limit = 0.9 if case.task == "regression" else 0.5
+    if drop >= 0.1 or kept < limit - 0.1:
+        return {"error"}
+    return {"warning"} if drop <= 0.0 and kept > limit + 0.05 else {"error", "warning"}
+
+
+def _accuracy(case: Case, outputs: Tensor) -> float:
+    targets = case.batch[1]
+    right = (
+        outputs.argmax(1) == targets if case.task == "classes" else (outputs > 0) == (targets > 0)
+    )
+    return float(right.float().mean())

@@ -1,0 +1,25 @@
+"""Random networks: no healthy one fails, every planted fault is found and named."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+from .random_cases import FAULTS, HEALTHY, draw, judge, plan_of
+from .random_nets import Builder
+
+SEEDS = range(100)
+
+
+def test_every_plan_is_drawn() -> None:
+    plans = {plan_of(Builder(seed)) for seed in SEEDS}
+    assert plans == {*HEALTHY, *FAULTS}
+
+
+@pytest.mark.parametrize("first", range(0, 100, 10))
+def test_verdicts_are_the_truth(first: int) -> None:
+    for seed in SEEDS[first : first + 10]:
+        case = draw(seed)
+        outcome = judge(case)
+        assert not outcome.wrong, f"seed {seed}, {case.plan}: {outcome.wrong}\n{outcome.text}"
