@@ -1,0 +1,109 @@
+"""A check against the bare training loop: ResNets in PyTorch.
+
+    python benchmarks/cost.py [--smoke]
+
+The same 20 training steps on 8 images of 64 x 64, and the two forwards that a comparison of the
+modes needs at least, with and without the plugin around them, in alternating pairs. The statistics
+converge (momentum 0.4), so nothing is diagnosed; `diagnosis.py` measures that. The exit code is 1
+where the median ratio is above 1.10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+from pairs import pairs, ratio, spread
+from torch import nn
+from torch.nn import functional
+
+from pytest_bncheck import check
+
+STEPS = 20
+LIMIT = 1.10
+BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--smoke", action="store_true", help="one small pair: does it work?")
+    options = parser.parse_args()
+    side, repeats = (32, 1) if options.smoke else (64, 5)
+    batch = torch.randn(8, 3, side, side), torch.arange(8) % 4
+    print(f"check / bare loop of {STEPS} steps and 2 forwards: median [least, most]")
+    dear = False
+    for depth in (18,) if options.smoke else BLOCKS:
+        first, second = (partial(run, depth, batch) for run in (_check, _bare))
+        measured = pairs(first, second, repeats)
+        dear |= ratio(measured) > LIMIT
+        print(f"  ResNet-{depth:<3} {spread(measured)}", flush=True)
+    return int(dear and not options.smoke)
+
+
+def _check(depth: int, batch: Any) -> None:
+    report = check(resnet(depth), batch, steps=STEPS)
+    if report.seconds.diagnose > 0.1 * report.seconds.train:
+        raise SystemExit(
+            f"the check does not pass, so it does more than is measured here:\n{report}"
+        )
+
+
+def _bare(depth: int, batch: Any) -> None:
+    model, (images, labels) = resnet(depth), batch
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model.train()
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    with torch.no_grad():
+        model(images)
+        model.eval()
+        model(images)
+
+
+def resnet(depth: int) -> nn.Module:
+    """ResNet-18 of basic blocks, the others of bottlenecks."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), norm(64), nn.ReLU()]
+    layers.append(nn.MaxPool2d(3, stride=2, padding=1))
+    inputs = 64
+    for stage, blocks in enumerate(BLOCKS[depth]):
+        width = 64 * 2**stage
+        outputs = width if depth == 18 else 4 * width
+        for block in range(blocks):
+            layers.append(Block(inputs, width, outputs, stride=2 if stage and not block else 1))
+            inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 4))
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, width: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        if width == outputs:
+            shapes = [(inputs, width, 3, stride), (width, width, 3, 1)]
+        else:
+            shapes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
+        branch: list[nn.Module] = []
+        for before, after, kernel, step in shapes:
+            conv = nn.Conv2d(before, after, kernel, step, padding=kernel // 2, bias=False)
+            branch += [conv, norm(after), nn.ReLU()]
+        self.branch = nn.Sequential(*branch[:-1])
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, norm(outputs))
+
+    def forward(self, x: Any) -> Any:
+        return torch.relu(self.branch(x) + self.shortcut(x))
+
+
+def norm(width: int) -> nn.Module:
+    return nn.BatchNorm2d(width, momentum=0.4)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

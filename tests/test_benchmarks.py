@@ -1,0 +1,45 @@
+"""The benchmarks work: each in its short form, whose times say nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+SCRIPTS = {
+    "auto_steps": "mean over 2 nets",
+    "cost": "ResNet-18",
+    "culprits": "by shares",
+    "diagnosis": "training steps",
+    "fuzz": "nets",
+    "remedies": "all",
+    "scaling": "-n 2",
+    "startup": "start-up",
+}
+
+
+PARTS = {"run", "pairs", "nets_torch", "nets_keras"}
+LONG = {"keras_story"}  # fits a ResNet-50 as its user does, which compiles for minutes
+
+
+def test_every_benchmark_is_run() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*SCRIPTS} | PARTS | LONG
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_short_form(script: str) -> None:
+    run = subprocess.run(
+        [sys.executable, f"{script}.py", "--smoke"],
+        cwd=FOLDER,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert SCRIPTS[script] in run.stdout
