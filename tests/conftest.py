@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
+import sys
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 
 # The nets are tiny, and threads that wait for each other cost more than they help.
@@ -80,6 +83,15 @@ class Project:
         report = json.loads(text, parse_constant=pytest.fail)
         jsonschema.validate(report, wire.schema())
         return report
+
+
+@pytest.fixture(autouse=True)
+def same_random_state():
+    """Every test draws the same numbers, whichever tests ran before it."""
+    random.seed(0)  # Keras draws its default seeds from this one
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture
