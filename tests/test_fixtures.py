@@ -23,6 +23,8 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 # What each repo imports.
 REPOS = {
+    "batches_keras": "tensorflow",
+    "batches_torch": "torch",
     "detector_torch": "torch",
     "gan_torch": "torch",
     "groupnorm_torch": "torch",

@@ -39,6 +39,16 @@ def test_every_sample_is_dealt_once_and_all_batches_share(sizes: list[int]) -> N
     assert all(len(set(home[part])) > 1 for part in parts)
 
 
+@pytest.mark.parametrize("sizes", [[4, 4, 4], [8, 8, 3], [2, 2]])
+def test_every_sample_keeps_its_place(sizes: list[int]) -> None:
+    """A training step may split its batch, into real and generated samples for example."""
+    places = np.concatenate([np.arange(size) for size in sizes])
+    parts = deal(sizes)
+    assert [len(part) for part in parts] == sizes
+    for part in parts:
+        assert places[part].tolist() == list(range(len(part)))
+
+
 def test_batches_of_one_become_a_single_one() -> None:
     assert [part.tolist() for part in deal([1, 1, 1])] == [[0, 1, 2]]
 

@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 def deal(sizes: Sequence[int]) -> list[Indices]:
     """How to deal the samples of some batches anew: for each new batch, which ones it gets.
 
-    Each takes samples from all of the old ones. As many batches as before, but a single one where
-    each held one sample.
+    The batches keep their sizes and every sample its place in a batch, which can mean something
+    to a training step; sample i comes from the batch that is i places further on. So each
+    batch takes samples from all of the old ones. A single batch where each held one sample.
 
     Parameters
     ----------
     sizes
         Samples in each batch; the result counts them through, batch after batch.
     """
-    turns = sorted((place, k) for k, size in enumerate(sizes) for place in range(size))
+    if max(sizes) == 1:
+        return [np.arange(len(sizes))]
     starts = np.cumsum([0, *sizes])
-    order = np.array([starts[k] + place for place, k in turns])
-    return np.array_split(order, len(sizes) if max(sizes) > 1 else 1)
+    dealt: list[list[int]] = [[] for _ in sizes]
+    for place in range(max(sizes)):
+        holders = [k for k, size in enumerate(sizes) if size > place]
+        for turn, k in enumerate(holders):
+            source = holders[(turn + place) % len(holders)]
+            dealt[k].append(int(starts[source]) + place)
+    return [np.array(part, dtype=np.intp) for part in dealt]

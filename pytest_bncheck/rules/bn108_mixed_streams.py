@@ -107,6 +107,8 @@ def _grade(evidence: Evidence, mixed: Collection[str]) -> Severity | None:
     gap = evidence.gap(evidence.judged, evidence.train)
     far = gap is not None and not gap <= evidence.gap_limit
     suffers = evidence.suffers(evidence.judged) is not False  # unknown: the gap alone decides
+    if _lasts_in_a_stream(evidence):
+        return "error"
     if evidence.bn_verdict != "broken" and not (far and suffers):
         return "warning"
     floor = evidence.floor
@@ -115,6 +117,16 @@ def _grade(evidence: Evidence, mixed: Collection[str]) -> Severity | None:
     if still or _has_settled(evidence, mixed):
         return "error"
     return None
+
+
+def _lasts_in_a_stream(evidence: Evidence) -> bool:
+    """Whether eval mode decides worse on several mini-batches, even with their mean statistics.
+
+    Gaps are measured from that mean, so they say nothing of it. Where the same samples, dealt anew,
+    are decided worse too, it is not certain that the streams are why.
+    """
+    settled_fails = evidence.fails(evidence.judged) and evidence.fails(evidence.settled)
+    return settled_fails and evidence.remixed is not None and not evidence.fails(evidence.remixed)
 
 
 def _has_settled(evidence: Evidence, mixed: Collection[str]) -> bool:

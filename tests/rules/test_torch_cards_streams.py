@@ -118,6 +118,22 @@ def test_two_domains_by_turns(kind, seed):
     assert "blocks.0.norm" in finding.layers
 
 
+@KIND
+@SEED
+def test_two_domains_by_turns_in_each_mini_batch(kind, seed):
+    """Dealt anew, every sample keeps its place, and so its domain: no shortcut is seen in that."""
+    inputs, labels = data(kind, seed, 64)
+    order = np.random.default_rng(seed).permutation(64)
+    batches = [
+        (np.concatenate([inputs[part], 0.3 * inputs[part] - 3.0]), np.tile(labels[part], 2))
+        for part in np.split(order, 4)
+    ]
+    report = check(
+        Net(kind, seed), batches=batches, steps=150, seed=seed, optimizer=FAST, forward=in_halves
+    )
+    assert sole(report, "BN108").layers
+
+
 @SEED
 def test_two_domains_in_one_call(seed):
     model = Net("conv", seed)
