@@ -263,6 +263,8 @@ class Dialect:
         What keeps a frozen part from moving its statistics.
     running_in_eval
         What lets a normalisation use running statistics in eval mode.
+    reset
+        Code that starts running statistics anew, where `recalibrate` does not do so by itself.
     copy_statistics
         Code that copies running statistics along with the parameters.
     unbiased
@@ -276,6 +278,7 @@ class Dialect:
     mode: str = "training"
     freeze: str = "Keep the frozen part in inference mode."
     running_in_eval: str = "Let it use running statistics in eval mode"
+    reset: str = ""
     copy_statistics: str = ""
     unbiased: bool = False
 

@@ -39,8 +39,11 @@ DIALECT = Dialect(
     momentum_of=_momentum_of,
     training_mode="model(x, training=True)",
     mode="training",
+    reset="layer.moving_mean.assign(keras.ops.zeros_like(layer.moving_mean))\n"
+    "layer.moving_variance.assign(keras.ops.ones_like(layer.moving_variance))",
     copy_statistics="copy.set_weights(model.get_weights())  # not trainable_weights alone",
-    freeze="Freeze layers, not variables: layer.trainable = False also stops the statistics.",
+    freeze="Freeze layers instead of variables, which stops the statistics too:\n"
+    "layer.trainable = False",
     running_in_eval="Let it use the moving statistics in eval mode (training=training)",
 )
 

@@ -68,8 +68,11 @@ DIALECT = Dialect(
     momentum_of=lambda rate: rate,
     training_mode="model.train()",
     mode="self.training",
-    freeze="Keep the frozen part in eval mode: override train(mode) of the model and call eval() "
-    "on that part after super().train(mode).",
+    freeze="Keep the frozen part in eval mode, in the model's class:\n"
+    "def train(self, mode=True):\n"
+    "    super().train(mode)\n"
+    "    self.backbone.eval()  # the frozen part\n"
+    "    return self",
     running_in_eval="Let it use running statistics in eval mode (track_running_stats=True, "
     "training=self.training)",
     copy_statistics="copy.load_state_dict(model.state_dict())  # parameters and buffers",

@@ -12,6 +12,9 @@ WIDTH = 72
 WORST = 5
 """Layers that a table shows."""
 
+TELLING = 1.5
+"""The largest share that a table shows."""
+
 NAME = 27
 """Columns for a layer's name, which is cut on its left."""
 
@@ -89,7 +92,8 @@ def table(rows: Sequence[Mapping[str, Any]], most: int | None = WORST) -> Iterat
     if not rows:
         return
     shown = rows[:most]
-    shares = any(row["attribution"] is not None for row in shown)
+    known = [row["attribution"] for row in shown if row["attribution"] is not None]
+    shares = bool(known) and all(_is_telling(share) for share in known)
     heading = "layer" if len(shown) == len(rows) else "worst layers"
     yield _line(heading, "momentum", "updates", "initial", "distortion", *["share"] * shares)
     for row in shown:
@@ -104,6 +108,11 @@ def table(rows: Sequence[Mapping[str, Any]], most: int | None = WORST) -> Iterat
         )
     if len(shown) < len(rows):
         yield f"and {len(rows) - len(shown)} more"
+
+
+def _is_telling(share: float | str) -> bool:
+    """Whether a share is one: those of 600 % and -500 % cancel, and explain nothing."""
+    return not isinstance(share, str) and abs(share) <= TELLING
 
 
 def _line(name: str, *cells: str) -> str:

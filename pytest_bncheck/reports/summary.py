@@ -6,7 +6,15 @@ import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pytest_bncheck.reports.layout import count, number, percent, printable, table, wrap
+from pytest_bncheck.reports.layout import (
+    count,
+    number,
+    percent,
+    printable,
+    remedy_lines,
+    table,
+    wrap,
+)
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "error": "red"}
 """The colour of a verdict."""
@@ -25,8 +33,8 @@ def entry(
     check
         As in the JSON report.
     verbosity
-        Below 0 one line without figures, and none for a check that passed; 1 adds figures and the
-        worst layers, 2 all layers, suppressed findings and times.
+        Below 0 one line without figures, and none for a check that passed; 1 adds figures, the
+        worst layers and what a warning says, 2 all layers, suppressed findings and times.
     width
         Columns of the terminal.
     expected
@@ -44,6 +52,8 @@ def entry(
         lines = [f"{first}: {said}"]
     else:
         lines = [first, *wrap(said, INDENT, width=width)]
+    if verbosity > 0:
+        lines += [f"{INDENT}{line}" for line in _warnings(check)]
     if verbosity > 0 and check["layers"]:
         lines += [f"{INDENT}{line}" for line in _details(check, everything=verbosity > 1)]
     return [printable(line) for line in lines]
@@ -83,6 +93,13 @@ def _quality(scored: Mapping[str, Any]) -> str | None:
         return percent(scored["accuracy"])
     loss = number(scored["loss"])
     return f"loss {loss}" if loss else None
+
+
+def _warnings(check: Mapping[str, Any]) -> Iterator[str]:
+    """What the text of a failure says, for a test that did not fail."""
+    for found in check["findings"] if check["verdict"] == "warn" else ():
+        yield from wrap(f"{found['message']} {found['cause']}")
+        yield from remedy_lines(found["remedy"])
 
 
 def _details(check: Mapping[str, Any], *, everything: bool) -> Iterator[str]:

@@ -40,7 +40,7 @@ def check_lines(report: Report) -> list[str]:
 def _title(report: Report) -> str:
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = len(report.findings) - errors
-    samples = f" on {report.batch_size} samples" if report.batch_size else ""
+    samples = f" on {count(report.batch_size, 'sample')}" if report.batch_size else ""
     return (
         f"bncheck {report.verdict}: {count(errors, 'error')}, {count(warnings, 'warning')} "
         f"({report.framework}, {report.device}, {count(report.steps, 'step')}{samples})"
@@ -74,11 +74,14 @@ def _calm(report: Report) -> str:
 def _finding_lines(finding: Finding, report: Report, headline: str) -> Iterator[str]:
     mark = "" if finding.severity == "error" else " (warning)"
     yield f"{finding.code} {finding.name}{mark}"
-    yield from wrap(finding.message.removeprefix(f"{headline}. "), "  ")
-    yield ""
+    more = finding.message.removeprefix(headline).removeprefix(".").lstrip()
+    if more:
+        yield from wrap(more, "  ")
+        yield ""
     yield from wrap(f"Cause: {finding.cause}", "  ")
     by_name = {layer.name: vars(layer) for layer in report.layers}
-    rows = list(table([by_name[name] for name in finding.layers if name in by_name]))
+    shown = [by_name[name] for name in finding.layers if name in by_name]
+    rows = list(table(shown))
     if rows:
         yield ""
         yield from (f"  {line}" for line in rows)

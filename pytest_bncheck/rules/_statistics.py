@@ -152,10 +152,10 @@ def whose_gap(evidence: Evidence) -> str | None:
     explained, culprits = evidence.culprits_explain, evidence.culprits
     if explained is None or len(evidence.layers) <= len(culprits):
         return None
-    where = f"With the batch's statistics in {words.listing(culprits)} alone"
+    where = f"With only {words.listing(culprits)} put right"
     if explained >= 0.5:
-        return f"{where}, {words.percent(explained)} of the difference is gone."
-    return f"{where}, most of the difference is left: the cause is common to all layers."
+        return f"{where}, {words.percent(explained)} of the difference would be gone."
+    return f"{where}, most of the difference would be left: the cause is common to all layers."
 
 
 def mixed_causes(evidence: Evidence) -> str | None:

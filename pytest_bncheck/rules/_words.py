@@ -99,10 +99,20 @@ def n_of_m(layers: Collection[str], evidence: Evidence, verb: str) -> str:
     return f"{len(layers)} of {len(evidence.layers)} {noun} {said}".rstrip()
 
 
+def layer(name: str) -> str:
+    """``layer 1``: names are often mere numbers."""
+    return f"layer {name}" if name else "the model itself"
+
+
 def listing(names: Sequence[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(name or "the model itself" for name in names[:most]) + more
+
+
+def code(names: Sequence[str], most: int = 5) -> str:
+    """Names of attributes and variables, which may be words like any other."""
+    return listing([f"`{name}`" for name in names], most)
 
 
 def place(trace: Trace) -> str:

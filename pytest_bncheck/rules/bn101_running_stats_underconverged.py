@@ -90,7 +90,9 @@ class RunningStatsUnderconverged(Rule):
 def _cause(evidence: Evidence, worst: Layer, k: int, weight: float, layers: list[str]) -> str:
     counts = zip(evidence.layers, evidence.calls.training, strict=True)
     alike = len({(layer.momentum, count) for layer, count in counts}) == 1
-    whose = "every running statistic is" if alike else f"the statistics of {worst.name} is"
+    whose = (
+        "every running statistic is" if alike else f"each statistic of {words.layer(worst.name)} is"
+    )
     updates = words.plural(evidence.calls.training[k], "update")
     text = (
         f"After {updates} at momentum {worst.momentum:g}, {words.percent(weight, 1)} of {whose} "

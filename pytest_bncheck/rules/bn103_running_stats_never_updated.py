@@ -105,18 +105,21 @@ def _is_rounded_away(layer: Layer) -> bool:
 
 
 def _cause(evidence: Evidence, layer: Layer) -> str:
-    k = evidence.layers.index(layer)
+    k, name = evidence.layers.index(layer), f"Layer {layer.name}"
     if layer.update_rate == 0.0:
-        return f"Momentum {layer.momentum:g} means that {layer.name} never takes anything in."
+        return (
+            f"At momentum {layer.momentum:g} a batch has no weight: {words.layer(layer.name)} "
+            "never takes anything in."
+        )
     if not evidence.calls.training[k]:
-        return f"{layer.name} ran in inference mode during training: it was not told to train."
+        return f"{name} ran in inference mode during training: it was not told to train."
     if _is_rounded_away(layer):
         return (
-            f"{layer.name} keeps its statistics in {layer.dtype}: a change by "
+            f"{name} keeps its statistics in {layer.dtype}: a change by "
             f"{layer.update_rate or 0:g} of the difference is rounded away."
         )
     return (
-        f"{layer.name} ran in training mode, but its update was lost: written to a copy, undone "
+        f"{name} ran in training mode, but its update was lost: written to a copy, undone "
         "after the step, or skipped by the layer."
     )
 

@@ -62,14 +62,26 @@ class MomentumSuspicious(Rule):
         losses = [each.loss for each in evidence.after_each if each.loss is not None]
         return self.finding(
             f"{words.n_of_m(names, evidence, 'have')} a momentum at which the last batch makes "
-            f"{words.percent(rate)} of the running statistics; the first is {names[0]}."
-            f"{_spread(losses)}",
-            cause=f"Momentum {first.momentum:g} looks like another framework's convention.",
+            f"{words.percent(rate)} of the running statistics; the first is "
+            f"{words.layer(names[0])}.{_spread(losses)}",
+            cause=_cause(evidence, first.momentum or 0.0, rate),
             remedy=words.bullets(advice),
             layers=names,
             momentum=first.momentum,
             eval_losses=losses or None,
         )
+
+
+def _cause(evidence: Evidence, momentum: float, rate: float) -> str:
+    if rate >= 1.0:
+        return f"At momentum {momentum:g} the running statistics are those of the last batch."
+    sides = ["of the new batch", "of the past"]
+    if evidence.dialect.momentum_of(1.0) < evidence.dialect.momentum_of(0.0):
+        sides.reverse()
+    return (
+        f"Momentum is the weight {sides[0]} here; {momentum:g} looks like the convention of a "
+        f"framework where it is the weight {sides[1]}."
+    )
 
 
 def _spread(losses: Sequence[float]) -> str:

@@ -67,7 +67,7 @@ class RunningStatsInvalid(Rule):
         what = "NaN or infinity" if not_finite else "a negative variance"
         return self.finding(
             f"{words.n_of_m(names, evidence, 'hold')} {what} in their running statistics; "
-            f"the first is {names[0]}.",
+            f"the first is {words.layer(names[0])}.",
             cause="A value that was not finite went through the layer in training mode."
             if not_finite
             else "The batch variance was computed with cancellation: the inputs' mean is large "
@@ -76,7 +76,8 @@ class RunningStatsInvalid(Rule):
                 "Keep samples that are not finite out of the training batches."
                 if not_finite
                 else "Centre the layer's inputs.",
-                f"Then reset and re-estimate the statistics:\n{evidence.dialect.recalibrate}",
+                "Then reset and re-estimate the statistics:\n"
+                + f"{evidence.dialect.reset}\n{evidence.dialect.recalibrate}".lstrip(),
             ),
             layers=names,
             not_finite=not_finite,

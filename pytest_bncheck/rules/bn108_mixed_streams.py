@@ -76,9 +76,9 @@ class MixedStreams(Rule):
         calls = len(evidence.streams[worst].statistics)
         return self.finding(
             f"{_quality(evidence, grade)}{words.n_of_m(mixed, evidence, 'normalise')} several "
-            f"streams that differ; in {worst} {calls} calls of a training step lie "
-            f"{spreads[worst]:.2f} standard deviations around their mean (up to {APART:g} is "
-            "usual).",
+            f"streams that differ; in {words.layer(worst)} the statistics of a training step's "
+            f"{calls} calls lie {spreads[worst]:.2f} standard deviations around their mean (up to "
+            f"{APART:g} is usual).",
             cause="Training normalises each call by itself, eval mode all of them by one average "
             "that fits none. More updates do not change that.",
             remedy=words.bullets(

@@ -80,7 +80,7 @@ class BatchShortcut(Rule):
             + (
                 "each batch is a single sample"
                 if single
-                else f"the mini-batches differ: in {names[0]} their statistics lie "
+                else f"the mini-batches differ: in {words.layer(names[0])} their statistics lie "
                 f"{spreads[names[0]]:.2f} standard deviations around their mean"
             )
             + ". Running statistics know nothing of it, however long the training.",

@@ -65,8 +65,9 @@ class DropoutShiftsVariance(Rule):
         names = sorted(shifted, key=lambda name: -shifted[name])
         return self.finding(
             f"{words.n_of_m(names, evidence, 'see')} another distribution in eval mode than in "
-            f"training; the worst is {names[0]}, by {shifted[names[0]]:.2f} standard deviations.",
-            cause="Dropout or another stochastic layer before them raises the variance in "
+            f"training; the worst is {words.layer(names[0])}, by {shifted[names[0]]:.2f} standard "
+            f"deviations (up to {FAR * evidence.distortion_limit:g} is usual).",
+            cause="A dropout or other stochastic layer before raises the variance in "
             "training, and the running statistics keep the raised one.",
             remedy=words.bullets(
                 "Move dropout behind the last normalisation layer, or leave it out.",

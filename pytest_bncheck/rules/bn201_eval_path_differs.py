@@ -63,13 +63,14 @@ class EvalPathDiffers(Rule):
         grade: Severity = "warning" if worse is None else "error"
         other = worse or train
         gap = evidence.gap(other, path) or 0.0
-        if worse is None and gap <= max(PATH_GAP, evidence.noise):
+        allowed = max(PATH_GAP, evidence.noise)
+        if worse is None and gap <= allowed:
             return None
         which = "the same batch statistics" if other is train else "converged statistics"
         return self.finding(
             f"The model's own code computes something else in eval mode: with {which} the "
-            f"predictions differ by {gap:.2g} of their spread over the batch"
-            f"{_how_good(path, other)}.",
+            f"predictions differ by {gap:.2g} of their spread over the batch (up to {allowed:g} "
+            f"is rounding){_how_good(path, other)}.",
             cause=f"The model's own code depends on the mode ({evidence.dialect.mode}), outside of "
             "dropout and normalisation layers.",
             remedy=words.bullets(
@@ -85,7 +86,8 @@ class EvalPathDiffers(Rule):
         gap, replaced, train = evidence.surviving_gap, evidence.replaced, evidence.train
         if gap is None or replaced is None or train is None or not _is_conclusive(evidence):
             return None
-        if gap <= max(PATH_GAP, evidence.noise):
+        allowed = max(PATH_GAP, evidence.noise)
+        if gap <= allowed:
             return None
         grade: Severity = "warning"
         if not gap <= evidence.gap_limit and evidence.fails(replaced):
@@ -94,7 +96,7 @@ class EvalPathDiffers(Rule):
         return self.finding(
             "Eval mode differs from training mode for a reason other than converging statistics: "
             f"with the batch's own statistics the predictions still differ by {gap:.2g} of their "
-            f"spread over the batch{_how_good(train, replaced)}.",
+            f"spread over the batch (up to {allowed:g} is rounding){_how_good(train, replaced)}.",
             cause=f"{tracking[0]} normalises each sample by itself in training, and all of them "
             "by one running average in eval mode."
             if tracking
@@ -129,4 +131,4 @@ def _is_conclusive(evidence: Evidence) -> bool:
 
 def _how_good(training: Prediction, other: Prediction) -> str:
     first, second = words.how_good(training), words.how_good(other)
-    return f" ({first} in training mode, {second} in eval mode)" if first and second else ""
+    return f": {first} in training mode, {second} in eval mode" if first and second else ""

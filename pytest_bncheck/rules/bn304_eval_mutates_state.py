@@ -59,8 +59,8 @@ class EvalMutatesState(Rule):
             return None
         return self.finding(
             f"An eval pass changed {words.plural(len(names), 'value')} of the model's state: "
-            f"{words.listing(names)}.",
-            cause=f"The forward pass writes to {names[0]} whatever the mode.",
-            remedy=words.bullets(f"Write to it under `if {evidence.dialect.mode}` only."),
+            f"{words.code(names)}.",
+            cause=f"The forward pass writes to {words.code(names[:1])} whatever the mode.",
+            remedy=words.bullets(f"Write there under `if {evidence.dialect.mode}` only."),
             state=names,
         )

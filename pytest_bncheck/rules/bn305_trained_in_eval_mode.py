@@ -54,7 +54,7 @@ class TrainedInEvalMode(Rule):
         if not names:
             return None
         return self.finding(
-            f"{words.plural(len(names), 'layer')} ran in inference mode throughout training "
+            f"{words.plural(len(names), 'layer')} ran in inference mode throughout the training "
             f"steps: {words.listing(names)}.",
             cause="The model, or a part of it, is in eval mode while it trains."
             if idle

@@ -51,11 +51,11 @@ class ModeSticks(Rule):
         if not names or (evidence.is_random and not taken):
             return None
         return self.finding(
-            f"An eval pass changed {words.listing(names)} for good, and training differs from "
+            f"An eval pass changed {words.code(names)} for good, and training differs from "
             "what it was before.",
             cause="The forward pass in eval mode writes to an attribute that training reads.",
             remedy=words.bullets(
-                f"Use a local variable that depends on the mode ({evidence.dialect.mode})."
+                f"Use a local variable that depends on the mode (`{evidence.dialect.mode}`)."
             ),
             attributes=names,
         )

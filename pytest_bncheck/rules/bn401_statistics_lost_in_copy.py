@@ -99,7 +99,7 @@ class StatisticsLostInCopy(Rule):
             return None
         return self.finding(
             f"{words.n_of_m(names, evidence, 'have')} running statistics that the model's state "
-            f"leaves out; the first is {names[0]}.",
+            f"leaves out; the first is {words.layer(names[0])}.",
             cause="They are not registered, or not as persistent, so that a checkpoint, a copy or "
             "another process gets the parameters without them.",
             remedy=words.bullets(

@@ -68,8 +68,8 @@ class ReplicasDiverge(Rule):
         names = sorted(found, key=lambda name: -found[name])
         return self.finding(
             f"{words.n_of_m(names, evidence, 'have')} other running statistics in each of "
-            f"{len(evidence.replicas)} processes; in {names[0]} they are {found[names[0]]:.2g} "
-            "standard deviations apart.",
+            f"{len(evidence.replicas)} processes; in {words.layer(names[0])} they are "
+            f"{found[names[0]]:.2g} standard deviations apart.",
             cause="Each process averages the statistics of its own batches, and nothing brings the "
             "averages together.",
             remedy=words.bullets(

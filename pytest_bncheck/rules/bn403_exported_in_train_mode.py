@@ -78,4 +78,4 @@ def _signs(evidence: Evidence) -> Iterator[str]:
             "batch mates"
         )
     if evaluated is not None and evaluated.mutated:
-        yield f"predicting changes {words.listing(evaluated.mutated, 3)}"
+        yield f"predicting changes {words.code(evaluated.mutated, 3)}"

@@ -110,3 +110,12 @@ def test_very_verbose_shows_all_layers_what_is_suppressed_and_times() -> None:
     assert "      seconds: train 0.00, measure 0.00, diagnose 0.00, total 0.00" in lines
     assert any("BN106 too-few-values-per-channel is ignored: tiny" in line for line in lines)
     assert max(map(len, lines)) <= 80
+
+
+def test_verbose_says_what_a_warning_is_about() -> None:
+    finding = dataclasses.replace(FINDING, severity="warning")
+    report = dataclasses.replace(REPORT, verdict="warn", findings=[finding])
+    assert not any("Cause." in line for line in entry(report))
+    assert entry(report, verbosity=1)[2:4] == ["      Wrong. Very. Cause.", "      - Do."]
+    # A failure says so itself.
+    assert not any("Cause." in line for line in entry(verbosity=2))

@@ -73,3 +73,21 @@ def test_a_silent_check_says_why() -> None:
     text = str(dataclasses.replace(calm, planned_updates=1000, predictions=planned))
     assert "Projected to the planned 1000 updates" in text
     assert "gap 1.1 after the 5 steps" in text.replace("\n  ", " ")
+
+
+def test_nothing_is_said_twice() -> None:
+    finding = dataclasses.replace(FINDING, message="2 of 2 layers did not change.")
+    text = str(dataclasses.replace(REPORT, findings=[finding]))
+    assert text.count("2 of 2 layers did not change") == 1
+    assert "BN101 running-stats-underconverged\n  Cause: After" in text
+
+
+def test_shares_that_cancel_are_no_shares() -> None:
+    for attributions, shown in (((1.1, -0.1), True), ((6.0, -5.0), False)):
+        layers = [
+            dataclasses.replace(layer(name), attribution=share)
+            for name, share in zip("ab", attributions, strict=True)
+        ]
+        finding = dataclasses.replace(FINDING, layers=["a", "b"])
+        text = str(dataclasses.replace(REPORT, findings=[finding], layers=layers))
+        assert (" share\n" in text) is shown
