@@ -342,6 +342,20 @@ class Evidence:
         return self.gap(self.recalibrated, self.train)
 
     @property
+    def cured_by_converging(self) -> bool:
+        """Whether the prediction is broken, or converged statistics close most of its gap.
+
+        With stochastic layers they are one random draw, and with several mini-batches one of
+        many: no yardstick for small gaps.
+        """
+        if self.bn_verdict == "broken":
+            return True
+        gap, floor = self.gap(self.judged, self.train), self.floor
+        if gap is None or floor is None or self.stochastic or self.slack > 1.0:
+            return False
+        return gap > verdict.DEGRADED_GAP * self.slack and floor < 0.5 * gap
+
+    @property
     def surviving_gap(self) -> float | None:
         """The gap that is left with the batch's own statistics in place of the running ones."""
         return self.gap(self.replaced, self.train)

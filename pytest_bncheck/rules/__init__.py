@@ -82,8 +82,9 @@ def find(evidence: Evidence) -> tuple[list[Finding], list[Suppressed]]:
         found = rule.find(evidence, taken) if rule.code in selected else None
         if found is None:
             continue
-        if found.severity == "error" or evidence.bn_verdict != "broken":
-            taken.update(found.layers)  # a warning explains no broken prediction
+        # A warning explains neither a broken prediction nor one that converging would mend.
+        if found.severity == "error" or not evidence.cured_by_converging:
+            taken.update(found.layers)
         reason = _reason(found, evidence)
         if reason is None:
             findings.append(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 
 from pytest_bncheck.evidence import Evidence
@@ -141,12 +142,24 @@ def _is_ours(evidence: Evidence) -> bool:
 
 
 def _remedy(evidence: Evidence, n: int) -> str:
-    size = evidence.batch_size
-    enough = -(-FEW * size // n) if size else None
+    size, values = evidence.batch_size, _enough(evidence, n)
+    enough = math.ceil(values * size / n) if size else None
     return words.bullets(
-        f"Use batches of at least {enough} samples ({FEW} values per channel), and drop_last=True "
-        "for the rest of an epoch."
+        f"Use batches of at least {enough} samples ({values} values per channel), and "
+        "drop_last=True for the rest of an epoch."
         if enough
-        else f"Use batches with at least {FEW} values per channel.",
+        else f"Use batches with at least {values} values per channel.",
         "Or use GroupNorm or LayerNorm there, which do not look across the batch.",
     )
+
+
+def _enough(evidence: Evidence, n: int) -> int:
+    """Values per channel that would do, from what n of them leave.
+
+    The variances differ by a factor of n / (n-1), so the gap falls as 1/n until it saturates near
+    the spread of the predictions.
+    """
+    floor = evidence.floor
+    if floor is None or floor != floor:
+        return FEW
+    return max(FEW, math.ceil(n * min(floor, 1.0) / (evidence.slack * DEGRADED_GAP)))

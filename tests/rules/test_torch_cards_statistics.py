@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -270,6 +271,59 @@ def test_few_values_per_channel(kind, seed):
     finding = sole(report, "BN106")
     assert finding.layers == NORMS
     assert "only 4 values" in finding.cause
+
+
+class Rows(nn.Sequential):
+    """Normalises rows over and over, so that the factors of the variance multiply."""
+
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        parts = [(nn.Linear(20, 20), nn.BatchNorm1d(20), nn.ReLU()) for _ in range(4)]
+        super().__init__(*(layer for part in parts for layer in part), nn.Linear(20, CLASSES))
+
+
+@SEED
+def test_the_named_batch_size_is_enough(seed):
+    """More than 16 values per channel where as many leave too large a gap."""
+    finding = sole(check(Rows(seed), data("mlp", seed, 12), steps=150, seed=seed), "BN106")
+    enough = int(re.search(r"at least (\d+) samples", finding.remedy)[1])
+    assert 16 < enough < 30
+    report = check(Rows(seed), data("mlp", seed, enough + 2), steps=150, seed=seed)
+    assert report.predictions.gap < 0.1
+    assert report.verdict == "pass"
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, inputs: int, width: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            *(nn.Conv2d(inputs, width, 1), nn.BatchNorm2d(width, momentum=0.3), nn.ReLU()),
+            *(nn.Conv2d(width, width, 3, stride, 1), nn.BatchNorm2d(width, momentum=0.3)),
+            *(nn.ReLU(), nn.Conv2d(width, outputs, 1), nn.BatchNorm2d(outputs, momentum=0.3)),
+        )
+        self.around = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs, momentum=0.3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.branch(x) + self.around(x))
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_lag_is_named_beside_few_values(seed):
+    """Few values leave a gap in a deep net, and lag that depth amplifies a larger one."""
+    torch.manual_seed(seed)
+    blocks, inputs = [], 3
+    for width in (8, 16, 32, 64):
+        for stride in (1 if width == 8 else 2, 1, 1, 1):
+            blocks.append(Bottleneck(inputs, width, 4 * width, stride))
+            inputs = 4 * width
+    top = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 4))
+    batch = torch.randn(8, 3, 16, 16), torch.arange(8) % 4
+    report = check(nn.Sequential(*blocks, *top), batch, steps=18, seed=seed)
+    assert report.bn_verdict == "degraded"
+    assert [finding.code for finding in report.findings] == ["BN106", "BN102"], str(report)
+    assert 0.5 * report.predictions.gap > report.predictions.floor > 0.1
 
 
 class FineTuned(nn.Module):
