@@ -26,6 +26,7 @@ RUNS = (
     ("scaling.py",),
     ("fuzz.py",),
     ("culprits.py",),
+    ("three_images.py",),
     ("remedies.py",),
     ("remedies.py", "--framework", "keras"),
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
+pytest.importorskip("keras")
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = {
@@ -21,6 +22,7 @@ SCRIPTS = {
     "remedies": "all",
     "scaling": "-n 2",
     "startup": "start-up",
+    "three_images": "20 epochs at momentum",
 }
 
 
