@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from pytest_bncheck.adapters import _keras_hints as hints
+from pytest_bncheck.adapters._hints import kind
 from pytest_bncheck.adapters._keras_backend import to_numpy
 from pytest_bncheck.maths.dealing import deal
 from pytest_bncheck.types import InputError, Recipe
@@ -47,17 +49,19 @@ class Batch:
         elif isinstance(self.whole, (list, tuple)) and len(self.whole) in (2, 3):
             self.inputs, self.targets, self.weights = (*self.whole, None)[:3]
         elif recipe.forward is None or recipe.train_step is None:
-            raise InputError(
-                "a batch must be (inputs, targets), with sample weights as a third if there are "
-                f"any, or a dictionary, got {_kind(batch)}; for any other pass both forward= and "
-                "train_step=, functions of (model, batch)"
+            known = ("model(batch[0])",) if isinstance(batch, (list, tuple)) and batch else ()
+            raise hints.no_forward_and_step(
+                "batch: expected (inputs, targets), with sample weights as a third if there are "
+                f"any, or a dict, got {kind(batch)}",
+                *known,
             )
         if self.targets is None and recipe.train_step is None and not has_own_step(model):
-            raise InputError(
-                f"the batch, {_kind(batch)}, has no targets under any of the keys "
-                f"{', '.join(map(repr, _TARGET_KEYS))}; add them, or pass train_step=, a function "
-                "of (model, batch) that makes the whole step and returns the loss"
+            raise hints.no_step(
+                f"batch: {kind(batch)} has no targets under any of the keys "
+                f"{', '.join(map(repr, _TARGET_KEYS))}; add them, or"
             )
+        if recipe.forward is None:
+            _refuse_inputs(model, self.inputs)
         leaves = keras.tree.flatten(self.whole if self.inputs is None else self.inputs)
         shapes = [leaf.shape for leaf in leaves if getattr(leaf, "shape", ())]
         self.size = int(shapes[0][0]) if shapes else None
@@ -138,11 +142,29 @@ def _ignores(model: Any, key: str) -> bool:
     )
 
 
-def _kind(batch: Any) -> str:
-    if isinstance(batch, dict):
-        return f"a dictionary with keys {', '.join(map(repr, batch))}"
-    length = f" of length {len(batch)}" if isinstance(batch, (list, tuple)) else ""
-    return f"a {type(batch).__name__}{length}"
+def _refuse_inputs(model: Any, inputs: Any) -> None:
+    """Raise an InputError if there is no array, or a functional model has other inputs."""
+    leaves = keras.tree.flatten(inputs)
+    if not any(map(keras.ops.is_tensor, leaves)):
+        raise hints.no_forward(f"batch: there is no array in its inputs, {kind(inputs)}")
+    struct = getattr(model, "_inputs_struct", None)
+    if struct is None:
+        return
+    names = [str(tensor.name) for tensor in keras.tree.flatten(struct)]
+    if isinstance(inputs, dict):
+        known = {*names, *(struct if isinstance(struct, dict) else ())}
+        fits, found = len(known & set(inputs)) >= len(names), ", ".join(map(repr, inputs))
+        call = ", ".join(f'"{name}": ...' for name in names)
+        call = f"model({{{call}}})"
+    else:
+        fits, found = len(leaves) == len(names), f"{len(leaves)} of them"
+        call = f"model([{', '.join('...' for _ in names)}])"
+    if not fits:
+        raise hints.no_forward(
+            f"batch: its inputs ({found}) do not fit those of the model: "
+            f"{', '.join(map(repr, names))}",
+            call,
+        )
 
 
 def _tensors(value: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias
 import keras
 import numpy as np
 
+from pytest_bncheck.adapters import _keras_hints as hints
+from pytest_bncheck.adapters._hints import kind
 from pytest_bncheck.adapters._keras_backend import to_numpy
 from pytest_bncheck.adapters._keras_data import Batch
 from pytest_bncheck.types import InputError, Recipe
@@ -16,10 +18,6 @@ from pytest_bncheck.types import InputError, Recipe
 Tensor: TypeAlias = Any
 Host: TypeAlias = "np.ndarray[Any, Any]"
 
-_HINT = (
-    "pass loss=, for example "
-    "loss=lambda outputs, targets: keras.losses.mean_squared_error(targets, outputs)"
-)
 _REGRESSIONS = {
     "meansquarederror", "meanabsoluteerror", "meanabsolutepercentageerror",
     "meansquaredlogarithmicerror", "huber", "logcosh", "poisson", "cosinesimilarity",
@@ -70,19 +68,19 @@ def match(shape: tuple[int, ...], targets: Host) -> Match:
                 return Match("one-hot", targets)
             if not integer:
                 return Match("values", targets)
-    raise InputError(
-        f"the loss cannot be inferred: the model's output has shape {shape}, the batch's targets "
+    raise hints.no_loss(
+        f"loss: it cannot be inferred; the model's output has shape {shape}, the batch's targets "
         f"have shape {targets.shape} and type {targets.dtype}; class indices are integers of "
-        f"shape {shape[:-1]}, everything else has the output's shape; {_HINT}"
+        f"shape {shape[:-1]}, everything else has the output's shape"
     )
 
 
 def _check_labels(labels: Host, classes: int, why: str) -> None:
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
-        raise InputError(
+        raise hints.no_loss(
             f"the batch's targets hold the label {int(wrong[0])}, but {why} of the model's output "
-            f"the allowed labels are 0..{classes - 1}; correct the targets, or {_HINT}"
+            f"the allowed labels are 0..{classes - 1}; correct the targets, or"
         )
 
 
@@ -150,7 +148,7 @@ class Objective:
         if self._user_loss is not None:
             return scalar(self._user_loss(outputs, targets))
         if targets is None:
-            raise InputError(f"the batch holds no targets, so there is no loss; {_HINT}")
+            raise hints.no_loss("the batch holds no targets, so there is no loss")
         if self._overrides_compute_loss():
             own = self._model._compute_loss
             return scalar(own(None, targets, outputs, batch.weights, training=False))
@@ -212,10 +210,14 @@ class Objective:
     def _inferred_loss(self, outputs: Any, targets: Any, weights: Any) -> Tensor:
         output, target = only_leaf(outputs), only_leaf(targets)
         if output is None or target is None:
-            raise InputError(
-                "the loss cannot be inferred: outputs and targets must be one array each, the "
-                f"model returns {type(outputs).__name__} and the batch's targets are "
-                f"{type(targets).__name__}; pass loss=, which gets both as they are"
+            given = [leaf for leaf in keras.tree.flatten(outputs) if keras.ops.is_tensor(leaf)]
+            if not given:
+                raise hints.no_forward(f"outputs: {_in_words(outputs)} holds no tensor")
+            raise hints.no_loss(
+                "loss: none was given and it cannot be inferred from outputs, "
+                f"{_in_words(outputs)}, and targets, {_in_words(targets)}; one array each would do",
+                outputs,
+                targets,
             )
         found = self._match(output, target)
         from_logits = found.kind != "values" and not self._gives_probabilities(output)
@@ -277,10 +279,16 @@ def scalar(loss: Any) -> Tensor:
     InputError
         If it is none.
     """
-    if loss is None:
-        raise InputError("loss= returned None; it must return the loss, as a tensor")
+    if loss is None or isinstance(loss, (str, dict)):
+        raise hints.no_loss(f"loss= returned {kind(loss)}; it must return the loss, as a tensor")
     value = keras.ops.convert_to_tensor(loss)
     return keras.ops.mean(value) if value.shape else value
+
+
+def _in_words(value: Any) -> str:
+    if not keras.ops.is_tensor(value):
+        return kind(value)
+    return f"a tensor of shape {tuple(value.shape)}"
 
 
 def _host(tensor: Tensor) -> Host:

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 import keras
 
+from pytest_bncheck.adapters import _keras_hints as hints
+from pytest_bncheck.adapters._hints import kind
 from pytest_bncheck.adapters._keras_backend import Backend, Tensor
 from pytest_bncheck.adapters._keras_calls import Modes, Record, counted, replaced_calls
 from pytest_bncheck.adapters._keras_data import Batch, has_own_step, make_optimizer
@@ -186,7 +188,7 @@ class Steps:
         for record, pairs in zip(records, between, strict=True):
             record.between = pairs
         if weights and all(gradient is None for gradient in gradients):
-            raise InputError(
+            raise hints.no_loss(
                 "the loss does not depend on any trainable weight of the model, so it cannot "
                 "be trained on; loss= must return a value computed from the outputs with "
                 f"keras.ops or {self._backend.name}, not with numpy"
@@ -217,8 +219,5 @@ def _loss_in(found: Any, where: str) -> Tensor:
     """The loss that a step returned, alone or among its logs."""
     loss = found.get("loss") if isinstance(found, dict) else found
     if not hasattr(loss, "dtype") and not isinstance(loss, (int, float)):
-        kind = type(loss).__name__
-        if isinstance(found, dict):
-            kind = f"a dictionary with keys {', '.join(map(repr, found))}"
-        raise InputError(f"{where} must return the loss as a number, got {kind}")
-    return scalar(loss)
+        raise hints.no_step(f"{where} must return the loss as a number, got {kind(found)}")
+    return keras.ops.stop_gradient(scalar(loss))  # to be read later, whatever it hangs on

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pytest_bncheck.adapters import _torch_hints as hints
-from pytest_bncheck.adapters._torch_data import leaves, type_name
+from pytest_bncheck.adapters._hints import kind
+from pytest_bncheck.adapters._torch_data import leaves
 from pytest_bncheck.types import InputError
 
 TARGETS = ("labels", "label", "targets", "target", "y")
@@ -48,9 +49,11 @@ def understand(model: nn.Module, batch: Any) -> Call:
     if isinstance(batch, Mapping):
         return _understand_dict(model, dict(batch))
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        known: tuple[str, ...] = ()
+        if isinstance(batch, (tuple, list)) and len(batch) > 2:
+            known = _guesses("model(batch[0])", f"batch[{len(batch) - 1}]")
         raise hints.no_forward_and_step(
-            f"batch: expected (inputs, targets) or a dict, got {type_name(batch)}",
-            "model(batch[0])  # its predictions",
+            f"batch: expected (inputs, targets) or a dict, got {kind(batch)}", *known
         )
     inputs, targets = batch
     if per_sample(batch):
@@ -136,17 +139,51 @@ def _keywords(
         f"batch: its keys {_words(inputs)} do not fit the arguments of "
         f"{type(model).__name__}.forward: {_words(parameters) or 'none'}"
     )
-    call = ", ".join(f'batch["{key}"]' for key in others[: max(len(required), 1)])
-    hint = hints.no_forward if targets is not None else hints.no_forward_and_step
-    raise hint(problem, f"model({call})  # its predictions")
+    taken = others[: max(len(required), 1)]
+    call = f"model({', '.join(map(_item, taken))})"
+    if targets is not None:
+        raise hints.no_forward(problem, f"{call}  # its predictions")
+    left = [key for key in others if key not in taken]
+    raise hints.no_forward_and_step(problem, *(_guesses(call, _item(left[-1])) if left else ()))
+
+
+def refuse_arguments(model: nn.Module, call: Call) -> None:
+    """Raise an InputError if a model's `forward` does not take the arguments of a call."""
+    parameters = list(_parameters(model).values())
+    try:
+        inspect.Signature(parameters).bind(*call.args, **call.kwargs)
+    except TypeError as error:
+        names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        outputs = f"model({', '.join(f'{name}=...' for name in names)})"
+        name = type(_inner(model)).__name__
+        raise hints.no_forward(
+            f"batch: its inputs do not fit the arguments of {name}.forward: "
+            f"{_words(names) or 'none'} ({error})",
+            f"{outputs}  # each from batch",
+        ) from None
+
+
+def _item(key: str) -> str:
+    return f'batch["{key}"]'
+
+
+def _guesses(outputs: str, targets: str) -> tuple[str, str]:
+    """What the predictions and the loss could be."""
+    indent = 12 * " "
+    loss = f"torch.nn.functional.cross_entropy(\n{indent}    {outputs}, {targets}\n{indent})"
+    return f"{outputs}  # its predictions", loss
 
 
 def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     """What the model's own `forward` takes, also where something is wrapped around it."""
+    return inspect.signature(_inner(model).forward).parameters
+
+
+def _inner(model: nn.Module) -> Any:
     inner: Any = getattr(model, "_orig_mod", model)
     while isinstance(inner, _WRAPPERS):
         inner = inner.module
-    return inspect.signature(inner.forward).parameters
+    return inner
 
 
 def _words(names: Any) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pytest_bncheck.adapters._hints import kind
 from pytest_bncheck.maths.dealing import deal
 from pytest_bncheck.types import InputError
 
@@ -122,7 +123,7 @@ def describe(outputs: Any) -> str:
     return "; ".join(
         f"{path}{tuple(leaf.shape)}{leaf.dtype}"
         if isinstance(leaf, Tensor)
-        else f"{path}:{type_name(leaf)}"
+        else f"{path}:{kind(leaf)}"
         for path, leaf in leaves(outputs)
     )
 
@@ -161,12 +162,6 @@ def _map(value: Any, convert: Callable[[Any], Any]) -> Any:
             object.__setattr__(mapped, field.name, _map(getattr(value, field.name), convert))
         return mapped
     return convert(value)
-
-
-def type_name(value: Any) -> str:
-    """What something is, as an error says it."""
-    kind = type(value).__name__
-    return f"a {kind} of {len(value)}" if isinstance(value, (tuple, list)) else f"a {kind}"
 
 
 def devices() -> list[str]:

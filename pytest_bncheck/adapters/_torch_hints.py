@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pytest_bncheck.adapters import _hints as hints
+from pytest_bncheck.adapters._hints import UNKNOWN_LOSS, UNKNOWN_OUTPUTS
 from pytest_bncheck.types import InputError
 
 _TRAIN_STEP = """\
@@ -19,48 +23,31 @@ _TRAIN_STEP = """\
         return train_step
 """
 
-_FORWARD = """\
-    @pytest.fixture
-    def bncheck_forward():
-        def forward(model, batch):
-            return {outputs}
 
-        return forward
-"""
-
-_LOSS = """\
-    @pytest.fixture
-    def bncheck_loss():
-        def loss(outputs, targets):
-            return {loss}
-
-        return loss
-"""
-
-_OUTPUTS = "model(...)  # its predictions: a tensor, or a container of tensors"
-
-
-def no_step(problem: str, loss: str = "...  # your own, from model and batch") -> InputError:
+def no_step(problem: str, loss: str = UNKNOWN_LOSS) -> InputError:
     """The error where the training step has to come from the user."""
-    return _error(problem, "bncheck_train_step", _TRAIN_STEP.format(loss=loss))
+    return hints.error(problem, "bncheck_train_step", _TRAIN_STEP.format(loss=loss))
 
 
-def no_forward(problem: str, outputs: str = _OUTPUTS) -> InputError:
+def no_forward(problem: str, outputs: str = UNKNOWN_OUTPUTS) -> InputError:
     """The error where the call of the model has to come from the user."""
-    return _error(problem, "bncheck_forward", _FORWARD.format(outputs=outputs))
+    return hints.error(problem, "bncheck_forward", hints.FORWARD.format(outputs=outputs))
 
 
-def no_forward_and_step(problem: str, outputs: str = _OUTPUTS) -> InputError:
+def no_forward_and_step(
+    problem: str, outputs: str = UNKNOWN_OUTPUTS, loss: str = UNKNOWN_LOSS
+) -> InputError:
     """The error where the batch means something to the user alone."""
-    text = _FORWARD.format(outputs=outputs) + "\n" + _TRAIN_STEP.format(loss="...  # your own")
-    return _error(problem, "bncheck_forward and bncheck_train_step", text)
+    return hints.error(
+        problem,
+        "bncheck_forward and bncheck_train_step",
+        hints.FORWARD.format(outputs=outputs),
+        _TRAIN_STEP.format(loss=loss),
+    )
 
 
-def no_loss(problem: str) -> InputError:
-    """The error where the loss has to come from the user."""
-    text = _LOSS.format(loss="torch.nn.functional.cross_entropy(outputs, targets)  # your own")
-    return _error(problem, "bncheck_loss", text)
-
-
-def _error(problem: str, hook: str, code: str) -> InputError:
-    return InputError(f"{problem}; override {hook}, for example in conftest.py:\n\n{code}")
+def no_loss(problem: str, outputs: Any = None, targets: Any = None) -> InputError:
+    """The error where the loss has to come from the user; it is of what these hold."""
+    arguments = f"{hints.part('outputs', outputs)}, {hints.part('targets', targets)}"
+    loss = f"torch.nn.functional.cross_entropy({arguments})"
+    return hints.error(problem, "bncheck_loss", hints.LOSS.format(loss=loss))

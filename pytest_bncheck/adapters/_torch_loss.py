@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pytest_bncheck.adapters import _torch_hints as hints
-from pytest_bncheck.adapters._torch_data import leaves, type_name
+from pytest_bncheck.adapters._hints import kind as in_words
+from pytest_bncheck.adapters._torch_data import leaves
 from pytest_bncheck.types import InputError
 
 Loss = Callable[[Any, Any], Any]
@@ -228,13 +229,13 @@ def _unclear(outputs: Any, targets: Any) -> InputError:
         )
     return hints.no_loss(
         "loss: none was given and it cannot be inferred from outputs, "
-        f"{_describe(outputs)}, and targets, {_describe(targets)}"
+        f"{_describe(outputs)}, and targets, {_describe(targets)}",
+        outputs,
+        targets,
     )
 
 
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} ({str(value.dtype).removeprefix('torch.')})"
-    if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with {', '.join(map(repr, value)) or 'nothing'}"
-    return type_name(value)
+    return in_words(value)

@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from pytest_bncheck.adapters import _torch_hints as hints
 from pytest_bncheck.adapters import _torch_lightning as lightning
+from pytest_bncheck.adapters._hints import kind as in_words
 from pytest_bncheck.adapters._torch_batch import per_sample, targets_of
 from pytest_bncheck.adapters._torch_loss import Criterion, Loss, infer, last_operation, main_output
 from pytest_bncheck.adapters._torch_refusals import refuse_optimizer, refuse_training
@@ -131,13 +132,13 @@ class _UsersStep:
 
     def _checked(self, loss: Any) -> Any:
         if loss is None:
-            raise InputError(f"{self._name} returned None; it has to return the loss")
+            raise hints.no_step(f"{self._name} returned None; it has to return the loss")
         if isinstance(loss, Tensor) and loss.numel() == 1:
             return loss.detach()
         try:
             return float(loss)
         except (TypeError, ValueError):
-            raise InputError(
+            raise hints.no_step(
                 f"{self._name} returned {_describe(loss)}; it has to return the loss, one number"
             ) from None
 
@@ -185,7 +186,7 @@ def _like(kind: str) -> Loss:
 
 def _describe(value: Any) -> str:
     if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
+        return in_words(value)
     if value.numel() != 1:
         return f"a tensor of shape {tuple(value.shape)}"
     return f"a tensor without a gradient ({value.item():g})"

@@ -15,7 +15,13 @@ from pytest_bncheck.adapters import _torch_lightning as lightning
 from pytest_bncheck.adapters import _torch_loss as losses
 from pytest_bncheck.adapters import _torch_step as steps
 from pytest_bncheck.adapters._devices import pick, rounding
-from pytest_bncheck.adapters._torch_batch import batch_length, targets_of, understand
+from pytest_bncheck.adapters._hints import kind
+from pytest_bncheck.adapters._torch_batch import (
+    batch_length,
+    refuse_arguments,
+    targets_of,
+    understand,
+)
 from pytest_bncheck.adapters._torch_data import (
     batched,
     describe,
@@ -26,7 +32,6 @@ from pytest_bncheck.adapters._torch_data import (
     mean_output,
     remixed,
     to_tensors,
-    type_name,
 )
 from pytest_bncheck.adapters._torch_layers import Layers, Raw
 from pytest_bncheck.adapters._torch_modes import Tracer, Watch, attributes, depends_on_mode
@@ -108,7 +113,7 @@ class TorchAdapter(Adapter):
         self.batch_size = self._sizes[0]
         if None in self._sizes and None in (recipe.forward, recipe.train_step):
             raise hints.no_forward_and_step(
-                f"batch: no tensor or array in {type_name(batches[0])}; "
+                f"batch: no tensor or array in {kind(batches[0])}; "
                 "expected (inputs, targets) or a dict"
             )
         self._criterion = losses.Criterion(recipe.loss)
@@ -416,7 +421,11 @@ class TorchAdapter(Adapter):
             raise hints.no_forward(
                 f"{type(self.model).__name__} defines no forward, which is what it predicts"
             )
-        return self.model(*call.args, **call.kwargs)
+        try:
+            return self.model(*call.args, **call.kwargs)
+        except TypeError:
+            refuse_arguments(self.model, call)
+            raise
 
     def _training_outputs(self, batch: int) -> Any:
         with self._layers.emptied(self._active()), torch.no_grad():
