@@ -1,4 +1,4 @@
-"""What an HTML report shows, read without a browser."""
+"""What an HTML report shows, read without a browser, and how it looks in one."""
 
 from __future__ import annotations
 
@@ -48,3 +48,54 @@ class Page(HTMLParser):
             if tag == "details" and "check" in (attributes.get("class") or "").split()
         ]
         return list(zip(verdicts, self.select("h2"), strict=True))
+
+
+def flaws(page) -> list:
+    """What does not fit, touches something else, or is too pale to be read, in a browser."""
+    wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
+    return ["wider than the window"] * wide + page.evaluate(CONTRAST) + page.evaluate(OVERLAPS)
+
+
+# Texts whose contrast to the page is below the 4.5 that WCAG asks for.
+CONTRAST = """() => {
+  const canvas = document.createElement("canvas").getContext("2d");
+  const rgb = (colour) => {
+    canvas.fillStyle = colour;
+    return [1, 3, 5].map((k) => parseInt(canvas.fillStyle.slice(k, k + 2), 16) / 255);
+  };
+  const light = (colour) => rgb(colour)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+  const paper = (e) => {
+    const own = getComputedStyle(e).backgroundColor;
+    return own === "rgba(0, 0, 0, 0)" && e.parentElement ? paper(e.parentElement) : own;
+  };
+  const found = [];
+  for (const e of document.querySelectorAll("body *:not(script)")) {
+    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
+    const style = getComputedStyle(e);
+    const pair = [light(e.matches("text") ? style.fill : style.color), light(paper(e))].sort();
+    const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+    if (!(ratio >= 4.5)) found.push([e.textContent.slice(0, 40), ratio]);
+  }
+  return found;
+}"""
+
+# Pairs of texts in a plot that touch, and texts that leave it.
+OVERLAPS = """() => {
+  const found = [];
+  for (const plot of document.querySelectorAll("details[open] svg")) {
+    const frame = plot.getBoundingClientRect();
+    const texts = [...plot.querySelectorAll("text")].map((e) => [e, e.getBoundingClientRect()]);
+    texts.forEach(([a, box], k) => {
+      if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.bottom > frame.bottom + 1)
+        found.push([a.textContent, "leaves the plot"]);
+      for (const [b, other] of texts.slice(k + 1)) {
+        const across = Math.min(box.right, other.right) - Math.max(box.left, other.left);
+        const down = Math.min(box.bottom, other.bottom) - Math.max(box.top, other.top);
+        if (across > 0 && down > 3) found.push([a.textContent, b.textContent]);
+      }
+    });
+  }
+  return found;
+}"""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from opened import Page
+from opened import Page, flaws
 
 from pytest_bncheck.reports import wire
 
@@ -137,6 +137,18 @@ def test_the_page_opens_in_a_browser(repo, browse, tmp_path):
         assert check.locator("tbody tr:has(th[data-value])").count() == len(found["layers"])
         assert check.locator(".finding").count() == len(found["findings"])
         assert (check.get_attribute("open") is not None) == (found["verdict"] == "fail")
+        titles = set(check.locator("h3").all_text_contents())
+        assert {"Modes", "Measures"} <= titles
+        assert ("Findings" in titles) == bool(found["findings"])
+        assert ("Layers" in titles) == bool(found["layers"])
+    for table in page.locator("details[open] table.layers").all():
+        table.locator("thead button", has_text="Distortion").click()
+        bent = [float(text) for text in table.locator("tbody td:nth-child(3)").all_inner_texts()]
+        assert bent == sorted(bent, reverse=True)
+    for width, theme in ((390, "light"), (1280, "dark")):
+        assert (
+            flaws(browse(file, viewport={"width": width, "height": 900}, color_scheme=theme)) == []
+        )
 
 
 @pytest.mark.parametrize("repo", ["layernorm_keras", "resnet_torch", "training_steps_torch"])

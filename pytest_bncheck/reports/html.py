@@ -323,7 +323,7 @@ def _momentum_caption(chosen: float | None, check: Mapping[str, Any]) -> str:
         for point in curves["momentum"]
         if point["momentum"] == chosen
     ):
-        text += ", although the gap is over its limit"
+        text += ": the gap is still over its limit, but eval mode decides as well"
     return f"{text}."
 
 

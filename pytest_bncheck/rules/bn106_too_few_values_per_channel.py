@@ -87,8 +87,8 @@ class TooFewValuesPerChannel(Rule):
         )
         return self.finding(
             found,
-            cause=f"A batch gives {names[0]} only {words.plural(n, 'value')} per channel: "
-            f"{effect}.",
+            cause=f"A batch gives {words.layer(names[0])} only {words.plural(n, 'value')} per "
+            f"channel: {effect}.",
             remedy=_remedy(evidence, n),
             severity=grade,
             layers=names,
@@ -99,7 +99,7 @@ class TooFewValuesPerChannel(Rule):
     def _single(self, names: list[str], evidence: Evidence) -> Finding:
         return self.finding(
             f"{words.n_of_m(names, evidence, 'get')} a single value per channel from a training "
-            f"batch; the first is {names[0]}.",
+            f"batch; the first is {words.layer(names[0])}.",
             cause="The variance of one value is 0: in training the layer outputs its offset, "
             "whatever its input.",
             remedy=_remedy(evidence, 1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.rules import _words as words
@@ -54,9 +54,9 @@ class TrainedInEvalMode(Rule):
         if not names:
             return None
         return self.finding(
-            f"{words.plural(len(names), 'layer')} ran in inference mode throughout the training "
-            f"steps: {words.listing(names)}.",
-            cause="The model, or a part of it, is in eval mode while it trains."
+            f"{words.plural(len(names), 'layer')} ran in inference mode in training steps: "
+            f"{words.listing(names)}.",
+            cause=_cause(evidence, names)
             if idle
             else "A part of the model was handed over in eval mode, and its weights train.",
             severity="error" if idle else "warning",
@@ -67,3 +67,15 @@ class TrainedInEvalMode(Rule):
             ),
             layers=names,
         )
+
+
+def _cause(evidence: Evidence, names: Sequence[str]) -> str:
+    """Whether the layers never trained, or stopped to."""
+    counts = zip(evidence.calls.training, evidence.calls.inference, strict=True)
+    for layer, (trained, idle) in zip(evidence.layers, counts, strict=True):
+        if layer.name in names and trained and idle:
+            return (
+                f"Layer {layer.name} was in training mode in {trained} of "
+                f"{trained + idle} forward passes of the training, in eval mode in the others."
+            )
+    return "The model, or a part of it, is in eval mode while it trains."

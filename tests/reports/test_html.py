@@ -10,7 +10,7 @@ import sys
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from opened import Page
+from opened import Page, flaws
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -324,7 +324,7 @@ def test_the_remedy_is_copied(opened):
     check = page.locator("details.check", has_text="TestNet")
     button = check.locator("button.copy").nth(1)
     button.click()
-    assert button.inner_text() == "Copied"
+    check.locator("button.copy", has_text="Copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == "for inputs, _ in batches:\n    model(inputs)"
 
@@ -334,7 +334,7 @@ def test_the_remedy_is_selected_where_nothing_may_be_copied(opened):
     page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(); }")
     button = page.locator("details.check", has_text="TestNet").locator("button.copy").first
     button.click()
-    assert button.inner_text() == "Selected"
+    page.locator("button.copy", has_text="Selected").wait_for()
     assert page.evaluate("String(getSelection())") == "nn.BatchNorm2d(..., momentum=0.1)"
 
 
@@ -350,51 +350,4 @@ def test_the_index_leads_to_a_folded_check(opened):
 @pytest.mark.parametrize("width", [390, 700, 1280])
 def test_everything_fits_and_can_be_read(opened, width, theme):
     page = opened(viewport={"width": width, "height": 900}, color_scheme=theme)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(CONTRAST) == []
-    assert page.evaluate(OVERLAPS) == []
-
-
-# Texts whose contrast to the page is below the 4.5 that WCAG asks for.
-CONTRAST = """() => {
-  const canvas = document.createElement("canvas").getContext("2d");
-  const rgb = (colour) => {
-    canvas.fillStyle = colour;
-    return [1, 3, 5].map((k) => parseInt(canvas.fillStyle.slice(k, k + 2), 16) / 255);
-  };
-  const light = (colour) => rgb(colour)
-    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
-  const paper = (e) => {
-    const own = getComputedStyle(e).backgroundColor;
-    return own === "rgba(0, 0, 0, 0)" && e.parentElement ? paper(e.parentElement) : own;
-  };
-  const found = [];
-  for (const e of document.querySelectorAll("body *:not(script)")) {
-    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
-    const style = getComputedStyle(e);
-    const pair = [light(e.matches("text") ? style.fill : style.color), light(paper(e))].sort();
-    const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
-    if (!(ratio >= 4.5)) found.push([e.textContent.slice(0, 40), ratio]);
-  }
-  return found;
-}"""
-
-# Pairs of texts in a plot that touch, and texts that leave it.
-OVERLAPS = """() => {
-  const found = [];
-  for (const plot of document.querySelectorAll("details[open] svg")) {
-    const frame = plot.getBoundingClientRect();
-    const texts = [...plot.querySelectorAll("text")].map((e) => [e, e.getBoundingClientRect()]);
-    texts.forEach(([a, box], k) => {
-      if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.bottom > frame.bottom + 1)
-        found.push([a.textContent, "leaves the plot"]);
-      for (const [b, other] of texts.slice(k + 1)) {
-        const across = Math.min(box.right, other.right) - Math.max(box.left, other.left);
-        const down = Math.min(box.bottom, other.bottom) - Math.max(box.top, other.top);
-        if (across > 0 && down > 3) found.push([a.textContent, b.textContent]);
-      }
-    });
-  }
-  return found;
-}"""
+    assert flaws(page) == []

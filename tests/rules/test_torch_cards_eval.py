@@ -142,6 +142,7 @@ def test_step_that_validates_and_stays_in_eval_mode(kind, seed):
     finding = sole(report, "BN305")
     assert finding.layers == NORMS
     assert "model.train()" in finding.remedy
+    assert "1 of " in finding.cause
 
 
 @KIND

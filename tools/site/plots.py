@@ -55,7 +55,7 @@ def forgetting(axes: Any) -> None:
         axes.text(settled, 0.7, f" {settled}", color=line.get_color())
     weight = running.remaining_weight(0.01, 5)
     axes.plot(5, weight, "o", color="C0")
-    axes.annotate(f"5 updates: {weight:.1%}", (5, weight), (1.2, 0.62), color="C0")
+    axes.annotate(f"5 updates: {100 * weight:.1f} %", (5, weight), (6, 0.97), color="C0")
     axes.set(xscale="log", xlabel="updates", ylabel="weight of the initial value")
     axes.legend(loc="lower left")
 
@@ -126,10 +126,10 @@ def judged(axes: Any) -> None:
     axes.contourf(
         *(grid, grid, field),
         levels=[-0.5, 0.5, 1.5, 2.5],
-        colors=["#4caf5066", "#ffb30066", "#e5393566"],
+        colors=["#b9dfbb", "#ffe3a3", "#f5b5b2"],  # behind black text on any page
     )
     for text, x, y in (("healthy", 0.02, 0.02), ("degraded", 0.02, 0.5), ("broken", 0.8, 0.5)):
-        axes.text(x, y, text)
+        axes.text(x, y, text, color="black")
     axes.set(xscale="log", yscale="log", xlabel="gap", ylabel="distortion D")
 
 
