@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pytest_bncheck.adapters._torch_data import leaves
@@ -35,6 +36,22 @@ def refuse_training(model: nn.Module) -> None:
             raise InputError(
                 f"model: {name or 'it'} is a quantised {type(module).__name__}, which cannot be "
                 "trained; pass the model before its quantisation, or steps=0 to judge it as it is"
+            )
+
+
+def refuse_synchronised(model: nn.Module, device: torch.device) -> None:
+    """Raise an InputError if a SyncBatchNorm is to train where it cannot.
+
+    With a process group it takes tensors on a GPU only, even of a single process.
+    """
+    if device.type not in ("cpu", "mps") or not (dist.is_available() and dist.is_initialized()):
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.SyncBatchNorm) and module.training:
+            raise InputError(
+                f"model: {name or 'it'} is a SyncBatchNorm, which PyTorch trains on GPUs only once "
+                f"a process group is initialised, and the model is on {device.type}; move it to a "
+                "GPU, or check it with BatchNorm in its place"
             )
 
 

@@ -35,7 +35,12 @@ from pytest_bncheck.adapters._torch_data import (
 )
 from pytest_bncheck.adapters._torch_layers import Layers, Raw
 from pytest_bncheck.adapters._torch_modes import Tracer, Watch, attributes, depends_on_mode
-from pytest_bncheck.adapters._torch_refusals import dtype_note, not_finite, refuse_model
+from pytest_bncheck.adapters._torch_refusals import (
+    dtype_note,
+    not_finite,
+    refuse_model,
+    refuse_synchronised,
+)
 from pytest_bncheck.adapters._torch_replicas import Replicas
 from pytest_bncheck.adapters._torch_slopes import slopes
 from pytest_bncheck.adapters._torch_state import (
@@ -175,6 +180,7 @@ class TorchAdapter(Adapter):
         if self.recipe.train_step is None:
             lightning.begin(self.model)
         self._modes = {module: module.training for module in self.model.modules()}
+        refuse_synchronised(self.model, torch.device(self.device))
         self._layers.watch()
         if len(self._layers.rates) < len(self._layers.modules):
             state = RandomState.capture()

@@ -1,0 +1,90 @@
+"""SyncBatchNorm in a process group: where it trains, and what is said where it cannot."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+SCRIPT = """
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pytest_bncheck import InputError, check
+
+def net():
+    torch.manual_seed(0)
+    parts = nn.Linear(20, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(*parts)).to(device)
+
+def batch():
+    everything = torch.Generator().manual_seed(0)
+    labels = torch.arange(64) % 4
+    centres = 3.0 * torch.randn(4, 20, generator=everything)
+    samples = centres[labels] + torch.randn(64, 20, generator=everything)
+    share = slice(rank * 64 // count, (rank + 1) * 64 // count)
+    return samples[share].to(device), labels[share].to(device)
+
+def say(name, run):
+    try:
+        report = run()
+        text = f"{report.verdict} {[finding.code for finding in report.findings]}"
+    except InputError as error:
+        text = f"InputError: {error}"
+    print(f"<{rank} {name}: {text}>", flush=True)
+
+dist.init_process_group("gloo")
+rank, count = dist.get_rank(), dist.get_world_size()
+device = torch.device(KIND, rank) if KIND == "cuda" else torch.device("cpu")
+
+# PyTorch itself refuses to wrap SyncBatchNorm on a CPU: "only work with GPU modules".
+wrap = DistributedDataParallel if KIND == "cuda" else nn.Sequential
+say("training", lambda: check(wrap(net()), batch()))
+
+frozen = net()
+frozen[1].eval()
+say("frozen", lambda: check(frozen, batch(), steps=30))
+dist.destroy_process_group()
+"""
+
+
+def in_two_processes(folder: Path, kind: str) -> dict[str, str]:
+    """What each of two processes says of each check."""
+    script = folder / "script.py"
+    script.write_text(f'KIND = "{kind}"\n{SCRIPT}')
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--nproc-per-node=2", str(script)],
+        capture_output=True, text=True, timeout=300, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return dict(re.findall(r"<(\d \w+): ([^>]*)>", done.stdout))
+
+
+def test_on_a_cpu_it_cannot_train_and_one_message_says_so(tmp_path: Path) -> None:
+    said = in_two_processes(tmp_path, "cpu")
+    for rank in (0, 1):
+        assert said[f"{rank} training"].startswith(
+            "InputError: model: 0.1 is a SyncBatchNorm, which PyTorch trains on GPUs only"
+        )
+        assert said[f"{rank} frozen"] == "pass []"
+
+
+@pytest.mark.skipif(
+    torch.cuda.device_count() < 2,
+    reason="SyncBatchNorm in two processes needs CUDA and a GPU for each of them",
+)
+def test_on_gpus_it_is_as_any_other(tmp_path: Path) -> None:
+    said = in_two_processes(tmp_path, "cuda")
+    for rank in (0, 1):
+        assert said[f"{rank} training"] == "pass []"
+        assert said[f"{rank} frozen"] == "pass []"
