@@ -159,3 +159,10 @@ def test_one_version_everywhere():
 @pytest.mark.parametrize("path", [".github/workflows/test.yml", ".pre-commit-config.yaml"])
 def test_configuration_can_be_read(path):
     assert yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_pre_commit_has_the_versions_of_the_other_environments():
+    text = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    pinned = set(re.findall(r"\[(\w+==\S+)\]", text))
+    assert pinned
+    assert pinned <= set((ROOT / "constraints.txt").read_text(encoding="utf-8").split())
