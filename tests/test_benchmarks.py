@@ -31,7 +31,8 @@ LONG = {"keras_story"}  # fits a ResNet-50 as its user does, which compiles for 
 
 
 def test_every_benchmark_is_run() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {*SCRIPTS} | PARTS | LONG
+    others = PARTS | LONG | {"gpu"}  # see test_gpu.py
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*SCRIPTS} | others
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

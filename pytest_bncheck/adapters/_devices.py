@@ -63,4 +63,5 @@ def rounding(dtype: str | None, device: str) -> float:
     """
     if dtype in ("float16", "bfloat16"):
         return 5e-2
-    return 1e-4 if device.partition(":")[0] == "cpu" else 1e-2
+    exact = dtype == "float64" or device.partition(":")[0] == "cpu"
+    return 1e-4 if exact else 1e-2
