@@ -4,8 +4,10 @@
 
 The same 20 training steps on 8 images of 64 x 64, and the two forwards that a comparison of the
 modes needs at least, with and without the plugin around them, in alternating pairs. The statistics
-converge (momentum 0.4), so nothing is diagnosed; `diagnosis.py` measures that. The exit code is 1
-where the median ratio is above 1.10.
+converge (momentum 0.45, Adam(1e-4)), so no failure is diagnosed; `diagnosis.py` measures that. Of
+32 values per channel the variance is known to 3 % only, which multiplies over 151 layers: that
+warning, with its two passes, is part of what the deepest net costs. The exit code is 1 where the
+median ratio is above 1.10.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pytest_bncheck import check
 
 STEPS = 20
 LIMIT = 1.10
+OPTIMIZER = partial(torch.optim.Adam, lr=1e-4)
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
 
 
@@ -32,6 +35,7 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="one small pair: does it work?")
     options = parser.parse_args()
     side, repeats = (32, 1) if options.smoke else (64, 5)
+    torch.manual_seed(0)
     batch = torch.randn(8, 3, side, side), torch.arange(8) % 4
     print(f"check / bare loop of {STEPS} steps and 2 forwards: median [least, most]")
     dear = False
@@ -39,21 +43,25 @@ def main() -> int:
         first, second = (partial(run, depth, batch) for run in (_check, _bare))
         measured = pairs(first, second, repeats)
         dear |= ratio(measured) > LIMIT
-        print(f"  ResNet-{depth:<3} {spread(measured)}", flush=True)
+        found = ", ".join(sorted(FOUND)) or "nothing"
+        print(f"  ResNet-{depth:<3} {spread(measured)}; found {found}", flush=True)
+        FOUND.clear()
     return int(dear and not options.smoke)
 
 
+FOUND: set[str] = set()
+
+
 def _check(depth: int, batch: Any) -> None:
-    report = check(resnet(depth), batch, steps=STEPS)
-    if report.seconds.diagnose > 0.1 * report.seconds.train:
-        raise SystemExit(
-            f"the check does not pass, so it does more than is measured here:\n{report}"
-        )
+    report = check(resnet(depth), batch, steps=STEPS, optimizer=OPTIMIZER)
+    FOUND.update(finding.code for finding in report.findings)
+    if report.bn_verdict == "broken":
+        raise SystemExit(f"the check fails, so it does more than is measured here:\n{report}")
 
 
 def _bare(depth: int, batch: Any) -> None:
     model, (images, labels) = resnet(depth), batch
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = OPTIMIZER(model.parameters())
     model.train()
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -102,7 +110,7 @@ class Block(nn.Module):
 
 
 def norm(width: int) -> nn.Module:
-    return nn.BatchNorm2d(width, momentum=0.4)
+    return nn.BatchNorm2d(width, momentum=0.45)
 
 
 if __name__ == "__main__":

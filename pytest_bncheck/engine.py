@@ -313,7 +313,7 @@ def _diagnose(lab: Adapter, panel: Panel, evidence: Evidence) -> None:
     if not gap <= verdict.DEGRADED_GAP:
         evidence.recalibrated = panel.predict_with(evidence.noisy_batch)
         evidence.replaced = panel.predict_with(evidence.batch, exact=True)
-        if evidence.bn_verdict in ("broken", "degraded"):
+        if evidence.cured_by_converging:
             _attribute(lab, panel, evidence)
     if evidence.measured_verdict in ("broken", "degraded") and evidence.steps:
         clean = running.debias(evidence.stop, evidence.start, evidence.initial_weights)

@@ -55,7 +55,7 @@ def test_the_culprit_is_named_and_not_the_decoy() -> None:
     (finding,) = report.findings
     assert finding.code == "BN101"
     assert finding.layers[0] == culprit.name
-    assert f"With the batch's statistics in {culprit.name} alone" in finding.cause
+    assert f"With only {culprit.name} put right" in finding.cause
     assert shares(report)[2] == pytest.approx(0.0, abs=1e-6)
     assert np.argmax(shares(report)) == 0
 
