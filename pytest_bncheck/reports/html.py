@@ -144,7 +144,14 @@ def _headline(check: Mapping[str, Any]) -> str:
     shown = check["predictions"]["projected"] or check["predictions"]
     if shown["gap"] is None:
         return "The outputs of the two modes cannot be aligned"
-    return f"Eval mode repeats training mode: gap {_number(shown['gap'])}"
+    verb = "against" if check["suppressed"] else "repeats"
+    return f"Eval mode {verb} training mode: gap {_number(shown['gap'])}{_suppressed(check)}"
+
+
+def _suppressed(check: Mapping[str, Any]) -> str:
+    """Which findings do not count, for one line."""
+    codes = ", ".join(hidden["code"] for hidden in check["suppressed"])
+    return f" ({codes} suppressed)" if codes else ""
 
 
 def _rest(findings: Sequence[Mapping[str, Any]]) -> str:
@@ -300,7 +307,8 @@ def _depth_caption(layers: Sequence[Mapping[str, Any]], limit: float) -> str:
     verb = "is" if len(over) == 1 else "are"
     return (
         f"{len(over)} of {count(len(layers), 'layer')} {verb} over the limit of "
-        f"{_number(limit)} sigma; the worst is {worst['name']} ({_number(worst['distortion'])})."
+        f"{_number(limit)} sigma; the worst is layer {worst['name']} "
+        f"({_number(worst['distortion'])})."
     )
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths.verdict import DEGRADED_GAP
+from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION, DEGRADED_GAP
 from pytest_bncheck.types import Prediction, Trace
+
+USUAL = {"gap_tolerance": DEGRADED_GAP, "distortion_tolerance": DEGRADED_DISTORTION}
+"""What healthy networks keep to: beyond it a check warns, before it fails."""
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -67,10 +70,19 @@ def size_of_gap(evidence: Evidence) -> str:
 
 
 def limit(evidence: Evidence, name: str) -> str:
-    """A tolerance and where it came from: ``up to 0.25 allowed, default``."""
-    value = getattr(evidence.settings, name) * evidence.slack
+    """A tolerance and where it came from: ``up to 0.25 allowed, default``.
+
+    Before it, for a warning, what it warns of: ``up to 0.1 is usual``.
+    """
+    value, usual = (
+        each * evidence.slack for each in (getattr(evidence.settings, name), USUAL[name])
+    )
     doubled = ", doubled for several mini-batches" if evidence.slack > 1 else ""
-    return f"up to {value:g} allowed, {evidence.settings.origin(name)}{doubled}"
+    warned = evidence.bn_verdict == "degraded" and usual < value
+    return (
+        f"{f'up to {usual:g} is usual, ' if warned else ''}up to {value:g} allowed, "
+        f"{evidence.settings.origin(name)}{doubled}"
+    )
 
 
 def distorting(layers: Collection[str], evidence: Evidence) -> str:

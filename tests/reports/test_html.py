@@ -161,6 +161,14 @@ def test_an_expected_failure_is_called_so():
     assert page.select("span", "note").count("expected") == 2  # in the index and at the check
 
 
+def test_what_is_suppressed_is_not_called_right():
+    hidden = [Suppressed("BN101", "running-stats-underconverged", "ignored: known", "Far off.")]
+    report = dataclasses.replace(PASSING, suppressed=hidden)
+    (headline,) = Page(html.page(document(report))).select("p", "headline")
+    assert "repeats" not in headline
+    assert headline.endswith("(BN101 suppressed)")
+
+
 def test_every_number_of_the_check_is_there():
     page = Page(html.page(document(PROJECTED)))
     text = " ".join(page.select("main"))
