@@ -14,7 +14,7 @@ from keras import layers  # noqa: E402
 
 from pytest_bncheck import check  # noqa: E402
 
-from .keras_nets import CLASSES, SEED, WIDTH, batch_norm, data, fast, net, silent, sole  # noqa: E402
+from .keras_nets import CLASSES, KIND, SEED, WIDTH, batch_norm, data, fast, net, silent, sole  # noqa: E402
 
 View = Callable[[Any], Any]
 
@@ -89,14 +89,29 @@ def test_step_by_turns(seed):
     assert not {"BN101", "BN102"} & {finding.code for finding in report.findings}
 
 
-@pytest.mark.parametrize("width", [24, 32])
-@SEED
-def test_one_class_in_each_mini_batch(seed, width):
-    keras.utils.set_random_seed(seed)
+def wide() -> Any:
+    """A perceptron with two hidden layers."""
     parts: list[Any] = []
     for _ in range(2):
-        parts += [layers.Dense(width), layers.BatchNormalization(momentum=0.9), layers.ReLU()]
-    model = keras.Sequential([keras.Input((20,)), *parts, layers.Dense(CLASSES)])
+        parts += [layers.Dense(32), layers.BatchNormalization(momentum=0.9), layers.ReLU()]
+    return keras.Sequential([keras.Input((20,)), *parts, layers.Dense(CLASSES)])
+
+
+def branches() -> Any:
+    """Two hidden layers side by side, each normalised by itself."""
+    inputs = keras.Input((20,))
+    both = [
+        layers.ReLU()(layers.BatchNormalization(momentum=0.9)(layers.Dense(32)(inputs)))
+        for _ in range(2)
+    ]
+    return keras.Model(inputs, layers.Dense(CLASSES)(layers.Concatenate()(both)))
+
+
+@pytest.mark.parametrize("build", [wide, branches])
+@SEED
+def test_one_class_in_each_mini_batch(seed, build):
+    keras.utils.set_random_seed(seed)
+    model = build()
     inputs, labels = data("functional", seed, 64)
     order = np.argsort(labels, kind="stable")
     batches = [(inputs[part], labels[part]) for part in np.split(order, 4)]
@@ -107,12 +122,14 @@ def test_one_class_in_each_mini_batch(seed, width):
     assert finding.evidence["remixed_accuracy"] <= 0.75
 
 
-def test_momentum_of_the_other_convention_in_a_stream():
-    inputs, labels = data("functional", 0, 64)
-    order = np.random.default_rng(0).permutation(64)
+@KIND
+@SEED
+def test_momentum_of_the_other_convention_in_a_stream(kind, seed):
+    inputs, labels = data(kind, seed, 64)
+    order = np.random.default_rng(seed).permutation(64)
     batches = [(inputs[part], labels[part]) for part in np.split(order, 4)]
-    model = net("functional", 0, batch_norm(0.01))
-    report = check(model, batches=batches, steps=50, optimizer=fast())
+    model = net(kind, seed, batch_norm(0.01))
+    report = check(model, batches=batches, steps=50, seed=seed, optimizer=fast())
     finding = report.findings[-1]
     assert finding.code == "BN104"
     assert len(finding.evidence["eval_losses"]) == 4
