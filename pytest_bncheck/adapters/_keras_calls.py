@@ -38,6 +38,8 @@ class Record:
     ----------
     training, inference
         Calls with batch statistics and with running statistics.
+    untold
+        Of the latter those that were told no mode at all, by their caller or the context.
     values
         Values per channel of the smallest call.
     batches
@@ -50,6 +52,7 @@ class Record:
 
     training: int = 0
     inference: int = 0
+    untold: int = 0
     values: int | None = None
     batches: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     between: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -59,6 +62,7 @@ class Record:
         """Count the calls of another record too."""
         self.training += other.training
         self.inference += other.inference
+        self.untold += other.untold
         self.note(other.values)
 
     def begin_step(self) -> None:
@@ -67,7 +71,7 @@ class Record:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.training, self.inference, self.values = 0, 0, None
+        self.training, self.inference, self.untold, self.values = 0, 0, 0, None
         self.batches, self.between, self.samples = [], [], []
 
     def note(self, values: int | None) -> None:
@@ -188,6 +192,7 @@ def counted(
                 record.between.append((between[0], between[1]))
         record.training += training
         record.inference += not training
+        record.untold += takes_mode and bound.arguments.get("training") is None
         record.note(_values_per_channel(layer, bound))
         return outputs
 

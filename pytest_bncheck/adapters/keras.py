@@ -195,20 +195,24 @@ class KerasAdapter(Adapter):
 
     @property
     def idle(self) -> list[str]:
-        if self._steps.whole.training:
-            return []  # the mode got to the model: what a layer was told then is the user's design
+        # Where the mode got to the model, what a layer was told then is the user's design.
+        reached = bool(self._steps.whole.training)
         normal = {
             id(layer)
             for k, layer in enumerate(self._parts.layers)
-            if self._only_infers(k) and layer.trainable
+            if self._only_infers(k, told=False if reached else None) and layer.trainable
         }
+        if reached:
+            return [path for layer, path in self._parts.named if id(layer) in normal]
         dropouts = self._steps.dropouts
         only = normal | (dropouts.inference - dropouts.training)
         return [path for layer, path in self._parts.named if id(layer) in only]
 
-    def _only_infers(self, k: int) -> bool:
+    def _only_infers(self, k: int, told: bool | None = None) -> bool:
+        """Whether a layer only ran in inference mode; because it was told, or was not."""
         record = self._steps.records[k]
-        return record.inference > 0 and not record.training
+        only = record.inference > 0 and not record.training
+        return only and told in (None, not record.untold)
 
     def _trains(self, k: int) -> bool:
         """Whether the layer used batch statistics in training, or would have without any step."""
@@ -221,7 +225,7 @@ class KerasAdapter(Adapter):
         if not self._steps.whole.training:
             return list(described)
         return [
-            dataclasses.replace(layer, frozen=layer.frozen or self._only_infers(k))
+            dataclasses.replace(layer, frozen=layer.frozen or self._only_infers(k, told=True))
             for k, layer in enumerate(described)
         ]
 

@@ -132,3 +132,57 @@ def test_three_images_are_caught(tmp_path):
     assert (shown["train"]["accuracy"], shown["recalibrated"]["accuracy"]) == (1, 1)
     assert shown["eval"]["accuracy"] == pytest.approx(1 / 3)
     assert found["findings"][0]["evidence"]["initial_weight"] == pytest.approx(0.99**5)
+
+
+class Deaf(L.Layer):
+    """Normalises; its call takes no mode, so that none is passed on."""
+
+    def __init__(self, name):
+        super().__init__(name=name)
+        self.norm = L.BatchNormalization(momentum=0.9, name="norm")
+
+    def call(self, x):
+        return keras.ops.relu(self.norm(x))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.parts = [L.Dense(8), Deaf("deaf"), L.Dense(4)]
+
+    def call(self, x, training=None):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def functional():
+    inputs = keras.Input((20,))
+    return keras.Model(inputs, L.Dense(4)(Deaf("deaf")(L.Dense(8)(inputs))))
+
+
+@pytest.mark.parametrize("build", [functional, Subclassed])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_mode_lost_in_a_layer_is_what_fit_makes_of_it(build, seed):
+    """The context passes it on in some versions and on some backends; where not, nothing trains."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(32) % 4
+    samples = rng.normal(0.0, 1.0, (32, 20)) + rng.normal(0.0, 3.0, (4, 20))[labels] + 5.0
+    batch = samples.astype("float32"), labels
+
+    def compiled():
+        keras.utils.set_random_seed(seed)
+        model = build()
+        loss = keras.losses.SparseCategoricalCrossentropy(True)
+        model.compile(keras.optimizers.Adam(1e-2), loss)
+        return model
+
+    fitted = compiled()
+    fitted.fit(*batch, batch_size=32, epochs=1, verbose=0)
+    (norm,) = (k for k in fitted._flatten_layers() if isinstance(k, L.BatchNormalization))
+    moved = bool(np.abs(keras.ops.convert_to_numpy(norm.moving_mean)).max())
+
+    report = check(compiled(), batch, steps=60, seed=seed)
+    errors = [finding.code for finding in report.findings if finding.severity == "error"]
+    assert report.layers[0].updates == (60 if moved else 0)
+    assert errors == ([] if moved else ["BN305"]), str(report)
