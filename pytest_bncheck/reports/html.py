@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from pytest_bncheck.reports import plots, wire
-from pytest_bncheck.reports.layout import count, first_sentence
+from pytest_bncheck.reports.layout import are_telling, count, first_sentence
 
 Expected = Callable[[Mapping[str, Any]], bool]
 
@@ -128,6 +128,7 @@ def _view(check: Mapping[str, Any], number: int) -> dict[str, Any]:
         "measures": _measures(check, limits),
         "findings": [_finding(found) for found in check["findings"]],
         "limit": limits["distortion_limit"],
+        "shares": are_telling([layer["attribution"] for layer in check["layers"]]),
         "over": _over(check["layers"], limits["distortion_limit"]),
         "figures": list(_figures(check, f"{number}")),
         "remedy_figures": list(_remedy_figures(check, f"{number}")),

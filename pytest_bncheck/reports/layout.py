@@ -12,8 +12,8 @@ WIDTH = 72
 WORST = 5
 """Layers that a table shows."""
 
-TELLING = 1.5
-"""The largest share that a table shows."""
+SHOWN, TELLING = 0.005, 1.5
+"""What the largest share has to lie between for a table to show them."""
 
 NAME = 27
 """Columns for a layer's name, which is cut on its left."""
@@ -92,8 +92,7 @@ def table(rows: Sequence[Mapping[str, Any]], most: int | None = WORST) -> Iterat
     if not rows:
         return
     shown = rows[:most]
-    known = [row["attribution"] for row in shown if row["attribution"] is not None]
-    shares = bool(known) and all(_is_telling(share) for share in known)
+    shares = are_telling([row["attribution"] for row in shown])
     heading = "layer" if len(shown) == len(rows) else "worst layers"
     yield _line(heading, "momentum", "updates", "initial", "distortion", *["share"] * shares)
     for row in shown:
@@ -110,9 +109,13 @@ def table(rows: Sequence[Mapping[str, Any]], most: int | None = WORST) -> Iterat
         yield f"and {len(rows) - len(shown)} more"
 
 
-def _is_telling(share: float | str) -> bool:
-    """Whether a share is one: those of 600 % and -500 % cancel, and explain nothing."""
-    return not isinstance(share, str) and abs(share) <= TELLING
+def are_telling(shares: Sequence[float | str | None]) -> bool:
+    """Whether shares explain anything: not all are 0 %, and none is 600 % against another's -500 %.
+
+    The first happens where the outputs do not react to small changes any more.
+    """
+    known = [abs(share) for share in shares if isinstance(share, (int, float))]
+    return bool(known) and SHOWN <= max(known) <= TELLING
 
 
 def _line(name: str, *cells: str) -> str:

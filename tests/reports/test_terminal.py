@@ -82,8 +82,8 @@ def test_nothing_is_said_twice() -> None:
     assert "BN101 running-stats-underconverged\n  Cause: After" in text
 
 
-def test_shares_that_cancel_are_no_shares() -> None:
-    for attributions, shown in (((1.1, -0.1), True), ((6.0, -5.0), False)):
+def test_shares_that_cancel_or_vanish_are_no_shares() -> None:
+    for attributions, shown in (((1.1, -0.1), True), ((6.0, -5.0), False), ((0.0, 1e-4), False)):
         layers = [
             dataclasses.replace(layer(name), attribution=share)
             for name, share in zip("ab", attributions, strict=True)
