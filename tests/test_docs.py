@@ -150,6 +150,17 @@ def test_the_readme_lists_all_rules():
     assert rows == [(code, rule.name, rule.severity) for code, rule in RULES.items()]
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_outside_of_the_site(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        assert (ROOT / path).exists(), target
+        assert path or anchor in anchors, target
+
+
 def test_one_version_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == __version__
