@@ -94,8 +94,9 @@ def test_sources_for_pytorch(source: str) -> None:
 def test_a_shuffling_loader_is_as_before_and_gives_the_same_again() -> None:
     torch = pytest.importorskip("torch")
     loader = loaders()["own generator"]()
+    models = torch_model(), torch_model()
     own, everyone = loader.generator.get_state(), torch.get_rng_state()
-    first, second = (check(torch_model(), batches=loader, steps=8) for _ in range(2))
+    first, second = (check(model, batches=loader, steps=8) for model in models)
     assert torch.equal(loader.generator.get_state(), own)
     assert torch.equal(torch.get_rng_state(), everyone)
     assert first.training.loss == second.training.loss
