@@ -312,7 +312,9 @@ def _diagnose(lab: Adapter, panel: Panel, evidence: Evidence) -> None:
         evidence.further_updates = remedies.further_updates(evidence, panel.predict_with)
     if not gap <= verdict.DEGRADED_GAP:
         evidence.recalibrated = panel.predict_with(evidence.noisy_batch)
-        evidence.replaced = evidence.settled or panel.predict_with(evidence.batch, exact=True)
+        same = lab.stores_biased and evidence.batch is evidence.noisy_batch
+        known = evidence.recalibrated if same else evidence.settled
+        evidence.replaced = known or panel.predict_with(evidence.batch, exact=True)
         if evidence.cured_by_converging:
             _attribute(lab, panel, evidence)
     if evidence.measured_verdict in ("broken", "degraded") and evidence.steps:

@@ -54,6 +54,12 @@ def to_numpy(tensor: Tensor) -> Any:
     ).numpy()
 
 
+def wide_type(tensors: Sequence[Tensor]) -> str:
+    """The type that holds the values of all, floating as they are."""
+    dtypes = {keras.backend.standardize_dtype(t.dtype) for t in tensors}
+    return "float64" if "float64" in dtypes else "float32"
+
+
 class Backend(ABC):
     """One backend.
 
@@ -91,6 +97,13 @@ class Backend(ABC):
     @abstractmethod
     def move(self, variables: Sequence[Variable], device: str) -> Callable[[], None]:
         """Bring variables to a device; returns the way back, which keeps their new values."""
+
+    def lay_out(self, kernels: Sequence[Variable]) -> Callable[[], None]:
+        """Lay kernels, or what is of their shapes, in memory as convolutions take them.
+
+        Returns the way back, which keeps their new values.
+        """
+        return lambda: None
 
     def keep(self, variables: Sequence[Variable]) -> Callable[[], None]:
         """Remember what hangs on variables besides their values; returns the way back."""
@@ -150,17 +163,41 @@ class Backend(ABC):
     def models_step(self, model: Any, optimizer: Any, data: Any) -> Any:
         """The model's own ``train_step``; returns its logs."""
 
+    def rehearsed(self, function: Callable[[Any], Any], inputs: Any) -> bool:
+        """Go through `function` of the inputs for shapes alone; False where that cannot be done.
+
+        Code in it counts as running, and nothing that it assigns to variables stays.
+        """
+        return False
+
     def compiled(
         self,
         function: Callable[[Any], Any],
         variables: Sequence[Variable],
         inputs: Any,
+        *,
+        once: bool = False,
     ) -> Callable[[Any], Any]:
         """`function` of the inputs, which may change `variables`, traced now.
 
-        Code in the trace counts as running.
+        Code in the trace counts as running. A function that runs `once`, or a few times, is not
+        worth every optimisation.
         """
         raise NotImplementedError
+
+    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors laid end to end in one of a type that holds each exactly."""
+        wide = wide_type(tensors)
+        return keras.ops.concatenate(
+            [keras.ops.reshape(keras.ops.cast(t, wide), (-1,)) for t in tensors]
+        )
+
+    def from_host(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
+        """Arrays of one type as tensors, in one transfer."""
+        ends = np.cumsum([array.size for array in arrays])
+        packed = keras.ops.convert_to_tensor(np.concatenate([array.ravel() for array in arrays]))
+        parts = keras.ops.split(packed, ends[:-1].tolist())
+        return [keras.ops.reshape(p, a.shape) for p, a in zip(parts, arrays, strict=True)]
 
     def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
         """Compute for the values alone."""

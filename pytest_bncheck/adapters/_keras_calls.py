@@ -90,14 +90,14 @@ def calls_of(records: Sequence[Record]) -> Calls:
 
 
 def batch_statistics_of(
-    layers: Sequence[KerasLayer], records: Sequence[Record], now: Statistics
+    layers: Sequence[KerasLayer], records: Sequence[Record], now: Statistics, backend: Backend
 ) -> Statistics:
     """What was collected; of c calls the value to which c calls a step lead.
 
     A layer that used no batch statistics gives its running ones, `now`.
     """
     tensors = [t for record in records for pair in record.batches for t in pair]
-    values = iter(to_host(tensors))
+    values = iter(to_host(tensors, backend))
     mean, var = list(now.mean), list(now.var)
     for k, (layer, record) in enumerate(zip(layers, records, strict=True)):
         if record.batches:
@@ -108,19 +108,22 @@ def batch_statistics_of(
 
 
 def streams_of(
-    layers: Sequence[Layer], records: Sequence[Record], before: Statistics, after: Statistics
+    layers: Sequence[Layer],
+    records: Sequence[Record],
+    around: Sequence[Statistics],
+    backend: Backend,
 ) -> dict[str, Streams]:
     """Batch statistics of each call in the last step, of layers with several.
 
     Parameters
     ----------
-    before, after
-        Running statistics around that step.
+    around
+        Running statistics before and after that step.
     """
-    found = {}
+    found, (before, after) = {}, around
     for k, (layer, record) in enumerate(zip(layers, records, strict=True)):
         if record.between and layer.update_rate:
-            values = to_host([tensor for pair in record.between for tensor in pair])
+            values = to_host([t for pair in record.between for t in pair], backend)
             between = list(zip(values[0::2], values[1::2], strict=True))
             points = [(before.mean[k], before.var[k]), *between, (after.mean[k], after.var[k])]
             rates = [layer.update_rate] * len(record.samples)

@@ -98,6 +98,17 @@ class Batch:
         self._half = Batch(keras.tree.map_structure(cut, self.whole), self._recipe, self._model)
         return self._half
 
+    def filled(self, size: int) -> Batch:
+        """The inputs over again up to so many samples, for what is compiled for that number."""
+
+        def fill(leaf: Any) -> Any:
+            shape = getattr(leaf, "shape", ())
+            if not shape or shape[0] != self.size:
+                return leaf
+            return keras.ops.take(leaf, np.resize(np.arange(shape[0]), size), axis=0)
+
+        return self.with_inputs(keras.tree.map_structure(fill, self.inputs))
+
     def remade(self, whole: Any) -> Batch:
         """Another batch for the same model."""
         return Batch(whole, self._recipe, self._model)
@@ -268,3 +279,13 @@ def structure(outputs: Any, size: int | None) -> str:
         return f"{keras.backend.standardize_dtype(leaf.dtype)}[{', '.join(shape)}]"
 
     return str(keras.tree.map_structure(describe, outputs))
+
+
+def form_of(inputs: Any) -> str:
+    """Containers, shapes and types: what is of one form goes through one program."""
+
+    def form(leaf: Any) -> str:
+        shape = getattr(leaf, "shape", None)
+        return repr(leaf) if shape is None else f"{leaf.dtype}{list(shape)}"
+
+    return str(keras.tree.map_structure(form, inputs))

@@ -72,6 +72,10 @@ class Inventory:
         Recurrent layers of Keras.
     is_all_library
         Whether all that the model does is code of Keras.
+    only_normalises
+        Whether its modes differ in nothing but where batch normalisation takes its statistics from.
+    kernels
+        Kernels of convolutions that nobody but Keras and the optimizer looks at.
     seeds
         States of the layers' random generators.
     variables, buffers
@@ -94,6 +98,8 @@ class Inventory:
         lambdas = any(isinstance(layer, keras.layers.Lambda) for layer in everything)
         self.is_all_library = all(map(is_library, everything)) and not lambdas
         seeds = {id(v) for v in self.seeds}
+        self.only_normalises = self.is_all_library and all(map(_only_normalises, everything))
+        self.kernels = _kernels(everything) if self.is_all_library else []
         self.variables = [v for v in model.variables if id(v) not in seeds]
         self.variables += untracked_variables(everything, backend)
         self.buffers = _buffers(self.named, backend)
@@ -203,6 +209,24 @@ def is_stock(layer: KerasLayer) -> bool:
 def is_library(layer: KerasLayer) -> bool:
     """Whether what the layer does is code of Keras."""
     return str(type(layer).call.__module__).split(".")[0] == "keras"
+
+
+def _kernels(layers: Sequence[KerasLayer]) -> list[Variable]:
+    """Kernels of the convolutions, one spatial dimension aside."""
+    own = (
+        layer.kernel
+        for layer in layers
+        if isinstance(layer, (keras.layers.Conv2D, keras.layers.Conv3D))
+        and layer.built
+        and layer.data_format == "channels_last"
+    )
+    return list({id(v): v for v in own if isinstance(v, keras.Variable)}.values())
+
+
+def _only_normalises(layer: KerasLayer) -> bool:
+    """Whether the layer itself does not mind the mode, but to pass it on or to normalise."""
+    passes_on = isinstance(layer, (keras.Model, keras.layers.Dense, keras.layers.EinsumDense))
+    return is_stock(layer) or passes_on or not layer._call_has_training_arg
 
 
 def _is_recurrent(layer: KerasLayer) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import keras
 
 from pytest_bncheck.adapters._keras_backend import Backend
 from pytest_bncheck.adapters._keras_calls import (
@@ -16,7 +19,7 @@ from pytest_bncheck.adapters._keras_calls import (
     replaced_calls,
     without_idle_draws,
 )
-from pytest_bncheck.adapters._keras_data import Batch
+from pytest_bncheck.adapters._keras_data import Batch, form_of
 from pytest_bncheck.adapters._keras_eval import plain_attributes
 from pytest_bncheck.adapters._keras_layers import Inventory
 from pytest_bncheck.adapters._keras_state import contents, fingerprint, in_mode, put_back
@@ -32,6 +35,15 @@ class Pass:
     records: list[Record]
     random: bool
     mutated: tuple[str, ...]
+
+    def first(self, samples: int | None, size: int | None) -> Pass:
+        """The same with the outputs for the first of so many samples."""
+
+        def cut(leaf: Any) -> Any:
+            shape = getattr(leaf, "shape", ())
+            return leaf[:samples] if shape and shape[0] == size else leaf
+
+        return dataclasses.replace(self, outputs=keras.tree.map_structure(cut, self.outputs))
 
 
 class Passes:
@@ -62,7 +74,7 @@ class Passes:
     ) -> None:
         self._model, self._recipe, self._parts = model, recipe, parts
         self._backend, self._trains = backend, trains
-        self._compiled: dict[object, tuple[Batch, Function | None, list[Record]]] = {}
+        self._compiled: dict[object, tuple[Function | None, list[Record]]] = {}
         self.attributes: dict[tuple[int, str], Any] | None = None
 
     def forward(self, batch: Batch, *, training: bool) -> Any:
@@ -119,8 +131,8 @@ class Passes:
             watched = parts.watched(statistics=not collect) if observe else {}
             random = fingerprint(backend, parts.seeds) if observe else ()
             state = contents(watched.values())
-            key = id(batch), training, collect, force, mute
-            outputs = self._outputs(batch, training, records, key)
+            key = form_of(batch.inputs), training, collect, force, mute
+            outputs = self._outputs(batch, training, records, key, once=collect)
             moved = zip(watched, state, contents(watched.values()), strict=True)
             return Pass(
                 outputs,
@@ -130,13 +142,19 @@ class Passes:
             )
 
     def _outputs(
-        self, batch: Batch, training: bool, records: list[Record], key: tuple[object, ...]
+        self,
+        batch: Batch,
+        training: bool,
+        records: list[Record],
+        key: tuple[object, ...],
+        *,
+        once: bool,
     ) -> Any:
         """The forward pass, compiled where the backend's eager operations are slow."""
         __tracebackhide__ = True
         if key not in self._compiled:
-            self._compiled[key] = batch, self._compile(batch, training, records), records
-        _, run, seen = self._compiled[key]
+            self._compiled[key] = self._compile(batch, training, records, once=once), records
+        run, seen = self._compiled[key]
         if run is None:
             return self.forward(batch, training=training)
         outputs, batches = run(batch.inputs)
@@ -147,17 +165,26 @@ class Passes:
             record.batches = each
         return outputs
 
-    def _compile(self, batch: Batch, training: bool, records: list[Record]) -> Function | None:
-        if not self._backend.compiles_passes or not self._model.built:
-            return None
-        if self._recipe.forward is not None:
+    @property
+    def compiles(self) -> bool:
+        """Whether passes are compiled, for one shape of inputs each."""
+        built, own = self._model.built, self._recipe.forward is None
+        return self._backend.compiles_passes and built and own
+
+    def _compile(
+        self, batch: Batch, training: bool, records: list[Record], *, once: bool
+    ) -> Function | None:
+        if not self.compiles:
             return None
 
         def compute(inputs: Any) -> tuple[Any, list[Any]]:
             outputs = self.forward(batch.with_inputs(inputs), training=training)
             return outputs, [record.batches for record in records]
 
-        run = compiled(compute, self._model.variables, batch.inputs, self._parts, self._backend)
+        # What collects runs once; eval mode many times, under other statistics.
+        run = compiled(
+            compute, self._model.variables, batch.inputs, self._parts, self._backend, once=once
+        )
         if run is None:
             for record in records:
                 record.clear()

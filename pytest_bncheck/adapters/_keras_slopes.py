@@ -3,51 +3,94 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import numpy as np
 
-from pytest_bncheck.adapters._keras_backend import Backend, Tensor, to_numpy
+from pytest_bncheck.adapters._keras_backend import Backend, Tensor, Variable
 from pytest_bncheck.adapters._keras_calls import KerasLayer, Replacement, replaced_calls
-from pytest_bncheck.adapters._keras_layers import is_stock
+from pytest_bncheck.adapters._keras_data import form_of
+from pytest_bncheck.adapters._keras_layers import Inventory, affine_of, is_stock
+from pytest_bncheck.adapters._keras_state import to_host, value_of
+from pytest_bncheck.adapters._keras_trace import Function, compiled
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
 
+Forward: TypeAlias = Callable[[Any], Mapping[str, Tensor]]
 
-def slopes(
-    layers: Sequence[KerasLayer],
-    forward: Callable[[], Mapping[str, Tensor]],
-    direction: Mapping[str, Array],
-    backend: Backend,
-) -> list[Slope | None] | None:
+
+class Slopes:
     """γ·∂/∂γ and γ·∂/∂β of ⟨outputs, direction⟩ for each layer; see `Adapter.slopes`.
 
     Each layer's output gets a factor of 1 and a term of 0 for every channel. With y = γ·x̂ + β the
     derivatives by them are those by γ and β where the layer has these, and stand for them where it
     has not.
+
+    Parameters
+    ----------
+    model, parts, backend
+        The user's model and what is known about it.
     """
-    stock = [layer for layer in layers if is_stock(layer)]
-    knobs = [(_knob(layer, "ones"), _knob(layer, "zeros")) for layer in stock]
 
-    def inner_product() -> tuple[Tensor, Tensor]:
-        outputs = forward()
-        along = [
-            keras.ops.sum(outputs[path] * keras.ops.cast(value, outputs[path].dtype))
-            for path, value in direction.items()
-        ]
-        total = sum(along[1:], along[0])
-        return total, total
+    def __init__(self, model: Any, parts: Inventory, backend: Backend) -> None:
+        self._model, self._parts, self._backend = model, parts, backend
+        self._stock = [layer for layer in parts.layers if is_stock(layer)]
+        self._knobs: list[Variable] = []
+        self._compiled: dict[str, Function | None] = {}
 
-    turned = [_turned(layer, *pair) for layer, pair in zip(stock, knobs, strict=True)]
-    with replaced_calls(turned):
-        _, found = backend.gradients(inner_product, [knob for pair in knobs for knob in pair])
-    if all(gradient is None for gradient in found):
-        return None
-    pairs = iter(zip(found[0::2], found[1::2], strict=True))
-    return [_slope(layer, *next(pairs)) if is_stock(layer) else None for layer in layers]
+    def along(
+        self, direction: Mapping[str, Array], forward: Forward, inputs: Any, *, compile_it: bool
+    ) -> list[Slope | None] | None:
+        """The slopes.
+
+        Parameters
+        ----------
+        forward
+            From inputs to outputs by their paths, the same for all inputs of one form.
+        compile_it
+            Whether that is quicker.
+        """
+        if not self._knobs:
+            self._knobs = [_knob(k, value) for k in self._stock for value in ("ones", "zeros")]
+
+        def gradients(given: tuple[Any, Mapping[str, Tensor]]) -> list[Tensor | None]:
+            def inner_product() -> tuple[Tensor, Tensor]:
+                outputs = forward(given[0])
+                parts = [
+                    keras.ops.sum(outputs[path] * keras.ops.cast(value, outputs[path].dtype))
+                    for path, value in given[1].items()
+                ]
+                total = sum(parts[1:], parts[0])
+                return total, total
+
+            pairs = zip(self._stock, self._knobs[0::2], self._knobs[1::2], strict=True)
+            with replaced_calls([_turned(*each) for each in pairs]):
+                return self._backend.gradients(inner_product, self._knobs)[1]
+
+        run: Function | None = None
+        given = inputs, dict(direction)
+        if compile_it:
+            form = form_of(given)
+            if form not in self._compiled:
+                variables, parts, own = self._model.variables, self._parts, self._backend
+                self._compiled[form] = compiled(gradients, variables, given, parts, own, once=True)
+            run = self._compiled[form]
+        found = (run or gradients)(given)
+        return None if all(gradient is None for gradient in found) else self._by_layer(found)
+
+    def _by_layer(self, gradients: list[Tensor | None]) -> list[Slope | None]:
+        """From derivatives by the whole outputs to those by their normalised parts."""
+        variables = [variable for layer in self._stock for variable in affine_of(layer)]
+        tensors = [*gradients, *(v if v is None else value_of(v) for v in variables)]
+        host = iter(to_host([t for t in tensors if t is not None], self._backend))
+        values = [None if t is None else next(host) for t in tensors]
+        found, affine = values[: len(gradients)], values[len(gradients) :]
+        columns = found[0::2], found[1::2], affine[0::2], affine[1::2]
+        slopes = iter(map(_slope, self._stock, *columns))
+        return [next(slopes) if is_stock(layer) else None for layer in self._parts.layers]
 
 
 def _knob(layer: KerasLayer, value: str) -> Any:
@@ -72,18 +115,13 @@ def _turned(layer: KerasLayer, factor: Any, term: Any) -> Replacement:
     return layer, call
 
 
-def _slope(layer: KerasLayer, by_factor: Tensor | None, by_term: Tensor | None) -> Slope:
-    """From derivatives by the whole output to those by its normalised part."""
+def _slope(
+    layer: KerasLayer,
+    whole: Array | None,
+    shift: Array | None,
+    gamma: Array | None,
+    beta: Array | None,
+) -> Slope:
     size = layer.moving_mean.shape[0]
-    whole, shift = (
-        np.zeros(size) if g is None else to_numpy(g).astype(np.float64)
-        for g in (by_factor, by_term)
-    )
-    gamma = _values(layer.gamma) if layer.scale else np.ones(size)
-    beta = _values(layer.beta) if layer.center else np.zeros(size)
-    return whole - beta * shift, gamma * shift
-
-
-def _values(variable: Any) -> Array:
-    values: Array = np.asarray(variable).astype(np.float64)
-    return values
+    whole, shift, beta = (np.zeros(size) if g is None else g for g in (whole, shift, beta))
+    return whole - beta * shift, shift if gamma is None else gamma * shift

@@ -21,29 +21,14 @@ _NAMES = "object_name_uids"
 _CALL_CONTEXT = "current_call_ctx"
 
 
-def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
+def to_host(tensors: Sequence[Tensor], backend: Backend) -> list[np.ndarray[Any, Any]]:
     """Tensors as flat float64 arrays, in one transfer."""
-    return split(pack(tensors), [int(np.prod(t.shape)) for t in tensors])
-
-
-def pack(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors laid end to end in one, in a type that holds each exactly; stays on the device."""
-    if not tensors:
-        return None
-    wide = wide_type(tensors)
-    return keras.ops.concatenate(
-        [keras.ops.reshape(keras.ops.cast(t, wide), (-1,)) for t in tensors]
-    )
-
-
-def wide_type(tensors: Sequence[Tensor]) -> str:
-    """The type that holds the values of all, floating as they are."""
-    dtypes = {keras.backend.standardize_dtype(t.dtype) for t in tensors}
-    return "float64" if "float64" in dtypes else "float32"
+    packed = backend.pack(tensors) if tensors else None
+    return split(packed, [int(np.prod(t.shape)) for t in tensors])
 
 
 def split(packed: Tensor, sizes: Sequence[int]) -> list[np.ndarray[Any, Any]]:
-    """The arrays that `pack` laid end to end."""
+    """The arrays that lie end to end in one tensor, None where there are none."""
     if packed is None:
         return []
     host = to_numpy(packed).astype(np.float64)

@@ -71,6 +71,8 @@ class TensorFlow(Backend):
         function: Callable[[Any], Any],
         variables: Sequence[Variable],
         inputs: Any,
+        *,
+        once: bool = False,
     ) -> Callable[[Any], Any]:
         graph = tf.function(function, jit_compile=False, autograph=False)
         self._tracing = True

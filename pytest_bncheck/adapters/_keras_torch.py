@@ -31,17 +31,11 @@ class Torch(Backend):
         return str(variables[0].value.device if variables else get_device())
 
     def move(self, variables: Sequence[Variable], device: str) -> Callable[[], None]:
-        homes = [(v.value, v.value.data) for v in variables]
-        for tensor, data in homes:
-            tensor.data = data.to(device)
+        return _elsewhere(variables, lambda data: data.to(device))
 
-        def back() -> None:
-            for tensor, data in homes:
-                if tensor.data is not data:
-                    data.copy_(tensor.data)
-                    tensor.data = data
-
-        return back
+    def lay_out(self, kernels: Sequence[Variable]) -> Callable[[], None]:
+        # Keras would copy each kernel in each pass, and its gradient would lie otherwise than it.
+        return _elsewhere(kernels, _as_convolved)
 
     def keep(self, variables: Sequence[Variable]) -> Callable[[], None]:
         tensors = [v.value for v in variables]
@@ -98,6 +92,14 @@ class Torch(Backend):
         with torch.no_grad():
             super().apply(optimizer, gradients, variables)
 
+    def rehearsed(self, function: Callable[[Any], Any], inputs: Any) -> bool:
+        try:
+            with keras.StatelessScope(), keras.device("meta"), torch.no_grad():
+                function(keras.tree.map_structure(_shape_alone, inputs))
+        except Exception:  # code of the user's may need values, or keep tensors of its own
+            return False
+        return True
+
     def models_step(self, model: Any, optimizer: Any, data: Any) -> Any:
         __tracebackhide__ = True
         with torch.enable_grad():
@@ -123,6 +125,34 @@ class Torch(Backend):
     def noting_draws(self, note: Callable[[str], None]) -> Iterator[None]:
         with _Draws(self.random_state, note):
             yield
+
+
+def _elsewhere(
+    variables: Sequence[Variable], place: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[], None]:
+    """Put the values of variables somewhere else; returns the way back, which keeps new values."""
+    homes = [(v.value, v.value.data) for v in variables]
+    for tensor, data in homes:
+        tensor.data = place(data)
+
+    def back() -> None:
+        for tensor, data in homes:
+            if tensor.data is not data:
+                data.copy_(tensor.data)
+                tensor.data = data
+
+    return back
+
+
+def _as_convolved(kernel: torch.Tensor) -> torch.Tensor:
+    """A kernel (*space, in, out) whose values lie in the order out, space, in."""
+    *space, inwards, outwards = range(kernel.ndim)
+    lying = kernel.permute(outwards, *space, inwards).contiguous()
+    return lying.permute(*(dim + 1 for dim in space), kernel.ndim - 1, 0)
+
+
+def _shape_alone(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 class _Draws(TorchFunctionMode):

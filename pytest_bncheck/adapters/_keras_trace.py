@@ -24,17 +24,19 @@ def compiled(
     inputs: Any,
     parts: Inventory,
     backend: Backend,
+    *,
+    once: bool = False,
 ) -> Function | None:
     """`function` of the inputs, traced once with `inputs`, or None where that would not do.
 
     What Python does in a call is done once, in the trace. So a function is not compiled if it draws
     random numbers of Python's or numpy's, changes an attribute of a layer, or cannot be traced.
-    Whatever the trace left on layers is taken away again.
+    Whatever the trace left on layers is taken away again. `once` says that it runs a few times.
     """
     kept = [Attributes(layer) for layer, _ in parts.named]
     random, before = RandomState.capture(), fingerprint(backend, ())
     try:
-        run = backend.compiled(function, variables, inputs)
+        run = backend.compiled(function, variables, inputs, once=once)
         changed = set[str]().union(*(attributes.changed() for attributes in kept)) - _NOTES
         return run if not changed and before == fingerprint(backend, ()) else None
     except Exception:  # what is wrong, if anything is, shows when it is run

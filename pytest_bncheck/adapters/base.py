@@ -79,6 +79,8 @@ class Adapter(ABC):
     follows
         Whether another process's batches make the running statistics here; their batch statistics
         are then given instead of the own ones.
+    stores_biased
+        Whether running variances are biased, so that `exact` makes no difference.
     """
 
     framework: str
@@ -91,6 +93,7 @@ class Adapter(ABC):
     expected_steps: int = 0
     follows: bool = False
     program: str | None = None
+    stores_biased: bool = False
 
     @abstractmethod
     def __init__(

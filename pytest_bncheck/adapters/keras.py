@@ -16,13 +16,14 @@ import keras
 import numpy as np
 
 from pytest_bncheck.adapters._devices import pick, rounding
-from pytest_bncheck.adapters._keras_backend import own_backend
+from pytest_bncheck.adapters._keras_backend import own_backend, wide_type
 from pytest_bncheck.adapters._keras_calls import Order, batch_statistics_of, calls_of, streams_of
 from pytest_bncheck.adapters._keras_data import (
     Batch,
     batched,
     check_optimizer,
     floating,
+    has_own_step,
     remixed,
     structure,
 )
@@ -30,8 +31,8 @@ from pytest_bncheck.adapters._keras_eval import Tracer, sticky_attributes
 from pytest_bncheck.adapters._keras_layers import DIALECT, Inventory, in_time, statistics_of
 from pytest_bncheck.adapters._keras_loss import Objective
 from pytest_bncheck.adapters._keras_passes import Pass, Passes
-from pytest_bncheck.adapters._keras_slopes import slopes
-from pytest_bncheck.adapters._keras_state import Snapshot, pack, put_back, split, wide_type
+from pytest_bncheck.adapters._keras_slopes import Slopes
+from pytest_bncheck.adapters._keras_state import Snapshot, put_back, split, value_of
 from pytest_bncheck.adapters._keras_steps import Steps
 from pytest_bncheck.adapters.base import Adapter
 from pytest_bncheck.adapters.random_state import RandomState
@@ -57,6 +58,7 @@ class KerasAdapter(Adapter):
 
     framework = "keras"
     dialect = DIALECT
+    stores_biased = True
 
     def __init__(
         self, model: Any, batches: Sequence[Any], recipe: Recipe, device: str | None
@@ -98,6 +100,7 @@ class KerasAdapter(Adapter):
         places = {} if self._order is None else self._order.places
         self._parts = Inventory(self._model, places, self._own)
         self._passes = Passes(self._model, self._recipe, self._parts, self._own, self._trains)
+        self._slopes = Slopes(self._model, self._parts, self._own)
         self._steps = Steps(
             self._model,
             self._recipe,
@@ -110,6 +113,7 @@ class KerasAdapter(Adapter):
         )
         self._history: list[Statistics] = []
         self._path: dict[int, Prediction] = {}
+        self._trained_on: dict[int, Statistics] = {}
 
     # before -----------------------------------------------------------------------------------
 
@@ -123,6 +127,8 @@ class KerasAdapter(Adapter):
             self._snapshot = Snapshot(self._model, self._own, functions)
             if self._device is not None:
                 self._cleanup.callback(self._own.move(self._snapshot.variables, self._device))
+            if self._recipe.train_step is None and not has_own_step(self._model):
+                self._cleanup.callback(self._own.lay_out(self._parts.kernels))
         except BaseException:
             self.restore()
             raise
@@ -143,6 +149,25 @@ class KerasAdapter(Adapter):
         self._objective.settle(outputs, self._batches[0])
         self._find_layers()
 
+    def _rehearse(self) -> bool:
+        """The same without any arithmetic, if the backend and the user's code can do without."""
+        if self._recipe.forward is not None:
+            return False
+        order, first = Order(self._model, self._own), self._batches[0]
+
+        def look(inputs: Any) -> None:
+            outputs = self._passes.forward(first.with_inputs(inputs), training=False)
+            self._objective.last_layer = order.last
+            if self._own.compilation is not None:
+                self._objective.settle(outputs, first)
+
+        with order.watch():
+            if not self._own.rehearsed(look, first.inputs):
+                return False
+        self._order = order
+        self._find_layers()
+        return True
+
     # training ---------------------------------------------------------------------------------
 
     def begin(self) -> None:
@@ -151,7 +176,8 @@ class KerasAdapter(Adapter):
             if self._order is None:
                 # An eval pass before training must not change the training.
                 random, model = RandomState.capture(), Snapshot(self._model, self._own)
-                self._look_at_order()
+                if not self._rehearse():
+                    self._look_at_order()
                 model.restore()
                 random.restore()
             self._described = self._parts.describe()
@@ -187,7 +213,7 @@ class KerasAdapter(Adapter):
     def streams(self) -> Mapping[str, Streams]:
         if not self._steps.losses:
             return {}
-        found = streams_of(self.layers(), self._steps.records, *self.history[-2:])
+        found = streams_of(self.layers(), self._steps.records, self.history[-2:], self._own)
         steps = in_time(self._parts)
         return {name: streams for name, streams in found.items() if name not in steps}
 
@@ -235,19 +261,22 @@ class KerasAdapter(Adapter):
     def write(self, statistics: Statistics, *, exact: bool = False) -> None:
         # Keras stores the biased variance, so both conventions are the same.
         pairs = zip(statistics.mean, statistics.var, strict=True)
-        values = [np.ravel(value) for pair in pairs for value in pair]
+        values = [value for pair in pairs for value in pair]
         variables = [v for layer in self._parts.layers for v in statistics_of(layer)]
         if not variables:
             return
+        wide = wide_type(variables)
+        shaped = [
+            np.reshape(value, v.shape).astype(wide)
+            for value, v in zip(values, variables, strict=True)
+        ]
         with self._on_device():
-            packed = keras.ops.convert_to_tensor(np.concatenate(values), wide_type(variables))
-            ends = np.cumsum([len(value) for value in values])
-            for variable, value, end in zip(variables, values, ends, strict=True):
-                part = packed[end - len(value) : end]
-                variable.assign(keras.ops.reshape(part, variable.shape))
+            for variable, part in zip(variables, self._own.from_host(shaped), strict=True):
+                variable.assign(part)
 
     def _packed(self) -> Tensor:
-        return pack([self._own.copy(v) for k in self._parts.layers for v in statistics_of(k)])
+        variables = [v for layer in self._parts.layers for v in statistics_of(layer)]
+        return self._own.pack([value_of(v) for v in variables]) if variables else None
 
     def _unpacked(self, packed: Tensor) -> Statistics:
         sizes = [int(np.prod(v.shape)) for k in self._parts.layers for v in statistics_of(k)]
@@ -269,7 +298,12 @@ class KerasAdapter(Adapter):
             return None
         with self._looking(), put_back(self._parts.variables, self._own):
             try:
-                found = self._passes.run(half, training=False)
+                if self._passes.compiles:  # the half over again needs no program of its own
+                    size = self._batches[batch].size or 0
+                    found = self._passes.run(half.filled(size), training=False)
+                    found = found.first(half.size, size)
+                else:
+                    found = self._passes.run(half, training=False)
             except Exception:  # whatever a model made for one size says to another
                 return None
             return self._prediction(half, found)
@@ -295,6 +329,8 @@ class KerasAdapter(Adapter):
         found = self._with_batch_statistics(self._batches[batch])
         if self._parts.is_all_library and self._recipe.forward is None:
             self._path[batch] = found[0]
+            if self._parts.only_normalises and self._steps.losses:
+                self._trained_on[batch] = found[1]
         return found
 
     def predict_remixed(self, batches: int) -> list[Prediction]:
@@ -312,6 +348,8 @@ class KerasAdapter(Adapter):
 
     def batch_statistics(self, batch: int) -> Statistics:
         __tracebackhide__ = True
+        if batch in self._trained_on:
+            return self._trained_on.pop(batch)  # training mode is nothing but batch statistics
         with self._looking():
             found = self._passes.run(self._batches[batch], training=True, collect=True)
             return self._batch_statistics(found)
@@ -330,11 +368,13 @@ class KerasAdapter(Adapter):
         __tracebackhide__ = True
         own = self._batches[batch]
 
-        def forward() -> dict[str, Tensor]:
-            return batched(self._passes.forward(own, training=False), own.size)
+        def forward(inputs: Any) -> dict[str, Tensor]:
+            return batched(self._passes.forward(own.with_inputs(inputs), training=False), own.size)
 
         with self._on_device(), put_back(self._parts.variables, self._own):
-            return slopes(self._parts.layers, forward, direction, self._own)
+            return self._slopes.along(
+                direction, forward, own.inputs, compile_it=self._passes.compiles
+            )
 
     def _prediction(self, batch: Batch, found: Pass) -> Prediction:
         outputs, judge = found.outputs, self._objective
@@ -352,4 +392,4 @@ class KerasAdapter(Adapter):
         )
 
     def _batch_statistics(self, found: Pass) -> Statistics:
-        return batch_statistics_of(self._parts.layers, found.records, self.read())
+        return batch_statistics_of(self._parts.layers, found.records, self.read(), self._own)

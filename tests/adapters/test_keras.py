@@ -665,7 +665,11 @@ def test_half_a_batch():
             return keras.ops.reshape(x, (16, 72))
 
     lab = adapter(keras.Sequential([OneSize(), L.Dense(3)]), steps=1)
-    assert lab.predict_half(0) is None
+    whole, half = lab.predict(0), lab.predict_half(0)
+    if BACKEND == "jax":  # the half over again takes the place of the other half
+        np.testing.assert_allclose(output(half), output(whole)[:8], atol=1e-5)
+    else:
+        assert half is None
     lab.restore()
 
 
