@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+BACKENDS = ("torch", "jax", "tensorflow")
+"""The backends of Keras."""
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -41,3 +48,17 @@ def spread(measured: list[tuple[float, float]]) -> str:
         f"{ratio(measured):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}], "
         f"{times[0]:.2f} s against {times[1]:.2f} s"
     )
+
+
+def in_a_process(script: str, backend: str, *arguments: str) -> dict[str, Any]:
+    """What a script prints last, as JSON, in a new process with a backend of Keras.
+
+    So nothing profits from what was compiled before.
+    """
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

@@ -1,0 +1,104 @@
+"""A check against the user's own fit of the same steps, predict and evaluate: Keras.
+
+    python benchmarks/keras_cost.py [--backends torch jax tensorflow] [--repeats 1] [--smoke]
+
+A residual net on one batch of 8 images of 64 x 64, for 5 and for 100 steps, at Keras' momentum: the
+check finds the fault and diagnoses it, all of which counts. Each measurement is a process of its
+own, without importing Keras and building the model. The exit code is 1 where a median ratio is
+above its limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pairs import BACKENDS, in_a_process, ratio, spread
+
+LIMITS = {5: 1.0, 100: 1.1}
+SAMPLES, CLASSES = 8, 4
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--backends", nargs="*", default=BACKENDS)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--smoke", action="store_true", help="one small pair: does it work?")
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        what, steps, side = options.measure
+        print(json.dumps({"seconds": _seconds(what, int(steps), int(side))}))
+        return 0
+    side, steps = ("16", (2,)) if options.smoke else ("64", tuple(LIMITS))
+    there = [name for name in options.backends if importlib.util.find_spec(name) is not None]
+    dear = False
+    print("check / fit, predict and evaluate: median [least, most]")
+    for backend in there[:1] if options.smoke else there:
+        for count in steps:
+            measured = []
+            for repeat in range(options.repeats):
+                order = ("check", "script") if repeat % 2 == 0 else ("script", "check")
+                took = {
+                    what: in_a_process(__file__, backend, "--measure", what, str(count), side)
+                    for what in order
+                }
+                measured.append((took["check"]["seconds"], took["script"]["seconds"]))
+            dear |= ratio(measured) > LIMITS.get(count, float("inf"))
+            print(f"{backend:>10}, {count:3} steps: {spread(measured)}", flush=True)
+    return int(dear)
+
+
+def _seconds(what: str, steps: int, side: int) -> float:
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import keras
+    import numpy as np
+
+    import pytest_bncheck
+
+    keras.utils.set_random_seed(0)
+    images = np.random.default_rng(0).normal(0.5, 1.5, (SAMPLES, side, side, 3)).astype("float32")
+    labels = np.arange(SAMPLES) % CLASSES
+    model = _net(side)
+    repeated = [np.concatenate([array] * steps) for array in (images, labels)]
+    begin = time.perf_counter()
+    if what == "check":
+        pytest_bncheck.check(model, (images, labels), steps=steps)
+    else:
+        model.fit(*repeated, batch_size=SAMPLES, shuffle=False, verbose=0)
+        model.predict(images, verbose=0)
+        model.evaluate(images, labels, verbose=0)
+    return time.perf_counter() - begin
+
+
+def _net(side: int) -> Any:
+    import keras
+    from keras import layers
+
+    def block(x: Any, width: int, stride: int) -> Any:
+        y = layers.Conv2D(width, 3, stride, padding="same", use_bias=False)(x)
+        y = layers.ReLU()(layers.BatchNormalization()(y))
+        y = layers.BatchNormalization()(layers.Conv2D(width, 3, padding="same", use_bias=False)(y))
+        if stride > 1:
+            x = layers.BatchNormalization()(layers.Conv2D(width, 1, stride, use_bias=False)(x))
+        return layers.ReLU()(layers.Add()([x, y]))
+
+    inputs = keras.Input((side, side, 3))
+    x = layers.Conv2D(32, 3, 2, padding="same", use_bias=False)(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    for width, stride in ((32, 1), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1)):
+        x = block(x, width, stride)
+    model = keras.Model(
+        inputs, layers.Dense(CLASSES, activation="softmax")(layers.GlobalAveragePooling2D()(x))
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(main())
