@@ -75,7 +75,8 @@ class Slopes:
         if compile_it:
             form = form_of(given)
             if form not in self._compiled:
-                variables, parts, own = self._model.variables, self._parts, self._backend
+                variables = [*self._model.variables, *self._knobs]
+                parts, own = self._parts, self._backend
                 self._compiled[form] = compiled(gradients, variables, given, parts, own, once=True)
             run = self._compiled[form]
         found = (run or gradients)(given)

@@ -6,7 +6,7 @@ experiment speaks. torch stores the unbiased variance; the conversion happens he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -271,9 +271,14 @@ class Layers:
 
     def describe(self, frozen: set[int]) -> list[Layer]:
         """Every layer in the experiment's terms; `frozen` holds the ids of modules kept in eval."""
-        return [self._describe(name, m, id(m) in frozen) for name, m in self.modules.items()]
+        return [
+            self._describe(name, module, id(module) in frozen, trained)
+            for (name, module), trained in zip(
+                self.modules.items(), _trained(list(self.modules.values())), strict=True
+            )
+        ]
 
-    def _describe(self, name: str, module: Any, in_eval: bool) -> Layer:
+    def _describe(self, name: str, module: Any, in_eval: bool, trained: bool) -> Layer:
         momentum = getattr(module, "momentum", None)
         rate = self.rates.get(name, momentum)
         return Layer(
@@ -284,7 +289,7 @@ class Layers:
             eps=float(getattr(module, "eps", 0.0)),
             frozen=in_eval or self.is_constant(name),
             stock=type(module).__module__.startswith("torch.nn."),
-            trained=_differs(module, "weight", 1.0) or _differs(module, "bias", 0.0),
+            trained=trained,
             resolution=torch.finfo(module.running_var.dtype).eps,
             dtype=str(module.running_var.dtype).removeprefix("torch."),
             frozen_parameters=name not in self._after_trainable and _all_frozen(module),
@@ -309,9 +314,18 @@ def _values_per_channel(module: Any, values: Tensor) -> int:
     return n // max(values.shape[0], 1) if per_sample else n
 
 
-def _differs(module: Any, key: str, start: float) -> bool:
-    value = getattr(module, key, None)
-    return isinstance(value, Tensor) and bool((value.detach() != start).any())
+def _trained(modules: Sequence[Any]) -> list[bool]:
+    """Whether scale or offset differ from their initial 1 and 0, found out in one transfer."""
+    flags = [
+        (k, (value.detach() != start).any())
+        for k, module in enumerate(modules)
+        for key, start in (("weight", 1.0), ("bias", 0.0))
+        if isinstance(value := getattr(module, key, None), Tensor)
+    ]
+    home = flags[0][1].device if flags else None
+    differ = torch.stack([flag.to(home) for _, flag in flags]).tolist() if flags else []
+    trained = {k for (k, _), differs in zip(flags, differ, strict=True) if differs}
+    return [k in trained for k in range(len(modules))]
 
 
 def _all_frozen(module: nn.Module) -> bool:

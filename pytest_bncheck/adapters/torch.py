@@ -293,7 +293,7 @@ class TorchAdapter(Adapter):
             prediction = self._pass(self._batches[batch], self._sizes[batch])
         if watch.low_precision is not None:  # autocast, whatever the parameters' own dtype
             self.noise = rounding(_name(watch.low_precision), self.device)
-        moved = [name for name, buffer in own.items() if not _equal(buffer, before[name])]
+        moved = _moved([(name, buffer, before[name]) for name, buffer in own.items()])
         stuck = [
             self._snapshot.paths[module]
             for module in watch.training
@@ -454,7 +454,7 @@ class TorchAdapter(Adapter):
             accuracy=losses.accuracy(outputs, targets, self._criterion.kind),
             constant_loss=constant,
             random=observe and random_before != random_fingerprint(),
-            mutated=tuple(name for name, now, then in others if not _equal(now, then)),
+            mutated=tuple(_moved(others)),
         )
 
     def _scores(
@@ -566,7 +566,7 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 def _is_among(tensor: Tensor, some: Sequence[Tensor]) -> bool:
     """Whether a tensor, or one like it, is there."""
     return any(each is tensor for each in some) or any(
-        each.shape == tensor.shape and _equal(each, tensor.to(each)) for each in some
+        each.shape == tensor.shape and bool(_equal(each, tensor.to(each))) for each in some
     )
 
 
@@ -574,7 +574,15 @@ def _number(loss: Any) -> float:
     return float(loss.detach() if isinstance(loss, Tensor) else loss)
 
 
-def _equal(left: Tensor, right: Tensor) -> bool:
-    """Equality in which NaN equals itself."""
-    same = (left == right) | ((left != left) & (right != right))
-    return bool(same.all())
+def _equal(left: Tensor, right: Tensor) -> Tensor:
+    """Equality in which NaN equals itself; still on the device."""
+    return ((left == right) | ((left != left) & (right != right))).all()
+
+
+def _moved(buffers: Sequence[tuple[str, Tensor, Tensor]]) -> list[str]:
+    """Names of the buffers that are not as they were before, found out in one transfer."""
+    if not buffers:
+        return []
+    home = buffers[0][1].device
+    same = torch.stack([_equal(now, then).to(home) for _, now, then in buffers]).tolist()
+    return [name for (name, *_), equal in zip(buffers, same, strict=True) if not equal]
