@@ -40,11 +40,22 @@ SIGNATURE = (
     "train the model of the fixture bncheck_model briefly on bncheck_batch and check that it "
     "predicts in eval mode what it learned in training mode; all arguments are optional keywords"
 )
+NAMES = {"bncheck", __name__}
+"""What users can ask pytest for: the entry point and the module."""
+
 ATTRIBUTE = "bncheck_checks"
 """Where a test report carries the string of its checks."""
 
 
 # start ------------------------------------------------------------------------------------------
+
+
+def pytest_plugin_registered(plugin: object, manager: pytest.PytestPluginManager) -> None:
+    """Register once: ``-p pytest_bncheck.plugin`` would collide with the entry point."""
+    name = manager.get_name(plugin)
+    if name in NAMES:
+        for other in NAMES - {name}:
+            manager.set_blocked(other)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
