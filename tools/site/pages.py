@@ -165,7 +165,8 @@ def fixtures_page() -> str:
 
 
 def _is_fixture(thing: Any) -> bool:
-    return type(thing).__name__ == "FixtureFunctionDefinition"
+    before_pytest_8_4 = hasattr(thing, "_pytestfixturefunction")
+    return before_pytest_8_4 or type(thing).__name__ == "FixtureFunctionDefinition"
 
 
 def hooks_page() -> str:
