@@ -26,6 +26,8 @@ RUNS = (
     ("auto_steps.py",),
     ("scaling.py",),
     ("fuzz.py",),
+    ("memory.py",),
+    ("memory.py", "--framework", "keras"),
     ("culprits.py",),
     ("three_images.py",),
     ("remedies.py",),

@@ -78,8 +78,7 @@ def run(
     if not batches:
         raise InputError("batches: there is none; at least one is needed")
     clock = _Clock()
-    with seeded(settings.seed):
-        lab = adapter(model, batches, recipe, settings.device)
+    with seeded(settings.seed), _let_go(adapter(model, batches, recipe, settings.device)) as lab:
         lab.save()
         finished = False
         try:
@@ -87,8 +86,21 @@ def run(
             finished = True
         finally:
             lab.restore(keep_weights=finished and not settings.restore)
-    findings, suppressed = rules.find(evidence)
-    return result.report(evidence, findings, suppressed, lab, clock.stop())
+        findings, suppressed = rules.find(evidence)
+        return result.report(evidence, findings, suppressed, lab, clock.stop())
+
+
+@contextmanager
+def _let_go(lab: Adapter) -> Iterator[Adapter]:
+    """Free what a check holds at its end.
+
+    An adapter's parts refer to each other, so gradients and optimizer would stay until Python
+    looks for cycles, three copies of a model's parameters.
+    """
+    try:
+        yield lab
+    finally:
+        vars(lab).clear()
 
 
 def _experiment(

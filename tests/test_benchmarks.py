@@ -20,6 +20,7 @@ SCRIPTS = {
     "diagnosis": "training steps",
     "fuzz": "nets",
     "keras_cost": "2 steps",
+    "memory": "copies more",
     "remedies": "all",
     "scaling": "-n 2",
     "startup": "start-up",

@@ -396,6 +396,8 @@ class TorchAdapter(Adapter):
     def slopes(self, batch: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
         __tracebackhide__ = True
         self._enter_eval()
+        for parameter in self.model.parameters():
+            parameter.grad = None  # training is over, and a backward pass needs the memory
         return slopes(
             self._layers.modules,
             lambda: batched(self._forward(self._batches[batch]), self._sizes[batch]),

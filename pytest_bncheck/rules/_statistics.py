@@ -59,18 +59,18 @@ def severity(evidence: Evidence, taken: Set[str]) -> Severity | None:
 def cost_of_other_path(evidence: Evidence) -> Prediction | None:
     """The prediction on the eval path that decides worse than the training path, or None.
 
-    With the batch's statistics, or with those that training converges to: statistics fit the path
-    that they were made on.
+    With the statistics that training converges to: they are made on the training path, and with
+    those of the eval path itself the same code can do worse or better. The batch's own stand for
+    them where eval mode is near enough to these, so that the others were not looked for.
     """
     path = evidence.path
     if path is None or not evidence.takes_another_path:
         return None
-    for other in (evidence.first, None if evidence.stream else evidence.recalibrated):
-        gap = evidence.gap(other, path)
-        far = gap is not None and not gap <= evidence.gap_limit
-        if other is not None and far and _suffers(evidence, path, other):
-            return other
-    return None
+    converged = None if evidence.stream else evidence.recalibrated
+    other = evidence.first if converged is None else converged
+    gap = evidence.gap(other, path)
+    far = gap is not None and not gap <= evidence.gap_limit
+    return other if other is not None and far and _suffers(evidence, path, other) else None
 
 
 def _suffers(evidence: Evidence, path: Prediction, other: Prediction) -> bool:

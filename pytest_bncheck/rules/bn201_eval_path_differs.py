@@ -67,10 +67,11 @@ class EvalPathDiffers(Rule):
         if worse is None and gap <= allowed:
             return None
         which = "the same batch statistics" if other is train else "converged statistics"
+        seen = other if evidence.stream else evidence.recalibrated or other
         return self.finding(
             f"The model's own code computes something else in eval mode: with {which} the "
             f"predictions differ by {gap:.2g} of their spread over the batch (up to {allowed:g} "
-            f"is rounding){_how_good(path, other)}.",
+            f"is rounding){_how_good(path, seen)}.",
             cause=f"The model's own code depends on the mode ({evidence.dialect.mode}), outside of "
             "dropout and normalisation layers.",
             remedy=words.bullets(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 
@@ -12,6 +13,8 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
+
+from keras.src.backend.common import global_state  # noqa: E402
 
 from pytest_bncheck.adapters._keras_loss import match  # noqa: E402
 from pytest_bncheck.adapters.keras import KerasAdapter  # noqa: E402
@@ -247,6 +250,8 @@ def test_mask_leaves_fewer_values():
 
 @pytest.mark.parametrize("subclass", [False, True])
 def test_layers_that_use_their_statistics_in_training(subclass):
+    if not subclass and "renorm" not in inspect.signature(L.BatchNormalization).parameters:
+        pytest.skip("this Keras has no batch renormalisation of its own")
     x = np.random.default_rng(0).normal(3, 2, (32, 4)).astype("float32")
     bn = Renorm() if subclass else L.BatchNormalization(renorm=True)
     lab = adapter(keras.Sequential([bn, L.Dense(1)]), (x, x[:, :1]), steps=2)
@@ -803,14 +808,16 @@ def test_random_numbers_go_on_as_if_nothing_had_been():
             float(keras.random.normal(())),
         )
 
-    keras.utils.set_random_seed(5)
+    def seed():
+        keras.utils.set_random_seed(5)
+        global_state.set_global_attribute("global_seed_generator", None)  # Keras 3.7 keeps it
+
+    seed()
     draws()
     expected = draws()
-    keras.utils.set_random_seed(5)
-    draws()
     # Building a model draws from Python's generator, so it is built before.
     model = functional(rate=0.5)
-    keras.utils.set_random_seed(5)
+    seed()
     draws()
     with seeded(0):
         adapter(model, steps=1).restore()
