@@ -109,6 +109,7 @@ def _torch(part: str, smoke: bool) -> None:
     if part == "many":
         _many(lambda k: check(build("residual", (0.4, 0.001)[k % 2], k), data(0), steps=20), smoke)
         return
+    steps = 3 if smoke else STEPS
     check(build("residual", 0.4, 0), data(0), steps=2)  # the plugin's modules are no part of it
     model = resnet(18 if smoke else 50)
     if part == "fail":
@@ -120,7 +121,7 @@ def _torch(part: str, smoke: bool) -> None:
     state = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) / MB
     if part == "bare":
         optimizer = OPTIMIZER(model.parameters())
-        for _ in range(STEPS):
+        for _ in range(steps):
             optimizer.zero_grad()
             functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
@@ -129,7 +130,7 @@ def _torch(part: str, smoke: bool) -> None:
             model.eval()
             model(images)
     else:
-        report = check(model, (images, labels), steps=STEPS, optimizer=OPTIMIZER)
+        report = check(model, (images, labels), steps=steps, optimizer=OPTIMIZER)
         _expect(part, report, smoke)
     print(state, _memory("VmHWM"))
 
@@ -144,6 +145,7 @@ def _keras(part: str, smoke: bool) -> None:
     if part == "many":
         _many(lambda k: check(build("residual", (0.6, 0.999)[k % 2], k), data(0), steps=20), smoke)
         return
+    steps = 3 if smoke else STEPS
     check(build("residual", 0.6, 0), data(0), steps=2)  # the plugin's modules are no part of it
     keras.utils.set_random_seed(0)
     side, application = (32, keras.applications.MobileNetV2) if smoke else (
@@ -158,11 +160,11 @@ def _keras(part: str, smoke: bool) -> None:
     model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
     state = sum(np.prod(v.shape) * 4 for v in model.weights) / MB
     if part == "bare":
-        model.fit(images, labels, batch_size=8, epochs=STEPS, verbose=0)
+        model.fit(images, labels, batch_size=8, epochs=steps, verbose=0)
         model(images, training=True)
         model(images, training=False)
     else:
-        _expect(part, check(model, (images, labels), steps=STEPS), smoke)
+        _expect(part, check(model, (images, labels), steps=steps), smoke)
     print(state, _memory("VmHWM"))
 
 
