@@ -8,7 +8,8 @@ number of layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import running
@@ -47,6 +48,9 @@ ABOVE_FLOOR = 1.2
 
 PROBES = 6
 """Passes that the search for the number of updates may take."""
+
+CLOSE = 0.05
+"""Width of the interval that the number of updates is looked for in, as a share of it."""
 
 MOST = 1_000_000
 """Updates beyond which nobody trains."""
@@ -90,22 +94,40 @@ def further_updates(evidence: Evidence, predict: Predict) -> int | None:
     if not target <= evidence.gap_limit or not _all_update(evidence):
         return None
 
-    def passes(steps: int) -> bool:
-        gap = _gap_after(evidence, predict, steps)
-        return gap is not None and gap <= target
-
-    low = max(_until(evidence, evidence.distortion_limit) - 1, 0)
-    high = max(_until(evidence, 0.3 * evidence.distortion_limit), low + 1)
-    left = PROBES
-    while not passes(high):
-        low, high, left = high, 2 * high, left - 1
-        if left == 0 or high > MOST:
-            return None
-    while left > 1 and high - low > max(1, high // 10):
-        middle = (low + high) // 2
-        low, high = (low, middle) if passes(middle) else (middle, high)
+    gaps = {0: evidence.gap(evidence.eval, evidence.train)}
+    low, high = 0, None  # the first that passes is in (low, high]
+    ask, left = _until(evidence, evidence.distortion_limit), PROBES
+    while left > 0 and (high is None or high - low > max(1, CLOSE * high)):
+        gaps[ask] = gap = _gap_after(evidence, predict, ask)
         left -= 1
+        if gap is not None and gap <= target:
+            high = ask
+        else:
+            low = ask
+        if high is not None:
+            ask = _between(low, high, gaps, target, above=high != ask)
+        else:
+            ask = max(2 * low, _until(evidence, 0.3 * evidence.distortion_limit))
+            if ask > MOST:
+                return None
     return high
+
+
+def _between(
+    low: int, high: int, gaps: Mapping[int, float | None], target: float, *, above: bool
+) -> int:
+    """Where to look next: just above or below where the gap should reach the target.
+
+    It falls about exponentially, so its logarithm is taken to be straight between the two.
+    """
+    worse, better = gaps[low] or math.inf, gaps[high] or 0.0
+    share = 0.5
+    if worse < math.inf and better > 0.0:
+        share = math.log(worse / target) / math.log(worse / better)
+    crossing = low + share * (high - low)
+    margin = CLOSE / 3.0 * crossing
+    ask = math.ceil(crossing + margin) if above else math.floor(crossing - margin)
+    return min(max(ask, low + 1), high - 1)
 
 
 def sufficient_rate(evidence: Evidence, predict: Predict, steps: int) -> float | None:
