@@ -27,7 +27,8 @@ class MixedStreams(Rule):
     Where a layer runs several times in a training step, it reads the batch statistics of each
     call of the last step and measures how far they lie around their mean, which is what the
     running statistics converge to. It fires when that is more than 0.5 standard deviations, and
-    more than chance gives so few samples. An error where it is what makes eval mode decide worse.
+    more than chance gives so few samples; or less, where nothing else explains that eval mode
+    decides worse. An error where it is what makes eval mode decide worse.
 
     Why it is bad
     -------------
@@ -65,11 +66,12 @@ class MixedStreams(Rule):
             for layer in evidence.layers
             if layer.name in evidence.streams and not layer.frozen and layer.name not in taken
         }
-        if not any(spread > _usual(name, evidence) for name, spread in spreads.items()):
+        clear = any(spread > _usual(name, evidence) for name, spread in spreads.items())
+        if not clear and not _is_all_that_is_left(evidence):
             return None
         names = sorted(spreads, key=lambda name: -spreads[name])
         mixed = [name for name in names if spreads[name] > evidence.distortion_limit]
-        grade = _grade(evidence, mixed)
+        grade = _grade(evidence, mixed) if mixed else None
         if grade is None:
             return None
         worst = mixed[0]
@@ -77,8 +79,12 @@ class MixedStreams(Rule):
         return self.finding(
             f"{_quality(evidence, grade)}{words.n_of_m(mixed, evidence, 'normalise')} several "
             f"streams that differ; in {words.layer(worst)} the statistics of a training step's "
-            f"{calls} calls lie {spreads[worst]:.2f} standard deviations around their mean (up to "
-            f"{APART:g} is usual).",
+            f"{calls} calls lie {spreads[worst]:.2f} standard deviations around their mean"
+            + (
+                f" (up to {APART:g} is usual)."
+                if clear
+                else f", with which the predictions still differ by {evidence.surviving_gap:.2f}."
+            ),
             cause="Training normalises each call by itself, eval mode all of them by one average "
             "that fits none. More updates do not change that.",
             remedy=words.bullets(
@@ -100,6 +106,24 @@ def _usual(name: str, evidence: Evidence) -> float:
     samples = min(streams.samples, evidence.batch_size or streams.samples)
     chance = running.chance_spread(samples, len(streams.statistics))
     return max(APART, CHANCE * chance)
+
+
+def _is_all_that_is_left(evidence: Evidence) -> bool:
+    """Whether only layers that run several times can be why eval mode decides worse.
+
+    With the batch's own statistics a layer that runs once repeats what it does in training.
+    """
+    gap = evidence.surviving_gap
+    return (
+        any(count > 1 for count in evidence.calls_in_pass.training)
+        and evidence.path_gap is not None
+        and not evidence.takes_another_path
+        and not (evidence.stream or evidence.is_random or evidence.inconclusive)
+        and all(x.stock and not x.type.startswith("InstanceNorm") for x in evidence.layers)
+        and gap is not None
+        and not gap <= evidence.gap_limit
+        and evidence.fails(evidence.replaced)
+    )
 
 
 def _grade(evidence: Evidence, mixed: Collection[str]) -> Severity | None:

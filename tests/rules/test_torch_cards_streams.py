@@ -65,6 +65,24 @@ def test_towers_with_inputs_alike(kind, seed):
     passes(Towers(kind, seed, lambda x: 0.9 * x + 0.1), data(kind, seed), steps=100, seed=seed)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_layer_at_several_depths_that_costs_decisions(seed):
+    """Less than half a standard deviation apart, and yet nothing else can be why eval fails."""
+    torch.manual_seed(seed)
+    norm, conv = nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, padding=1)
+    block = nn.Sequential(conv, norm, nn.ReLU())
+    stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), norm, nn.ReLU())
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    inputs = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    batch = inputs, torch.arange(16) % 4
+    report = check(nn.Sequential(stem, block, block, *head), batch, seed=seed)
+    finding = sole(report, "BN108")
+    assert finding.severity == "error"
+    assert finding.evidence["spread"] < 0.5
+    assert report.predictions.eval.accuracy < report.predictions.train.accuracy - 0.2
+    assert "with which the predictions still differ by" in finding.message
+
+
 @pytest.mark.parametrize("momentum", [0.001, None])
 def test_streams_at_other_momenta(momentum):
     """The batch statistics of single calls are read from what they change."""
