@@ -128,7 +128,7 @@ def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
     if classes(output, targets):
         check_labels(output, targets)
         return lambda out, to: _cross_entropy(main_output(out), to, kind)
-    if targets.shape == output.shape and targets.is_floating_point() and _is_one_hot(targets):
+    if targets.shape == output.shape and _is_one_hot(targets):
         return lambda out, to: _cross_entropy(main_output(out), to.argmax(dim=1), kind)
     if _is_one_column(output) and targets.numel() == output.numel() and _is_binary(targets):
         entropy = (
@@ -136,7 +136,7 @@ def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
             if kind == "sigmoid"
             else functional.binary_cross_entropy_with_logits
         )
-        return lambda out, to: entropy(main_output(out), to.reshape(main_output(out).shape).float())
+        return lambda out, to: entropy(main_output(out), _like(main_output(out), to))
     if targets.shape == output.shape and targets.is_floating_point():
         return lambda out, to: functional.mse_loss(main_output(out), to)
     raise _unclear(outputs, targets)
@@ -198,6 +198,11 @@ def _cross_entropy(output: Tensor, labels: Tensor, kind: str) -> Tensor:
     if kind == "softmax":
         return functional.nll_loss(output.clamp_min(1e-12).log(), labels)
     return functional.cross_entropy(output, labels)
+
+
+def _like(output: Tensor, targets: Tensor) -> Tensor:
+    """Targets in the shape and dtype of the outputs."""
+    return targets.reshape(output.shape).to(output.dtype)
 
 
 def _is_one_column(output: Tensor) -> bool:
