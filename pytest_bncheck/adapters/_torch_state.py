@@ -131,6 +131,9 @@ def _remember(item: Any) -> Undo | None:
     if isinstance(item, random.Random):
         inner = item.getstate()
         return lambda: item.setstate(inner)
+    if isinstance(item, np.random.RandomState):
+        legacy = item.get_state()
+        return lambda: item.set_state(legacy)
     if isinstance(item, np.random.Generator):
         bits = item.bit_generator.state
         return lambda: setattr(item.bit_generator, "state", bits)
@@ -142,15 +145,15 @@ def _remember_tensor(tensor: torch.Tensor) -> Undo | None:
 
     `data` is written, not the tensor itself, so that a graph the user still holds stays valid.
     """
-    if nn.parameter.is_lazy(tensor) or tensor.is_meta:
-        return None
+    if nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.is_inference():
+        return None  # nothing to put back: no numbers yet, or nobody can change them
     data, wanted, version = tensor.data, tensor.requires_grad, tensor._version
     values = data.clone()
     gradient = tensor.grad if tensor.is_leaf else None
     gradient_values = None if gradient is None else gradient.detach().clone()
 
     def undo() -> None:
-        data.copy_(values)
+        overwrite(data, values)
         if _moved(tensor, data):
             tensor.data = data
         if tensor.is_leaf:
@@ -158,10 +161,19 @@ def _remember_tensor(tensor: torch.Tensor) -> Undo | None:
             if tensor.requires_grad != wanted:
                 tensor.requires_grad_(wanted)
         if gradient is not None and gradient_values is not None:
-            gradient.data.copy_(gradient_values)
+            overwrite(gradient.data, gradient_values)
         _set_version(tensor, version)
 
     return undo
+
+
+def overwrite(data: torch.Tensor, values: torch.Tensor) -> None:
+    """Write values to a tensor's memory, also where `expand` made it the same for many elements."""
+    if data.layout is torch.strided:
+        for dim, stride in enumerate(data.stride()):
+            if stride == 0:  # torch refuses to write one place several times
+                data, values = data.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
+    data.copy_(values)
 
 
 def _set_version(tensor: torch.Tensor, version: int) -> None:

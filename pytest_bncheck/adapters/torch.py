@@ -46,6 +46,7 @@ from pytest_bncheck.adapters._torch_slopes import slopes
 from pytest_bncheck.adapters._torch_state import (
     Snapshot,
     as_written,
+    overwrite,
     plain_name,
     random_fingerprint,
 )
@@ -168,7 +169,7 @@ class TorchAdapter(Adapter):
         self._around.close()
         self._snapshot.restore()
         for tensor, values in kept:
-            tensor.data.copy_(values)
+            overwrite(tensor.data, values)
 
     # training ---------------------------------------------------------------------------------
 

@@ -187,6 +187,7 @@ LOG3, LOG2 = np.log(3), np.log(2)
         ("log_softmax", (4, 3), LABELS, LOG3),
         ("softmax", (4, 3), LABELS, LOG3),
         ("softmax", (4, 3), torch.eye(3)[LABELS], LOG3),
+        ("logits", (4, 3), torch.eye(3, dtype=torch.long)[LABELS], LOG3),
         ("logits", (4, 1), torch.tensor([0.0, 1, 1, 0]), LOG2),
         ("logits", (4,), torch.tensor([0, 1, 1, 0]), LOG2),
         ("sigmoid", (4, 1), torch.tensor([0.0, 1, 1, 0]), LOG2),
@@ -207,6 +208,19 @@ def test_inferred_loss(operation: str, shape: Any, targets: Any, expected: float
     assert last_operation(outputs) == operation
     loss = infer(outputs, targets)(outputs, targets)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.Identity()], ids=["sigmoid", "logits"])
+def test_one_column_in_any_dtype(dtype: Any, last: nn.Module) -> None:
+    """Binary cross-entropy takes targets of the outputs' dtype only."""
+    x, y = images()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(300, 1), last).to(dtype)
+    report = check(
+        model, (x.to(dtype), y % 2), steps=30, optimizer=lambda p: torch.optim.SGD(p, 1e-2)
+    )
+    assert report.predictions.train.accuracy == 1.0
+    assert report.verdict == "pass", str(report)
 
 
 def test_one_column_in_the_unit_interval_is_no_probability() -> None:
@@ -395,6 +409,47 @@ def test_a_batch_changed_in_place_is_put_back() -> None:
     before = x.clone()
     check(Normalises(), (x, y), steps=2)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("restore", [True, False])
+def test_tensors_that_share_memory_or_cannot_change_are_no_obstacle(restore: bool) -> None:
+    """`expand` gives many elements one place; what inference mode makes is never written again."""
+    with torch.inference_mode():
+        scale = torch.full((1,), 2.0)
+
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.places = conv(), torch.arange(3.0)[:, None]
+            self.register_buffer("bias", torch.arange(4.0).expand(8, 4))
+            self.scale = scale
+
+        def forward(self, x: Any, weights: Any) -> Any:
+            self.places.add_(1.0)
+            with torch.no_grad():
+                weighted = self.scale * weights
+            return self.body(x) * weighted + self.bias
+
+    model, (x, y) = Weighted(), images()
+    check(model, ((x, torch.ones(8, 1).expand(8, 4)), y), steps=2, restore=restore)
+    assert torch.equal(model.bias, torch.arange(4.0).expand(8, 4))
+    assert model.bias.stride() == (0, 1)
+    assert torch.equal(model.places, torch.arange(3.0)[:, None])
+    assert model.scale is scale
+
+
+def test_a_legacy_generator_of_numpy_is_put_back() -> None:
+    class Draws(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.numbers = conv(), np.random.RandomState(3)
+
+        def forward(self, x: Any) -> Any:
+            return self.body(x + self.numbers.normal())
+
+    model = Draws()
+    check(model, images(), steps=2)
+    assert model.numbers.rand() == np.random.RandomState(3).rand()
 
 
 def test_trained_weights_can_be_kept() -> None:
