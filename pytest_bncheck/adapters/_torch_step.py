@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,6 +91,16 @@ class _OwnStep:
             )
         if self._optimizer is None:
             self._optimizer = optimizer_for(self._model, self._wish)
+        if _wants_closure(self._optimizer):
+            return self._optimizer.step(lambda: self._gradients(batch))
+        loss = self._gradients(batch)
+        self._optimizer.step()
+        return loss
+
+    def _gradients(self, batch: Any) -> Any:
+        """The loss, after forward and backward."""
+        __tracebackhide__ = True
+        assert self._optimizer is not None
         self._optimizer.zero_grad()
         loss = self._criterion(self._forward(batch), targets_of(self._model, batch))
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
@@ -98,8 +109,13 @@ class _OwnStep:
                 f"with a gradient; got {_describe(loss)}"
             )
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
         return loss
+
+
+def _wants_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step computes the loss itself, as often as it likes: LBFGS."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 class _UsersStep:

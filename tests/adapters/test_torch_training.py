@@ -586,3 +586,12 @@ def test_code_from_an_error_works(pytester: Any, monkeypatch: Any) -> None:
     )
     result = pytester.runpytest_inprocess("--bncheck", "-p", "no:cacheprovider", "--assert=plain")
     result.assert_outcomes(passed=1)
+
+
+def test_an_optimizer_that_calls_a_closure() -> None:
+    """LBFGS computes the loss several times in a step; every one updates the statistics."""
+    report = check(Net(), data(), steps=5, optimizer=torch.optim.LBFGS)
+    assert report.predictions.train.accuracy == 1.0
+    assert len(report.training.loss) == 5
+    (layer,) = report.layers
+    assert layer.updates > 5
