@@ -193,6 +193,7 @@ def check_labels(output: Tensor, targets: Tensor) -> None:
 
 
 def _cross_entropy(output: Tensor, labels: Tensor, kind: str) -> Tensor:
+    labels = labels.long()  # torch's own take no other integers
     if kind == "log_softmax":
         return functional.nll_loss(output, labels)
     if kind == "softmax":

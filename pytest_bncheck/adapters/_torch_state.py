@@ -15,7 +15,7 @@ import types
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,17 @@ def _attributes(item: Any) -> list[dict[str, Any]]:
     return [*(own[key] for key in inner if isinstance(own.get(key), dict)), own]
 
 
+def _slots(item: Any) -> Iterator[tuple[types.MemberDescriptorType, Any]]:
+    """The slots of an object of the user's, with what they hold."""
+    if isinstance(item, _NOT_STATE) or _is_foreign(type(item).__module__):
+        return
+    for base in type(item).__mro__:
+        for slot in () if _is_foreign(base.__module__) else vars(base).values():
+            if isinstance(slot, types.MemberDescriptorType):
+                with suppress(AttributeError):  # nothing there
+                    yield slot, slot.__get__(item)
+
+
 def _children(item: Any) -> Iterator[tuple[str, Any]]:
     """The objects that an object leads to, each with the step that leads there."""
     if isinstance(item, torch.jit.ScriptModule):
@@ -104,6 +115,7 @@ def _children(item: Any) -> Iterator[tuple[str, Any]]:
     else:
         for attributes in _attributes(item):
             yield from ((f".{key}", value) for key, value in attributes.items())
+        yield from ((f".{slot.__name__}", value) for slot, value in _slots(item))
 
 
 def _remember(item: Any) -> Undo | None:
@@ -137,7 +149,8 @@ def _remember(item: Any) -> Undo | None:
     if isinstance(item, np.random.Generator):
         bits = item.bit_generator.state
         return lambda: setattr(item.bit_generator, "state", bits)
-    return None
+    slots = list(_slots(item))
+    return (lambda: _refill_slots(item, slots)) if slots else None
 
 
 def _remember_tensor(tensor: torch.Tensor) -> Undo | None:
@@ -212,6 +225,11 @@ def _refill_variables(
     for name, value in names:
         if function.__globals__.get(name) is not value:
             function.__globals__[name] = value
+
+
+def _refill_slots(item: Any, slots: list[tuple[types.MemberDescriptorType, Any]]) -> None:
+    for slot, value in slots:  # past the `__setattr__` of a frozen dataclass
+        slot.__set__(item, value)
 
 
 def _discard(_: object) -> None:

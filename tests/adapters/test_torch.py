@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,7 @@ LOG3, LOG2 = np.log(3), np.log(2)
     ("operation", "shape", "targets", "expected"),
     [
         ("logits", (4, 3), LABELS, LOG3),
+        ("logits", (4, 3), LABELS.int(), LOG3),
         ("logits", (4, 3), torch.eye(3)[LABELS], LOG3),
         ("log_softmax", (4, 3), LABELS, LOG3),
         ("softmax", (4, 3), LABELS, LOG3),
@@ -436,6 +438,30 @@ def test_tensors_that_share_memory_or_cannot_change_are_no_obstacle(restore: boo
     assert model.bias.stride() == (0, 1)
     assert torch.equal(model.places, torch.arange(3.0)[:, None])
     assert model.scale is scale
+
+
+def test_slots_are_put_back() -> None:
+    @dataclass(slots=True)
+    class Memory:
+        seen: Any
+        count: int = 0
+
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.memory = conv(), Memory(torch.zeros(2))
+
+        def forward(self, x: Any) -> Any:
+            self.memory.seen += 1.0
+            self.memory.count += 1
+            return self.body(x)
+
+    model = Remembers()
+    before = model.memory.seen
+    check(model, images(), steps=2)
+    assert model.memory.seen is before
+    assert torch.equal(before, torch.zeros(2))
+    assert model.memory.count == 0
 
 
 def test_a_legacy_generator_of_numpy_is_put_back() -> None:
