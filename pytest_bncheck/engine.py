@@ -178,9 +178,17 @@ def _settled(lab: Adapter) -> bool:
     batch = running.recover_batch(before, after, weights)
     eps = [layer.eps for layer in layers]
     counted = running.readable(after, batch, eps, rates, [layer.resolution for layer in layers])
+    if any(map(_hides_its_start, layers, lab.calls.training, counted)):
+        return False
     # The step's batch statistics come from the weights that `before` belongs to.
     distortion = running.distortion(before, batch, eps, counted)
     return bool((distortion <= verdict.DEGRADED_DISTORTION).all())
+
+
+def _hides_its_start(layer: Layer, calls: int, readable: Any) -> bool:
+    """Whether rounding hides all changes, as in half precision, and the start is not forgotten."""
+    left = running.remaining_weight(layer.update_rate, calls)
+    return bool(calls and layer.update_rate and not readable.any() and left > running.SETTLED)
 
 
 # measuring ------------------------------------------------------------------------------------

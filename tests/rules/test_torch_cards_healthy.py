@@ -116,6 +116,17 @@ def test_ghost_batch_norm(kind, seed):
     assert report.ok, str(report)
 
 
+@KIND
+@SEED
+def test_half_precision_at_the_defaults(kind, seed):
+    """Rounding hides whether statistics have settled, so their start has to be forgotten."""
+    inputs, labels = data(kind, seed)
+    batch = torch.as_tensor(inputs).bfloat16(), labels
+    report = check(Net(kind, seed).bfloat16(), batch, seed=seed)
+    assert report.ok, str(report)
+    assert report.layers[0].initial_weight <= 0.01
+
+
 def test_bessel_chain():
     """Each of twenty layers shrinks by the unbiased variance: a gap, and no fault."""
     torch.manual_seed(0)
