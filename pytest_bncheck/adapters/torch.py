@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,47 +16,29 @@ from pytest_bncheck.adapters import _torch_loss as losses
 from pytest_bncheck.adapters import _torch_step as steps
 from pytest_bncheck.adapters._devices import pick, rounding
 from pytest_bncheck.adapters._hints import kind
-from pytest_bncheck.adapters._torch_batch import (
-    batch_length,
-    refuse_arguments,
-    targets_of,
-    understand,
-)
+from pytest_bncheck.adapters._torch_batch import batch_length
 from pytest_bncheck.adapters._torch_data import (
     batched,
-    describe,
     devices,
     first_half,
     float_outputs,
     leaves,
-    mean_output,
     remixed,
     to_tensors,
 )
 from pytest_bncheck.adapters._torch_layers import Layers, Raw
-from pytest_bncheck.adapters._torch_modes import Tracer, Watch, attributes, depends_on_mode
-from pytest_bncheck.adapters._torch_refusals import (
-    dtype_note,
-    not_finite,
-    refuse_model,
-    refuse_synchronised,
-)
+from pytest_bncheck.adapters._torch_modes import Tracer, Watch, depends_on_mode
+from pytest_bncheck.adapters._torch_passes import Passes, equal, is_library_leaf, moved, number
+from pytest_bncheck.adapters._torch_refusals import not_finite, refuse_model, refuse_synchronised
 from pytest_bncheck.adapters._torch_replicas import Replicas
 from pytest_bncheck.adapters._torch_slopes import slopes
-from pytest_bncheck.adapters._torch_state import (
-    Snapshot,
-    as_written,
-    overwrite,
-    plain_name,
-    random_fingerprint,
-)
-from pytest_bncheck.adapters.base import Adapter, TooFewValues
+from pytest_bncheck.adapters._torch_state import Snapshot, as_written, overwrite, random_fingerprint
+from pytest_bncheck.adapters.base import Adapter
 from pytest_bncheck.adapters.random_state import RandomState
 from pytest_bncheck.maths.predictions import gap
 from pytest_bncheck.types import (
     Calls,
     Dialect,
-    InputError,
     Layer,
     Prediction,
     Recipe,
@@ -67,11 +49,6 @@ from pytest_bncheck.types import (
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
-
-T = TypeVar("T")
-
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torchmetrics")
-"""Packages whose layers are library layers on the training path."""
 
 DIALECT = Dialect(
     set_momentum=lambda kind, rate: f"nn.{kind}(..., momentum={rate:g})",
@@ -127,7 +104,6 @@ class TorchAdapter(Adapter):
         self._read_log: list[Statistics] = []
         self._losses: list[Any] = []
         self._idle: dict[nn.Module, None] = {}
-        self._attributes: dict[tuple[nn.Module, str], Any] | None = None
         self._around = ExitStack()
         self.noise = rounding(_name(dtype), self.device)
 
@@ -142,12 +118,16 @@ class TorchAdapter(Adapter):
             self.model.to(self._to)
         lightning.attach(self.model)
         self._layers = Layers(self.model)
+        self._passes = self._make_passes(self._snapshot.paths)
         self._replicas = Replicas(self.model)
         self.follows = self._replicas.follows
-        self._step, self._users = steps.make(
-            self.model, self.recipe, self._forward, self._criterion
+        self._step, self._passes.users = steps.make(
+            self.model, self.recipe, self._passes.forward, self._criterion
         )
         self._around.enter_context(as_written())
+
+    def _make_passes(self, paths: Mapping[nn.Module, str]) -> Passes:
+        return Passes(self.model, self.recipe, self._layers, self._criterion, paths)
 
     def _materialise(self) -> None:
         """Give lazy modules their parameters, which takes a forward; nothing else changes."""
@@ -157,7 +137,7 @@ class TorchAdapter(Adapter):
             module.training = False
         try:
             with torch.no_grad(), as_written():
-                self._forward(self._batches[0])
+                self._make_passes({}).forward(self._batches[0])
         finally:
             for module, training in modes.items():
                 module.training = training
@@ -175,24 +155,19 @@ class TorchAdapter(Adapter):
 
     def begin(self) -> None:
         __tracebackhide__ = True
-        self._mixed = len({module.training for module in self.model.modules()}) > 1
-        if not self._mixed:
-            self.model.train()
-        if self.recipe.train_step is None:
-            lightning.begin(self.model)
-        self._modes = {module: module.training for module in self.model.modules()}
+        self._passes.begin()
         refuse_synchronised(self.model, torch.device(self.device))
         self._layers.watch()
         if len(self._layers.rates) < len(self._layers.modules):
             state = RandomState.capture()
             with torch.no_grad():
-                self._in_training(
+                self._passes.in_training(
                     lambda: self._layers.measure_silent_rates(
-                        lambda: self._forward(self._batches[0])
+                        lambda: self._passes.forward(self._batches[0])
                     )
                 )
             state.restore()
-            self._enter_training()
+            self._passes.enter_training()
         self._layers.reset_counters()
         self._log, self._calls = [self._layers.raw()], self._layers.counted()
 
@@ -212,7 +187,7 @@ class TorchAdapter(Adapter):
 
     @property
     def losses(self) -> list[float]:
-        return [_number(loss) for loss in self._losses]
+        return [number(loss) for loss in self._losses]
 
     @property
     def history(self) -> list[Statistics]:
@@ -247,15 +222,15 @@ class TorchAdapter(Adapter):
         return [
             paths[module]
             for module in self._idle
-            if self._modes.get(module, False) and module in paths and depends_on_mode(module)
+            if self._passes.modes.get(module, False) and module in paths and depends_on_mode(module)
         ]
 
     @property
     def asleep(self) -> list[str]:
         found: dict[nn.Module, None] = {}
         for part in self.model.modules():
-            members = [m for m in part.modules() if not self._modes.get(m, True)]
-            if self._mixed and part in members and any(part.children()) and _trains(members):
+            members = [m for m in part.modules() if not self._passes.modes.get(m, True)]
+            if self._passes.mixed and part in members and any(part.children()) and _trains(members):
                 found.update({m: None for m in members if m in self._idle and depends_on_mode(m)})
         return [self._snapshot.paths[module] for module in found]
 
@@ -273,7 +248,7 @@ class TorchAdapter(Adapter):
         ]
 
     def layers(self) -> list[Layer]:
-        return self._layers.describe({id(m) for m, mode in self._modes.items() if not mode})
+        return self._layers.describe({id(m) for m, mode in self._passes.modes.items() if not mode})
 
     def read(self, *, exact: bool = False) -> Statistics:
         return self._layers.biased(self._layers.raw(), exact)
@@ -285,23 +260,23 @@ class TorchAdapter(Adapter):
 
     def predict(self, batch: int, *, observe: bool = True) -> Prediction:
         __tracebackhide__ = True
-        self._enter_eval()
+        self._passes.enter_eval()
         if not observe:
-            return self._pass(self._batches[batch], self._sizes[batch], observe=False)
+            return self._passes.run(self._batches[batch], self._sizes[batch], observe=False)
         watch, own = Watch(), self._layers.named_buffers()
         before = {name: buffer.detach().clone() for name, buffer in own.items()}
         with watch.open():
-            prediction = self._pass(self._batches[batch], self._sizes[batch])
+            prediction = self._passes.run(self._batches[batch], self._sizes[batch])
         if watch.low_precision is not None:  # autocast, whatever the parameters' own dtype
             self.noise = rounding(_name(watch.low_precision), self.device)
-        moved = _moved([(name, buffer, before[name]) for name, buffer in own.items()])
+        updated = moved([(name, buffer, before[name]) for name, buffer in own.items()])
         stuck = [
             self._snapshot.paths[module]
             for module in watch.training
             if module in self._snapshot.paths and depends_on_mode(module)
         ]
         return dataclasses.replace(
-            prediction, mutated=(*prediction.mutated, *moved), in_training=tuple(stuck)
+            prediction, mutated=(*prediction.mutated, *updated), in_training=tuple(stuck)
         )
 
     def predict_half(self, batch: int) -> Prediction | None:
@@ -310,7 +285,7 @@ class TorchAdapter(Adapter):
             return None
         self.model.eval()
         try:
-            return self._pass(half, (self._sizes[batch] or 0) // 2)
+            return self._passes.run(half, (self._sizes[batch] or 0) // 2)
         except Exception:  # a model for one batch size only has no half to compare
             return None
 
@@ -318,13 +293,13 @@ class TorchAdapter(Adapter):
         self.model.eval()
         tracer = Tracer(self._snapshot.paths)
         with torch.no_grad(), tracer.watch():
-            self._forward(self._batches[batch])
+            self._passes.forward(self._batches[batch])
         return tracer.found
 
     def sticky(self, batch: int) -> list[str]:
-        before, paths = self._attributes or {}, self._snapshot.paths
-        self._enter_training()
-        changed = self._changed_attributes()
+        before, paths = self._passes.attributes or {}, self._snapshot.paths
+        self._passes.enter_training()
+        changed = self._passes.changed_attributes()
         if not changed:
             return []
         state, results = RandomState.capture(), []
@@ -332,7 +307,7 @@ class TorchAdapter(Adapter):
             for (module, key), value in values.items():
                 vars(module)[key] = value
             state.restore()
-            results.append(self._in_training(lambda: self._training_outputs(batch)))
+            results.append(self._passes.in_training(lambda: self._training_outputs(batch)))
         differs = gap(*results)
         if differs is not None and differs <= self.noise:
             return []
@@ -353,13 +328,13 @@ class TorchAdapter(Adapter):
         self, batch: Any, size: int | None
     ) -> tuple[Prediction, Statistics, Calls]:
         __tracebackhide__ = True
-        self._enter_eval()
+        self._passes.enter_eval()
         active = self._active()
         with self._layers.emptied(active):
             for module in active.values():
                 module.training = True
             self._layers.reset_counters()
-            prediction = self._pass(batch, size)
+            prediction = self._passes.run(batch, size)
             calls = self._layers.counted()
             filled = self._replicas.led(self._layers.raw())
         return prediction, self._layers.batch_statistics(filled, active, calls), calls
@@ -369,166 +344,47 @@ class TorchAdapter(Adapter):
         active = self._active()
 
         def run() -> Statistics:
-            with self._as_trained(), self._layers.emptied(active), torch.no_grad():
+            with self._passes.as_trained(), self._layers.emptied(active), torch.no_grad():
                 self._layers.reset_counters()
-                self._forward(self._batches[batch])
+                self._passes.forward(self._batches[batch])
                 calls = self._layers.counted()
                 filled = self._replicas.led(self._layers.raw())
             return self._layers.batch_statistics(filled, active, calls)
 
-        return self._in_training(run)
+        return self._passes.in_training(run)
 
     def predict_on_training_path(self, batch: int) -> Prediction | None:
         __tracebackhide__ = True
-        self._enter_training()
+        self._passes.enter_training()
         active = self._active()
         live = {id(module) for module in active.values()}
         for module in self.model.modules():
-            if _is_library_leaf(module):
+            if is_library_leaf(module):
                 module.training = id(module) in live
         try:
-            with self._as_trained(), self._layers.emptied(active):
-                return self._pass(self._batches[batch], self._sizes[batch])
+            with self._passes.as_trained(), self._layers.emptied(active):
+                return self._passes.run(self._batches[batch], self._sizes[batch])
         except Exception:
-            if not self._users:
+            if not self._passes.users:
                 raise
             return None  # in training mode the model wants more than its inputs
 
     def slopes(self, batch: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
         __tracebackhide__ = True
-        self._enter_eval()
+        self._passes.enter_eval()
         for parameter in self.model.parameters():
             parameter.grad = None  # training is over, and a backward pass needs the memory
         return slopes(
             self._layers.modules,
-            lambda: batched(self._forward(self._batches[batch]), self._sizes[batch]),
+            lambda: batched(self._passes.forward(self._batches[batch]), self._sizes[batch]),
             direction,
         )
 
     # inside -----------------------------------------------------------------------------------
 
-    def _forward(self, batch: Any) -> Any:
-        __tracebackhide__ = True
-        try:
-            return self._call(batch)
-        except ValueError as error:
-            if "more than 1 value per channel" in str(error) and self._layers.last is not None:
-                raise TooFewValues(self._layers.last) from None
-            raise
-        except RuntimeError as error:
-            note = dtype_note(self.model, batch)
-            if note is not None:
-                error.add_note(note)
-            raise
-
-    def _call(self, batch: Any) -> Any:
-        __tracebackhide__ = True
-        if self.recipe.forward is not None:
-            return self.recipe.forward(self.model, batch)
-        call = understand(self.model, batch)
-        if not lightning.has_forward(self.model):
-            raise hints.no_forward(
-                f"{type(self.model).__name__} defines no forward, which is what it predicts"
-            )
-        try:
-            return self.model(*call.args, **call.kwargs)
-        except TypeError:
-            refuse_arguments(self.model, call)
-            raise
-
     def _training_outputs(self, batch: int) -> Any:
         with self._layers.emptied(self._active()), torch.no_grad():
-            return float_outputs(self._forward(self._batches[batch]), self._sizes[batch])
-
-    def _pass(self, batch: Any, size: int | None, *, observe: bool = True) -> Prediction:
-        """One forward without gradients in the modes that the modules are in."""
-        __tracebackhide__ = True
-        random_before = random_fingerprint() if observe else []
-        others = self._other_buffers() if observe else []
-        targets = targets_of(self.model, batch)
-        # Only the autograd graph tells logits from probabilities, so the first pass may need it.
-        with torch.set_grad_enabled(not self._criterion.settled):
-            outputs = self._forward(batch)
-            loss, constant = self._scores(outputs, targets, size)
-        return Prediction(
-            outputs=float_outputs(outputs, size),
-            structure=describe(outputs),
-            loss=loss,
-            accuracy=losses.accuracy(outputs, targets, self._criterion.kind),
-            constant_loss=constant,
-            random=observe and random_before != random_fingerprint(),
-            mutated=tuple(_moved(others)),
-        )
-
-    def _scores(
-        self, outputs: Any, targets: Any, size: int | None
-    ) -> tuple[float | None, float | None]:
-        """Loss of the outputs, and of the mean output for every sample; None if unknown."""
-        __tracebackhide__ = True
-        if self._criterion.settled and self._criterion.loss is None:
-            return None, None
-        try:
-            loss = self._criterion(outputs, targets)
-        except InputError:
-            if not self._users:
-                raise
-            return None, None  # the user's own step knows the loss, nobody else does
-        if loss is None or losses.own_loss(outputs) is not None:  # the latter knows no other output
-            return None if loss is None else _number(loss), None
-        return _number(loss), _number(self._criterion(mean_output(outputs, size), targets))
-
-    def _enter_eval(self) -> None:
-        if self._attributes is None:  # the first pass in eval mode is the first to change them
-            self._attributes = attributes(self._snapshot.paths)
-        self.model.eval()
-
-    def _changed_attributes(self) -> dict[tuple[nn.Module, str], Any]:
-        """The plain attributes that are not what they were before the first pass in eval mode."""
-        return {
-            (module, key): vars(module).get(key)
-            for (module, key), value in (self._attributes or {}).items()
-            if vars(module).get(key) != value
-        }
-
-    @contextmanager
-    def _as_trained(self) -> Iterator[None]:
-        """What passes in eval mode left in attributes is undone for a while."""
-        changed, before = self._changed_attributes(), self._attributes or {}
-        for module, key in changed:
-            vars(module)[key] = before[module, key]
-        try:
-            yield
-        finally:
-            for (module, key), value in changed.items():
-                vars(module)[key] = value
-
-    def _enter_training(self) -> None:
-        if not self._mixed:
-            self.model.train()
-        for module, training in self._modes.items():
-            module.training = training
-
-    def _in_training(self, run: Callable[[], T]) -> T:
-        """`run` in training mode.
-
-        A model that then wants more than its inputs (the targets, of which only the user's own
-        step knows) is told to predict, while its layers are told to train.
-        """
-        __tracebackhide__ = True
-        self._enter_training()
-        try:
-            return run()
-        except TooFewValues:
-            raise
-        except Exception:
-            if not self._users:
-                raise
-        self.model.eval()
-        own = {id(module) for module in self._layers.modules.values()}
-        for module, training in self._modes.items():
-            if _is_library_leaf(module) or id(module) in own:
-                module.training = training
-        return run()
+            return float_outputs(self._passes.forward(self._batches[batch]), self._sizes[batch])
 
     def _active(self) -> dict[str, Any]:
         """The layers that used batch statistics in training, or would have."""
@@ -536,24 +392,15 @@ class TorchAdapter(Adapter):
         return {
             name: module
             for (name, module), calls in pairs
-            if (calls if self._losses else self._modes[module])
+            if (calls if self._losses else self._passes.modes[module])
             and not self._layers.is_constant(name)
         }
-
-    def _other_buffers(self) -> list[tuple[str, Tensor, Tensor]]:
-        own = {id(buffer) for buffer in self._layers.named_buffers().values()}
-        others = [(n, b) for n, b in self.model.named_buffers() if id(b) not in own]
-        return [(plain_name(name), buffer, buffer.detach().clone()) for name, buffer in others]
 
 
 def _trains(modules: Sequence[nn.Module]) -> bool:
     """Whether parameters of the modules themselves train, other than a normalisation's."""
     own = [m for m in modules if "Norm" not in type(m).__name__]
     return any(p.requires_grad for m in own for p in m.parameters(recurse=False))
-
-
-def _is_library_leaf(module: nn.Module) -> bool:
-    return type(module).__module__.split(".")[0] in LIBRARIES and not any(module.children())
 
 
 def _name(dtype: torch.dtype | None) -> str:
@@ -569,23 +416,5 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 def _is_among(tensor: Tensor, some: Sequence[Tensor]) -> bool:
     """Whether a tensor, or one like it, is there."""
     return any(each is tensor for each in some) or any(
-        each.shape == tensor.shape and bool(_equal(each, tensor.to(each))) for each in some
+        each.shape == tensor.shape and bool(equal(each, tensor.to(each))) for each in some
     )
-
-
-def _number(loss: Any) -> float:
-    return float(loss.detach() if isinstance(loss, Tensor) else loss)
-
-
-def _equal(left: Tensor, right: Tensor) -> Tensor:
-    """Equality in which NaN equals itself; still on the device."""
-    return ((left == right) | ((left != left) & (right != right))).all()
-
-
-def _moved(buffers: Sequence[tuple[str, Tensor, Tensor]]) -> list[str]:
-    """Names of the buffers that are not as they were before, found out in one transfer."""
-    if not buffers:
-        return []
-    home = buffers[0][1].device
-    same = torch.stack([_equal(now, then).to(home) for _, now, then in buffers]).tolist()
-    return [name for (name, *_), equal in zip(buffers, same, strict=True) if not equal]
