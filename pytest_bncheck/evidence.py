@@ -235,6 +235,15 @@ class Evidence:
             for layer, updates in zip(self.layers, self.calls.training, strict=True)
         ]
 
+    def largest_initial_weight(self, beyond: Collection[str] = ()) -> float:
+        """The most that is left of an initial value, in a layer that updates and not in `beyond`.
+
+        A layer that is frozen, or does not run, keeps its initial value, and is right to.
+        """
+        rows = zip(self.layers, self.initial_weights, self.calls.training, strict=True)
+        left = (weight for layer, weight, calls in rows if calls and layer.name not in beyond)
+        return max(left, default=0.0)
+
     def distortions(self, statistics: Statistics, batch: Statistics | None = None) -> Array:
         """Distortion of each layer under some running statistics, against the training batch."""
         return running.distortion(statistics, batch or self.noisy_batch, self.eps)

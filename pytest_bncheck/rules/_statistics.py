@@ -117,7 +117,7 @@ def initial_value_explains(evidence: Evidence, taken: Set[str]) -> bool:
         return False
     if share >= 0.5:
         return True
-    if evidence.debiased is None or max(evidence.initial_weights, default=0.0) <= SETTLED:
+    if evidence.debiased is None or evidence.largest_initial_weight(taken) <= SETTLED:
         return False
     return evidence.judge(evidence.scores(evidence.debiased, evidence.start)) != "broken" and (
         not evidence.fails(evidence.debiased)

@@ -65,9 +65,7 @@ class RunningStatsLagging(Rule):
             severity=grade,
             layers=layers,
             initial_share=evidence.initial_share(taken) if evidence.steps else None,
-            largest_initial_weight=max(evidence.initial_weights, default=None)
-            if evidence.steps
-            else None,
+            largest_initial_weight=evidence.largest_initial_weight() if evidence.steps else None,
             causes=evidence.causes if evidence.steps else None,
             sufficient_rates={str(k): rate for k, rate in evidence.sufficient_rates.items()},
             gap_with_batch_statistics=evidence.surviving_gap,

@@ -68,6 +68,21 @@ def test_average_that_trails_fast_weights(kind, seed):
     assert "cumulative average" in finding.cause
 
 
+@pytest.mark.parametrize("way", ["unused", "frozen"])
+@SEED
+def test_a_layer_without_updates_does_not_change_the_cause(way, seed):
+    """It keeps its initial value, and nobody suffers from that."""
+    model = Net("mlp", seed)
+    extra = nn.BatchNorm1d(WIDTH)
+    if way == "frozen":
+        model.blocks.insert(1, nn.Sequential(extra.eval().requires_grad_(False)))
+    else:
+        model.unused = extra
+    report = check(model, data("mlp", seed), steps=50, seed=seed, optimizer=partial(FAST, lr=2e-2))
+    finding = sole(report, "BN102")
+    assert finding.evidence["largest_initial_weight"] < 0.01
+
+
 @pytest.mark.parametrize("momentum", [0.9, 0.99, 0.999])
 @KIND
 @SEED
@@ -112,7 +127,7 @@ def test_momentum_zero_never_updates(kind, seed):
     finding = sole(report, "BN103")
     assert finding.severity == "error"
     assert finding.layers == NORMS
-    assert "Momentum 0" in finding.cause
+    assert "At momentum 0 a batch has no weight" in finding.cause
     assert "blocks.0.norm" in finding.cause
 
 
