@@ -1,10 +1,11 @@
-"""What the diagnosis of a failing check costs, for 20 and for 150 normalisation layers.
+"""What the diagnosis of a failing check costs, by normalisation layers and mini-batches.
 
     python benchmarks/diagnosis.py [--framework torch|keras] [--smoke]
 
-Counts the passes that the diagnosis makes, and prints its time in training steps of the same
-check: the median of several checks, with the smallest and the largest. The exit code is 1 where it
-costs more than 10 steps, or where the number of passes grows with the number of layers.
+For 20 and 150 layers, and for 20 layers with 8 mini-batches. Counts the passes that the diagnosis
+makes, and prints its time in training steps of the same check: the median of several checks, with
+the smallest and the largest. The exit code is 1 where it costs more than 10 steps, or where the
+number of passes grows with the number of layers or of mini-batches.
 """
 
 from __future__ import annotations
@@ -28,16 +29,18 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="one small check: does it work?")
     options = parser.parse_args()
     nets = importlib.import_module(f"nets_{options.framework}")
-    repeats, depths = (1, (20,)) if options.smoke else (5, (20, 150))
+    repeats = 1 if options.smoke else 5
+    sizes = ((20, 1), (20, 8)) if options.smoke else ((20, 1), (150, 1), (20, 8))
     print(f"{options.framework}: diagnosis of a failing check, median of {repeats} [least, most]")
     passes, dear = [], False
-    for layers in depths:
-        measured = [_measure(nets, layers, seed) for seed in range(repeats)]
+    for layers, batches in sizes:
+        measured = [_measure(nets, layers, batches, seed) for seed in range(repeats)]
         ratios = sorted(ratio for ratio, _ in measured)
         passes.append(max(count for _, count in measured))
         dear |= statistics.median(ratios) > LIMIT
         print(
-            f"  {layers:>3} layers: {statistics.median(ratios):.2f} training steps "
+            f"  {layers:>3} layers, mini-batches {batches}: "
+            f"{statistics.median(ratios):.2f} training steps "
             f"[{ratios[0]:.2f}, {ratios[-1]:.2f}], {passes[-1]} passes",
             flush=True,
         )
@@ -48,9 +51,10 @@ MOST_PASSES = 40
 """Passes that the searches can take at most, whatever the net: far below its layers."""
 
 
-def _measure(nets: Any, layers: int, seed: int) -> tuple[float, int]:
+def _measure(nets: Any, layers: int, batches: int, seed: int) -> tuple[float, int]:
     """Time of the diagnosis in training steps, and its passes."""
-    model, batch = nets.deep(layers, seed), nets.data(seed)
+    model = nets.deep(layers, seed)
+    stream = [nets.data(100 * seed + k) for k in range(batches)]
     adapter = adapters.find(model)
     count = 0
 
@@ -65,10 +69,11 @@ def _measure(nets: Any, layers: int, seed: int) -> tuple[float, int]:
             count += 2  # a forward and a backward
             return super().slopes(batch, direction)
 
-    report = engine.run(model, [batch], Settings(steps=STEPS, seed=seed), Recipe(), Counted)
+    report = engine.run(model, stream, Settings(steps=STEPS, seed=seed), Recipe(), Counted)
     if report.bn_verdict != "broken":
         raise SystemExit(f"the check of {layers} layers does not fail, so nothing is diagnosed")
-    measuring = 1  # the pass in eval mode that every check makes
+    # Passes in eval mode that every check makes; of a stream two on each mini-batch more.
+    measuring = 1 if batches == 1 else 1 + 2 * batches
     return report.seconds.diagnose / (report.seconds.train / STEPS), count - measuring
 
 

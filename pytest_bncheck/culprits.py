@@ -30,7 +30,7 @@ def attribute(evidence: Evidence, seen: Statistics, react: React, predict: Predi
     react, predict
         `Adapter.slopes` and eval mode under given statistics, which are used exactly as they are.
     """
-    direction = _direction(evidence)
+    direction = _direction(evidence.tried)
     if direction is None:
         return
     total = sum(float((difference**2).sum()) for difference in direction.values())

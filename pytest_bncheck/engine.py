@@ -113,7 +113,7 @@ def _experiment(
             lab.begin()
         _train(lab, batches, settings, progress)
         clock.lap("train")
-        panel = Panel(lab, batches, len(lab.losses))
+        panel = Panel.whole(lab, batches, len(lab.losses))
         evidence = _measure(lab, panel, settings)
     except TooFewValues as refusal:
         return _refused(lab, settings, refusal.layer)
@@ -306,11 +306,13 @@ def _take_mean(
     evidence.eval = panel.predict()
     evidence.settled = panel.predict_with(evidence.batch, exact=True)
     evidence.own = stream.joined(own)
-    evidence.train = dataclasses.replace(
-        evidence.settled,
-        loss=evidence.own.loss,
-        accuracy=evidence.own.accuracy,
-        constant_loss=evidence.own.constant_loss,
+    evidence.train = stream.joined(
+        [
+            dataclasses.replace(
+                part, loss=mine.loss, accuracy=mine.accuracy, constant_loss=mine.constant_loss
+            )
+            for part, mine in zip(evidence.settled.parts or [evidence.settled], own, strict=True)
+        ]
     )
 
 
@@ -326,25 +328,26 @@ def _diagnose(lab: Adapter, panel: Panel, evidence: Evidence) -> None:
     gap = evidence.gap(evidence.judged, evidence.train)
     if gap is None or not evidence.layers or evidence.is_random:
         return
+    trial = panel.only(evidence.typical)
     if evidence.stream:
-        _look_at_mini_batches(lab, panel, evidence)
+        _look_at_mini_batches(lab, panel, trial, evidence)
     if evidence.cured_by_planning:
-        evidence.further_updates = remedies.further_updates(evidence, panel.predict_with)
+        evidence.further_updates = remedies.further_updates(evidence.tried, trial.predict_with)
     if not gap <= verdict.DEGRADED_GAP:
         evidence.recalibrated = panel.predict_with(evidence.noisy_batch)
         same = lab.stores_biased and evidence.batch is evidence.noisy_batch
         known = evidence.recalibrated if same else evidence.settled
         evidence.replaced = known or panel.predict_with(evidence.batch, exact=True)
         if evidence.cured_by_converging:
-            _attribute(lab, panel, evidence)
+            _attribute(lab, trial, evidence)
     if evidence.measured_verdict in ("broken", "degraded") and evidence.steps:
         clean = running.debias(evidence.stop, evidence.start, evidence.initial_weights)
-        evidence.debiased = panel.predict_with(clean)
+        evidence.debiased = trial.predict_with(clean)
     if evidence.bn_verdict == "broken" and evidence.steps:
-        remedies.work_out(evidence, panel.predict_with)
+        remedies.work_out(evidence, trial.predict_with)
 
 
-def _look_at_mini_batches(lab: Adapter, panel: Panel, evidence: Evidence) -> None:
+def _look_at_mini_batches(lab: Adapter, panel: Panel, trial: Panel, evidence: Evidence) -> None:
     """Mix the mini-batches if only training mode is right on them; let each be the last one."""
     if panel.size > 1 and not lab.agree(not evidence.fails(evidence.settled)):
         dealt = lab.predict_remixed(panel.size)
@@ -352,21 +355,21 @@ def _look_at_mini_batches(lab: Adapter, panel: Panel, evidence: Evidence) -> Non
     if evidence.forgetful:
         kept = evidence.kept(1)
         evidence.after_each = [
-            panel.predict_with(running.project(evidence.stop, batch, kept))
+            trial.predict_with(running.project(evidence.stop, batch, kept))
             for batch in evidence.batches
         ]
 
 
-def _attribute(lab: Adapter, panel: Panel, evidence: Evidence) -> None:
+def _attribute(lab: Adapter, trial: Panel, evidence: Evidence) -> None:
     """Each layer's share in the gap, and what is left of the gap without the largest."""
-    with panel.statistics(evidence.judged_statistics):
+    with trial.statistics(evidence.judged_statistics):
         seen = lab.read(exact=True)
 
     def react(statistics: Statistics, direction: Mapping[str, Any]) -> Any:
-        with panel.statistics(statistics, exact=True):
-            return panel.slopes(direction)
+        with trial.statistics(statistics, exact=True):
+            return trial.slopes(direction)
 
-    culprits.attribute(evidence, seen, react, lambda s: panel.predict_with(s, exact=True))
+    culprits.attribute(evidence, seen, react, lambda s: trial.predict_with(s, exact=True))
 
 
 def _refused(lab: Adapter, settings: Settings, layer: str) -> Evidence:

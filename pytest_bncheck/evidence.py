@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -65,7 +66,8 @@ class Evidence:
         As `train`, on the first batch alone.
     projected, recalibrated, replaced, debiased
         Eval mode with other running statistics: projected to the planned updates; the batch's, as
-        the framework would store them; the batch's own biased ones; without the initial value.
+        the framework would store them; the batch's own biased ones; without the initial value,
+        where they are `tried`.
     half, again, half_again
         Eval mode on half of the batch, once more on all of it, and once more on the half.
     traces
@@ -83,7 +85,8 @@ class Evidence:
     attribution
         Share of each layer in the gap; None where unknown, empty if it was not computed.
     without_culprits
-        Eval mode with the statistics of the layers with the three largest shares put right.
+        Eval mode with the statistics of the layers with the three largest shares put right, where
+        that is `tried`.
     further_updates
         Training steps until the prediction would pass, with the weights as they are.
     sufficient_rates
@@ -91,8 +94,8 @@ class Evidence:
         None if there is none: for the steps that were made, and for more with the weights as
         they are.
     probed_updates, probed_rates
-        Gaps that were predicted on the way: after so many further updates; for the steps that
-        were made, at other update rates.
+        Gaps that were predicted on the way, where they are `tried`: after so many further updates;
+        for the steps that were made, at other update rates.
     stream
         Whether several mini-batches were trained on. Then all limits are doubled, predictions are
         on the first of them together, gaps are measured from eval mode with the mean of their
@@ -104,13 +107,16 @@ class Evidence:
     remixed
         As `own`, after their samples were dealt anew; only if `settled` decides worse.
     after_each
-        Eval mode if one of them came once more, for each; only where much depends on the last.
+        Eval mode, where it is `tried`, if one of them came once more, for each; only where much
+        depends on the last.
     program
         What the model is if it is a finished program, of which only the behaviour shows.
     replicas
         Running statistics of each process that trained the model; empty where it was one.
     streams
         What each call in a training step normalised, of layers that are called several times.
+    scale
+        What gaps are multiplied by; see `tried`.
     """
 
     settings: Settings
@@ -161,6 +167,7 @@ class Evidence:
     replicas: Sequence[Statistics] = ()
     program: str | None = None
     streams: Mapping[str, Streams] = field(default_factory=dict)
+    scale: float = 1.0
 
     # training ---------------------------------------------------------------------------------
 
@@ -293,7 +300,11 @@ class Evidence:
     @property
     def culprits_explain(self) -> float | None:
         """Share of the gap that goes when the `culprits` are put right; None if not tried."""
-        gap, left = self.gap(self.judged, self.train), self.gap(self.without_culprits, self.train)
+        tried = self.tried
+        gap, left = (
+            tried.gap(prediction, tried.train)
+            for prediction in (tried.judged, tried.without_culprits)
+        )
         return None if not gap or left is None else 1.0 - left / gap
 
     # limits -----------------------------------------------------------------------------------
@@ -335,7 +346,35 @@ class Evidence:
         """Relative difference of two predictions, or None if they cannot be aligned."""
         if prediction is None or reference is None:
             return None
-        return predictions.gap(prediction.outputs, reference.outputs)
+        gap = predictions.gap(prediction.outputs, reference.outputs)
+        return None if gap is None else self.scale * gap
+
+    @property
+    def typical(self) -> int:
+        """The mini-batch with the judged gap that is nearest to that on all of them together."""
+        if self.judged is None or self.train is None or not self.train.parts:
+            return 0
+        whole = self.gap(self.judged, self.train)
+        pairs = zip(self.judged.parts, self.train.parts, strict=True)
+        gaps = [self.gap(*pair) for pair in pairs]
+        return min(range(len(gaps)), key=lambda k: abs((gaps[k] or 0.0) - (whole or 0.0)))
+
+    @property
+    def tried(self) -> Evidence:
+        """The evidence where other statistics are tried: of several mini-batches the typical one.
+
+        On all of them each try would cost as many passes. Gaps are scaled so that the judged one is
+        that on all.
+        """
+        k, one = self.typical, copy.copy(self)
+        for name in ("train", "eval", "projected", "recalibrated"):
+            prediction = getattr(self, name)
+            if prediction is not None and prediction.parts:
+                setattr(one, name, prediction.parts[k])
+        whole, gap = (evidence.gap(evidence.judged, evidence.train) for evidence in (self, one))
+        if whole and gap and 0.0 < whole / gap < float("inf"):
+            one.scale = self.scale * whole / gap
+        return one
 
     def retained(self, prediction: Prediction | None) -> float | None:
         """Share of training's progress that a prediction keeps."""
@@ -349,6 +388,12 @@ class Evidence:
     def floor(self) -> float | None:
         """The gap that converged statistics would leave."""
         return self.gap(self.recalibrated, self.train)
+
+    @property
+    def gap_without_initial_value(self) -> float | None:
+        """The gap that is left if the initial value is taken out of the running statistics."""
+        tried = self.tried
+        return tried.gap(tried.debiased, tried.train)
 
     @property
     def cured_by_converging(self) -> bool:

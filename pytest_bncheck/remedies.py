@@ -2,8 +2,8 @@
 
 Momentum does not change what a network computes in training mode. So its weights would have been
 the same with any other, and the statistics that another would have left follow from those that
-were logged. Each candidate costs one pass in eval mode; their number does not depend on the
-number of layers.
+were logged. Each candidate costs one pass in eval mode, of several mini-batches on a typical one;
+their number depends neither on the layers nor on the mini-batches.
 """
 
 from __future__ import annotations
@@ -65,14 +65,15 @@ def work_out(evidence: Evidence, predict: Predict) -> None:
     Parameters
     ----------
     predict
-        Eval mode with the given running statistics.
+        Eval mode with the given running statistics, on what `Evidence.tried` is about.
     """
-    evidence.further_updates = further_updates(evidence, predict)
-    if evidence.further_updates is not None and evidence.further_updates > 1:
-        _gap_after(evidence, predict, evidence.further_updates // 2)  # for the report's curve
+    tried = evidence.tried
+    evidence.further_updates = more = further_updates(tried, predict)
+    if more is not None and more > 1:
+        _gap_after(tried, predict, more // 2)  # for the report's curve
     if _can_replay(evidence):
         for steps in (evidence.steps, LATER * evidence.steps):
-            evidence.sufficient_rates[steps] = sufficient_rate(evidence, predict, steps)
+            evidence.sufficient_rates[steps] = sufficient_rate(tried, predict, steps)
 
 
 def further_updates(evidence: Evidence, predict: Predict) -> int | None:

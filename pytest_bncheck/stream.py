@@ -20,28 +20,37 @@ MOST = 8
 
 
 class Panel:
-    """The first mini-batches of a check, on which predictions are judged as if on one batch.
+    """Some mini-batches of a check, on which predictions are judged as if on one batch.
 
     Parameters
     ----------
     lab
         The model under test.
-    batches
-        Mini-batches of the check.
-    steps
-        Training steps made: what was not trained on is not judged.
+    numbers
+        Which mini-batches.
     """
 
-    def __init__(self, lab: Adapter, batches: int, steps: int) -> None:
+    def __init__(self, lab: Adapter, numbers: Sequence[int]) -> None:
         self._lab = lab
-        self._rows: list[int] = []
-        self.size = min(batches, MOST, steps or MOST)
+        self._numbers = numbers
+
+    @classmethod
+    def whole(cls, lab: Adapter, batches: int, steps: int) -> Panel:
+        """The first of so many mini-batches, after so many steps: none that was not trained on."""
+        return cls(lab, range(min(batches, MOST, steps or MOST)))
+
+    @property
+    def size(self) -> int:
+        """How many mini-batches."""
+        return len(self._numbers)
+
+    def only(self, k: int) -> Panel:
+        """The one that is number `k` here."""
+        return Panel(self._lab, self._numbers[k : k + 1])
 
     def predict(self, *, observe: bool = True) -> Prediction:
         """The user's own eval mode."""
-        each = [self._lab.predict(k, observe=observe) for k in range(self.size)]
-        self._rows = [_rows(prediction) for prediction in each]
-        return joined(each)
+        return joined([self._lab.predict(k, observe=observe) for k in self._numbers])
 
     def predict_with(self, statistics: Statistics, *, exact: bool = False) -> Prediction:
         """Eval mode with other running statistics."""
@@ -59,17 +68,9 @@ class Panel:
             self._lab.write(own, exact=True)
 
     def slopes(self, direction: Mapping[str, Array]) -> list[Slope | None] | None:
-        """See `Adapter.slopes`; the sum over the mini-batches."""
-        ends = np.cumsum(self._rows)[:-1]
-        parts = {path: np.split(values, ends) for path, values in direction.items()}
-        found = [
-            self._lab.slopes(k, {path: pieces[k] for path, pieces in parts.items()})
-            for k in range(self.size)
-        ]
-        known = [slopes for slopes in found if slopes is not None]
-        if len(known) < len(found):
-            return None
-        return [_sum(layer) for layer in zip(*known, strict=True)]
+        """See `Adapter.slopes`; of a single mini-batch."""
+        (number,) = self._numbers
+        return self._lab.slopes(number, direction)
 
 
 def joined(each: Sequence[Prediction]) -> Prediction:
@@ -90,30 +91,29 @@ def joined(each: Sequence[Prediction]) -> Prediction:
         known = [value for value in values if value is not None]
         return float(np.average(known, weights=rows)) if len(known) == len(rows) else None
 
+    outputs = {
+        path: np.concatenate(values)
+        for path, values in common.items()
+        if len({value.shape[1:] for value in values}) == 1
+    }
+    ends = np.cumsum(rows)[:-1]
+    pieces = {path: np.split(values, ends) for path, values in outputs.items()}  # no copies
     return dataclasses.replace(
         each[0],
-        outputs={
-            path: np.concatenate(values)
-            for path, values in common.items()
-            if len({value.shape[1:] for value in values}) == 1
-        },
+        outputs=outputs,
         loss=mean([prediction.loss for prediction in each]),
         accuracy=mean([prediction.accuracy for prediction in each]),
         constant_loss=mean([prediction.constant_loss for prediction in each]),
         random=any(prediction.random for prediction in each),
         mutated=tuple(dict.fromkeys(name for p in each for name in p.mutated)),
         in_training=tuple(dict.fromkeys(name for p in each for name in p.in_training)),
+        parts=tuple(
+            dataclasses.replace(p, outputs={path: values[k] for path, values in pieces.items()})
+            for k, p in enumerate(each)
+        ),
     )
 
 
 def _rows(prediction: Prediction) -> int:
     """Samples of a prediction; 1 where it has no output that tells."""
     return max((len(values) for values in prediction.outputs.values()), default=1)
-
-
-def _sum(slopes: Sequence[Slope | None]) -> Slope | None:
-    known = [slope for slope in slopes if slope is not None]
-    if len(known) < len(slopes):
-        return None
-    scaled, shifted = (np.sum(parts, axis=0) for parts in zip(*known, strict=True))
-    return scaled, shifted

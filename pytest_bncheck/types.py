@@ -209,6 +209,8 @@ class Prediction:
     in_training
         Paths of mode-dependent modules that ran in training mode although the model was told to
         predict; only of a pass in eval mode.
+    parts
+        Those on the single mini-batches, of a prediction on several.
     """
 
     outputs: Mapping[str, Array]
@@ -219,6 +221,7 @@ class Prediction:
     random: bool = False
     mutated: tuple[str, ...] = ()
     in_training: tuple[str, ...] = ()
+    parts: tuple[Prediction, ...] = ()
 
 
 @dataclass(frozen=True)

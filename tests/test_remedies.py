@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from pytest_bncheck import check  # noqa: E402
+from pytest_bncheck.maths.predictions import gap  # noqa: E402
 from pytest_bncheck.remedies import RATES  # noqa: E402
 
 
@@ -120,3 +122,52 @@ def test_nothing_is_promised_where_nothing_helps() -> None:
     assert report.remedies is not None
     assert report.remedies.further_updates is None
     assert report.remedies.momentum is None
+
+
+# several mini-batches ---------------------------------------------------------------------------
+
+
+def stream(seed: int) -> list[tuple[Any, Any]]:
+    """8 mini-batches of noise in which each class has a bright corner of its own."""
+    images, labels = [], torch.arange(16) % 4
+    for k in range(8):
+        image, _ = noise(100 * seed + k)
+        for label, (row, column) in enumerate(((0, 0), (0, 7), (7, 0), (7, 7))):
+            image[labels == label, :, row : row + 7, column : column + 7] += 0.5 + label
+        images.append(image)
+    return [(image, labels) for image in images]
+
+
+def eval_mode(model: nn.Module, batches: list[Any]) -> dict[str, Any]:
+    model.eval()
+    with torch.no_grad():
+        return {"output": torch.cat([model(images) for images, _ in batches]).double().numpy()}
+
+
+def observed_stream_updates(model: nn.Module, batches: list[Any]) -> int:
+    """Updates with frozen weights until the prediction on all is as near as the advice aims at."""
+    converged = copy.deepcopy(model)
+    torch.optim.swa_utils.update_bn([images for images, _ in batches], converged)
+    reference = eval_mode(converged, batches)
+    for updates in range(2000):
+        if updates % 4 == 0 and gap(eval_mode(model, batches), reference) <= 0.8 * 0.5:
+            return updates
+        model.train()
+        with torch.no_grad():
+            model(batches[updates % 8][0])
+    raise AssertionError("never")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", NETS)
+def test_what_is_tried_on_one_mini_batch_holds_for_all(name: str, seed: int) -> None:
+    model, batches = build(name, 0.01, seed), stream(seed)
+    options: dict[str, Any] = {"batches": batches, "steps": 40, "optimizer": optimizer}
+    report = check(model, restore=False, seed=seed, **options)
+    assert report.bn_verdict == "broken", str(report)
+    observed = observed_stream_updates(model, batches)
+    print(f"{name} {seed}: {report.remedies}, observed {observed}")
+    assert abs(report.remedies.further_updates - observed) <= 0.15 * observed
+    assert max(point.gap for point in report.curves.updates) < report.predictions.gap
+    again = check(build(name, report.remedies.momentum, seed), seed=seed, **options)
+    assert again.bn_verdict in ("healthy", "degraded")

@@ -119,8 +119,9 @@ def initial_value_explains(evidence: Evidence, taken: Set[str]) -> bool:
         return True
     if evidence.debiased is None or evidence.largest_initial_weight(taken) <= SETTLED:
         return False
-    return evidence.judge(evidence.scores(evidence.debiased, evidence.start)) != "broken" and (
-        not evidence.fails(evidence.debiased)
+    tried = evidence.tried
+    return tried.judge(tried.scores(evidence.debiased, evidence.start)) != "broken" and (
+        not tried.fails(evidence.debiased)
     )
 
 
@@ -136,7 +137,7 @@ def split_of_gap(evidence: Evidence) -> str | None:
     """What is left of the gap without the initial value, and with converged statistics."""
     whole = evidence.gap(evidence.judged, evidence.train)
     gaps = (
-        (evidence.gap(evidence.debiased, evidence.train), "without the initial value"),
+        (evidence.gap_without_initial_value, "without the initial value"),
         (evidence.floor, "with converged statistics"),
     )
     told = [

@@ -83,7 +83,7 @@ class RunningStatsUnderconverged(Rule):
             causes=evidence.causes,
             sufficient_rates={str(k): rate for k, rate in evidence.sufficient_rates.items()},
             gap_with_batch_statistics=evidence.surviving_gap,
-            gap_without_initial_value=evidence.gap(evidence.debiased, evidence.train),
+            gap_without_initial_value=evidence.gap_without_initial_value,
         )
 
 

@@ -89,6 +89,6 @@ def _spread(losses: Sequence[float]) -> str:
     if not losses:
         return ""
     return (
-        f" In eval mode the loss goes from {min(losses):.2g} to {max(losses):.2g}, depending on "
-        f"which of {len(losses)} mini-batches came last."
+        f" In eval mode the loss on one mini-batch goes from {min(losses):.2g} to "
+        f"{max(losses):.2g}, depending on which of {len(losses)} mini-batches came last."
     )
