@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import running
@@ -69,7 +70,7 @@ def work_out(evidence: Evidence, predict: Predict) -> None:
     """
     tried = evidence.tried
     evidence.further_updates = more = further_updates(tried, predict)
-    if more is not None and more > 1:
+    if more is not None and more > 1 and not evidence.stream:
         _gap_after(tried, predict, more // 2)  # for the report's curve
     if _can_replay(evidence):
         for steps in (evidence.steps, LATER * evidence.steps):
@@ -95,9 +96,10 @@ def further_updates(evidence: Evidence, predict: Predict) -> int | None:
     if not target <= evidence.gap_limit or not _all_update(evidence):
         return None
 
+    until = cache(lambda distortion: _until(evidence, distortion))
     gaps = {0: evidence.gap(evidence.eval, evidence.train)}
     low, high = 0, None  # the first that passes is in (low, high]
-    ask, left = _until(evidence, evidence.distortion_limit), PROBES
+    ask, left = until(evidence.distortion_limit), PROBES
     while left > 0 and (high is None or high - low > max(1, CLOSE * high)):
         gaps[ask] = gap = _gap_after(evidence, predict, ask)
         left -= 1
@@ -108,7 +110,7 @@ def further_updates(evidence: Evidence, predict: Predict) -> int | None:
         if high is not None:
             ask = _between(low, high, gaps, target, above=high != ask)
         else:
-            ask = max(2 * low, _until(evidence, 0.3 * evidence.distortion_limit))
+            ask = max(2 * low, until(0.3 * evidence.distortion_limit))
             if ask > MOST:
                 return None
     return high
