@@ -231,7 +231,11 @@ def no_check(error: BaseException, **place: Any) -> dict[str, Any]:
     from pytest_bncheck.report import Report
 
     error = getattr(error, REASON, error)  # from `_refuse`
-    text = f"{type(error).__name__}: {error}"
+    try:
+        text = str(error)
+    except Exception:  # of the user's own making, and then pytest has to go on
+        text = "<exception str() failed>"  # Python's words
+    text = f"{type(error).__name__}: {text}"
     return Report(verdict="error", error=text, **place).to_dict()
 
 

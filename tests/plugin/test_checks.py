@@ -281,6 +281,33 @@ def test_users_exception_shows_the_users_traceback(project, xdist_args):
     assert project.report()["summary"]["errored"] == 2
 
 
+def test_an_exception_that_cannot_be_said(project, xdist_args):
+    """The run goes on, and the words are those of Python's own tracebacks."""
+    project.pytester.makepyfile(
+        """
+        import pytest
+
+        class Mute(Exception):
+            def __str__(self):
+                raise RuntimeError("no words")
+
+        @pytest.fixture
+        def bncheck_model():
+            raise Mute
+
+        @pytest.mark.bn_consistency
+        def test_marker(): ...
+
+        def test_callable(bncheck):
+            raise Mute
+        """
+    )
+    result = project.run("--bncheck", "--bncheck-json=report.json", *xdist_args)
+    result.assert_outcomes(errors=1, failed=1)
+    errors = [check["error"] for check in project.report()["checks"]]
+    assert errors == ["Mute: <exception str() failed>"] * 2
+
+
 def test_bad_input_of_a_call_points_at_the_call(project):
     project.pytester.makepyfile(
         """
