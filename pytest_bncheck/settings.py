@@ -188,8 +188,8 @@ OPTIONS: Mapping[str, Option] = {
         "N|auto",
     ),
     "planned_updates": Option(
-        _whole(1),
-        "a whole number >= 1",
+        _whole(1, 2**53),  # beyond it not every number of updates is a float
+        "a whole number from 1 to 2**53",
         "How many updates the real training makes; the verdict is then about the running "
         "statistics at its end.",
         "N",

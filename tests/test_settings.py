@@ -51,7 +51,7 @@ def test_allowed(name, value, expected):
     ("name", "value"),
     [
         *[("steps", bad) for bad in (-1, True, 1.5, "five", "", [5], math.nan)],
-        *[("planned_updates", bad) for bad in (0, False, "auto")],
+        *[("planned_updates", bad) for bad in (0, False, "auto", 10**400)],
         *[("device", bad) for bad in ("", 0, " ")],
         *[("seed", bad) for bad in (-1, 2**32, True, 0.0)],
         *[
