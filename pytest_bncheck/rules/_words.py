@@ -94,8 +94,7 @@ def distorting(layers: Collection[str], evidence: Evidence) -> str:
             f"No single layer is far off (distortion up to {worst:.2f}; {allowed})"
             f"{', but depth amplifies it' if _is_noticed(evidence) else ''}"
         )
-    whose = "its" if len(layers) == 1 else "their"
-    return f"{n_of_m(layers, evidence, 'distort')} {whose} normalised output ({allowed})"
+    return f"{n_of_m(layers, evidence, 'distort')} {their(layers)} normalised output ({allowed})"
 
 
 def _is_noticed(evidence: Evidence) -> bool:
@@ -109,6 +108,11 @@ def n_of_m(layers: Collection[str], evidence: Evidence, verb: str) -> str:
     singular = {"have": "has"}.get(verb, f"{verb}s") if verb else ""
     said = singular if len(layers) == 1 else verb
     return f"{len(layers)} of {len(evidence.layers)} {noun} {said}".rstrip()
+
+
+def their(layers: Collection[str]) -> str:
+    """What the layers have is ``its`` of a single one."""
+    return "its" if len(layers) == 1 else "their"
 
 
 def layer(name: str) -> str:

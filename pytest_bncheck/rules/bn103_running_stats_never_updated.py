@@ -70,7 +70,8 @@ class RunningStatsNeverUpdated(Rule):
         after = f"in {words.plural(evidence.steps, 'training step')}"
         lost = "lost updates of" if _is_rounded_away(still[0]) else "did not change"
         return self.finding(
-            f"{words.n_of_m(names, evidence, '')} {lost} their running statistics {after}.",
+            f"{words.n_of_m(names, evidence, '')} {lost} {words.their(names)} running statistics "
+            f"{after}.",
             cause=_cause(evidence, still[0]),
             remedy=_remedy(evidence, still[0]),
             layers=names,

@@ -66,8 +66,8 @@ class RunningStatsInvalid(Rule):
             return None
         what = "NaN or infinity" if not_finite else "a negative variance"
         return self.finding(
-            f"{words.n_of_m(names, evidence, 'hold')} {what} in their running statistics; "
-            f"the first is {words.layer(names[0])}.",
+            f"{words.n_of_m(names, evidence, 'hold')} {what} in {words.their(names)} running "
+            f"statistics; the first is {words.layer(names[0])}.",
             cause="A value that was not finite went through the layer in training mode."
             if not_finite
             else "The batch variance was computed with cancellation: the inputs' mean is large "

@@ -65,8 +65,8 @@ class FrozenLayerDrifts(Rule):
         if not names:
             return None
         return self.finding(
-            f"{words.n_of_m(names, evidence, 'have')} frozen parameters, but their running "
-            f"statistics moved; the first is {words.layer(names[0])}.",
+            f"{words.n_of_m(names, evidence, 'have')} frozen parameters, but "
+            f"{words.their(names)} running statistics moved; the first is {words.layer(names[0])}.",
             cause="Freezing parameters stops the optimizer, not the running statistics, which "
             "move whenever the layer runs in training mode.",
             remedy=words.bullets(evidence.dialect.freeze),
