@@ -185,6 +185,10 @@ class Backend(ABC):
         """
         raise NotImplementedError
 
+    def jitted(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`function` of tensors alone, as one program where eager operations are one each."""
+        return function
+
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors laid end to end in one of a type that holds each exactly."""
         wide = wide_type(tensors)

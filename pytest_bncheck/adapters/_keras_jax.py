@@ -161,6 +161,9 @@ class Jax(Backend):
 
         return run
 
+    def jitted(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return jax.jit(function)  # type: ignore[no-any-return]
+
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         return _packed(list(tensors), wide_type(tensors))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pytest_bncheck.adapters import _keras_hints as hints
 from pytest_bncheck.adapters._hints import kind
-from pytest_bncheck.adapters._keras_backend import to_numpy
+from pytest_bncheck.adapters._keras_backend import Backend, to_numpy
 from pytest_bncheck.adapters._keras_data import Batch
 from pytest_bncheck.types import InputError, Recipe
 
@@ -99,6 +99,8 @@ class Objective:
         The user's model.
     recipe
         For its `loss`.
+    backend
+        The backend's own part.
 
     Attributes
     ----------
@@ -106,10 +108,11 @@ class Objective:
         The layer that ran last in a forward pass: its activation tells probabilities from logits.
     """
 
-    def __init__(self, model: Any, recipe: Recipe) -> None:
-        self._model = model
+    def __init__(self, model: Any, recipe: Recipe, backend: Backend) -> None:
+        self._model, self._backend = model, backend
         self._user_loss = recipe.loss
         self._compiled: Any = None
+        self._jitted: Any = None
         self._matches: dict[int, tuple[Tensor, tuple[int, ...], Match]] = {}
         self._probabilities: bool | None = None
         self.last_layer: Any = None
@@ -198,6 +201,7 @@ class Objective:
             self._compiled = type(own)(
                 own._user_loss, own._user_loss_weights, output_names=own.output_names
             )
+            self._jitted = self._backend.jitted(self._compiled)
         output, target, single = only_leaf(outputs), only_leaf(targets), self._single_compiled()
         if output is not None and target is not None and "sparse" in _name(single):
             ignored = getattr(single, "ignore_class", None)
@@ -205,7 +209,9 @@ class Objective:
             labels = labels if ignored is None else labels[labels != ignored]
             columns = output.shape[getattr(single, "axis", -1)]
             _check_labels(labels, columns, f"for {columns} columns")
-        return scalar(self._compiled(targets, outputs, weights))
+        alone = output is outputs and target is targets and not hasattr(output, "_keras_mask")
+        pure = alone and self._backend.has_value(output) and _is_library(single)
+        return scalar((self._jitted if pure else self._compiled)(targets, outputs, weights))
 
     def _inferred_loss(self, outputs: Any, targets: Any, weights: Any) -> Tensor:
         output, target = only_leaf(outputs), only_leaf(targets)
@@ -300,6 +306,12 @@ def _name(loss: Any) -> str:
     """Name of a loss without case and underscores: ``sparsecategoricalcrossentropy``."""
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     return str(name).lower().replace("_", "")
+
+
+def _is_library(loss: Any) -> bool:
+    """Whether a compiled loss is code of Keras."""
+    found = None if loss is None else keras.losses.get(loss)
+    return str(getattr(found, "__module__", "")).split(".")[0] == "keras"
 
 
 def _squashes(layer: Any) -> bool:

@@ -75,7 +75,7 @@ class KerasAdapter(Adapter):
         self.batch_size = self._batches[0].size
         self.noise = rounding(model.compute_dtype, self.device)
         self._optimizer = check_optimizer(recipe.optimizer)
-        self._objective = Objective(model, recipe)
+        self._objective = Objective(model, recipe, self._own)
         self._snapshot: Snapshot | None = None
         self._cleanup = contextlib.ExitStack()
         self._described: list[Layer] | None = None
