@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 
 from pytest_bncheck.adapters import _keras_hints as hints
 from pytest_bncheck.adapters._hints import kind
 from pytest_bncheck.adapters._keras_backend import Backend, Tensor
 from pytest_bncheck.adapters._keras_calls import Modes, Record, counted, replaced_calls
 from pytest_bncheck.adapters._keras_data import Batch, has_own_step, make_optimizer
-from pytest_bncheck.adapters._keras_layers import Inventory
+from pytest_bncheck.adapters._keras_layers import Inventory, statistics_of
 from pytest_bncheck.adapters._keras_loss import Objective, scalar
-from pytest_bncheck.adapters._keras_state import fingerprint
+from pytest_bncheck.adapters._keras_state import fingerprint, value_of
 from pytest_bncheck.adapters._keras_trace import compiled
 from pytest_bncheck.types import InputError, Recipe
 
@@ -30,13 +31,13 @@ class Repeat:
     Attributes
     ----------
     run
-        A compiled step: from inputs to loss, packed statistics and those between the calls of each
-        layer; None for eager steps.
+        A compiled step: from inputs to loss, packed statistics, those between the calls of each
+        layer, and outputs where `Steps.once_more` needs them; None for eager steps.
     records
         The calls of each layer in one compiled step.
     """
 
-    run: Callable[[Any], tuple[Tensor, Tensor, list[Any]]] | None
+    run: Callable[[Any], tuple[Tensor, Tensor, list[Any], Any]] | None
     records: list[Record]
 
 
@@ -88,6 +89,8 @@ class Steps:
         self._forward, self._packed = forward, packed
         self._optimizer: Any = None
         self._repeats: dict[int, Repeat] = {}
+        # Then a step's forward is the pass with batch statistics, which would be a program more.
+        self._is_forward = parts.only_normalises and backend.compiles_passes
         self.expected = 0
         self.losses: list[Tensor] = []
         self.log: list[Tensor] = []
@@ -114,7 +117,7 @@ class Steps:
         repeat, first = self._repeats[id(batch)], not self.losses
         before = fingerprint(self._backend, self._parts.seeds) if first else ()
         if repeat.run is not None:
-            loss, packed, between = repeat.run(batch.inputs)
+            loss, packed, between, _ = repeat.run(batch.inputs)
             for record, each, pairs in zip(self.records, repeat.records, between, strict=True):
                 record.add(each)
                 record.samples, record.between = each.samples, pairs
@@ -133,6 +136,37 @@ class Steps:
         if first:
             self.stochastic = before != fingerprint(self._backend, self._parts.seeds)
 
+    def once_more(self, batch: Batch) -> tuple[Any, Tensor, list[Record]] | None:
+        """Outputs of one more step, running statistics packed, and calls; it changes nothing.
+
+        The statistics start at 0, so that they show those of the batch. None where that is not the
+        same as a pass with batch statistics, or a program less is worth nothing.
+        """
+        repeat = self._repeats.get(id(batch))
+        if repeat is None or repeat.run is None or not self._is_forward:
+            return None
+        pairs = list(zip(self._parts.layers, repeat.records, strict=True))
+        used = [layer for layer, record in pairs if record.training]
+        running = [variable for layer in used for variable in statistics_of(layer)]
+        if (
+            any(record.training and record.inference for record in repeat.records)
+            or any(layer.momentum >= 1 for layer in used)
+            or any(variable.dtype != "float32" for variable in running)
+        ):
+            return None
+        # As they are: these arrays do not change, other ones take their place.
+        variables = [*self._parts.variables, *self._optimizer.variables]
+        kept = [(variable, value_of(variable)) for variable in variables]
+        zeros = self._backend.from_host([np.zeros(v.shape, "float32") for v in running])
+        try:
+            for variable, zero in zip(running, zeros, strict=True):
+                variable.assign(zero)
+            _, packed, _, outputs = repeat.run(batch.inputs)
+        finally:
+            for variable, value in kept:
+                variable.assign(value)
+        return outputs, packed, repeat.records
+
     @contextlib.contextmanager
     def _watched(self, records: list[Record]) -> Iterator[None]:
         calls = [
@@ -150,9 +184,9 @@ class Steps:
 
         records = [Record() for _ in self.records]
 
-        def step(inputs: Any) -> tuple[Tensor, Tensor, list[Any]]:
-            loss = self._as_fit(batch.with_inputs(inputs), records)
-            return loss, self._packed(), [record.between for record in records]
+        def step(inputs: Any) -> tuple[Tensor, Tensor, list[Any], Any]:
+            loss, outputs = self._as_fit(batch.with_inputs(inputs), records)
+            return loss, self._packed(), [record.between for record in records], outputs
 
         self._build(self._model.trainable_weights)
         variables = [*self._model.variables, *self._optimizer.variables]
@@ -170,21 +204,26 @@ class Steps:
                 return _loss_in(self._recipe.train_step(self._model, batch.whole), "train_step=")
         if self._recipe.loss is None and has_own_step(self._model):
             return self._models_own(batch)
-        return self._as_fit(batch, self.records)
+        return self._as_fit(batch, self.records)[0]
 
-    def _as_fit(self, batch: Batch, records: list[Record]) -> Tensor:
-        """What ``fit`` does with a batch, without its metrics; `records` see its calls."""
+    def _as_fit(self, batch: Batch, records: list[Record]) -> tuple[Tensor, Any]:
+        """What ``fit`` does with a batch, without its metrics; `records` see its calls.
+
+        Returns the loss, and the outputs where they are to be kept.
+        """
         __tracebackhide__ = True
 
         def losses() -> tuple[Any, Tensor]:
             __tracebackhide__ = True
-            shown, total = self._objective.losses(self._forward(batch), batch)
+            outputs = self._forward(batch)
+            shown, total = self._objective.losses(outputs, batch)
             between = [record.between for record in records]
-            return (shown, between), self._optimizer.scale_loss(total)
+            kept = outputs if self._is_forward else ()
+            return (shown, between, kept), self._optimizer.scale_loss(total)
 
         weights = self._model.trainable_weights
         self._build(weights)
-        (shown, between), gradients = self._backend.gradients(losses, weights)
+        (shown, between, outputs), gradients = self._backend.gradients(losses, weights)
         for record, pairs in zip(records, between, strict=True):
             record.between = pairs
         if weights and all(gradient is None for gradient in gradients):
@@ -195,7 +234,7 @@ class Steps:
             )
         if weights:
             self._backend.apply(self._optimizer, gradients, weights)
-        return shown
+        return shown, outputs
 
     def _models_own(self, batch: Batch) -> Tensor:
         """The model's ``train_step``, whose logs are means since the last reset of its metrics."""

@@ -14,6 +14,7 @@ if keras.backend.backend() != "jax":
     pytest.skip("Keras runs on another backend", allow_module_level=True)
 import jax  # noqa: E402
 
+from pytest_bncheck.adapters._keras_steps import Steps  # noqa: E402
 from pytest_bncheck.adapters.keras import KerasAdapter  # noqa: E402
 from pytest_bncheck.types import InputError, Recipe  # noqa: E402
 
@@ -27,8 +28,9 @@ def build():
     )
 
 
-def prepared(model, **recipe):
+def prepared(model, steps=0, **recipe):
     lab = KerasAdapter(model, [(X, Y)], Recipe(**recipe), None)
+    lab.expected_steps = steps
     lab.save()
     lab.begin()
     return lab
@@ -95,3 +97,43 @@ def test_devices_have_names():
     assert KerasAdapter(model, [(X, Y)], Recipe(), None).device == "cpu"
     with pytest.raises(InputError, match="device: 'cuda:1' is not there; this machine has cpu"):
         KerasAdapter(model, [(X, Y)], Recipe(), "cuda:1")
+
+
+def test_one_more_step_is_the_pass_with_batch_statistics(monkeypatch):
+    """Also where a layer is called twice or is frozen; and it changes nothing."""
+    shared = keras.layers.BatchNormalization(momentum=0.9)
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(4, activation="relu")(shared(inputs))
+    x = keras.layers.BatchNormalization(trainable=False)(shared(x))
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+    lab = prepared(model, steps=3)
+    for _ in range(3):
+        lab.train_step(0)
+    variables = [*model.variables, *model.optimizer.variables]
+    before = [np.array(v) for v in variables]
+    by_step, statistics, calls = lab.predict_with_batch_statistics(0)
+    assert lab._steps.once_more(lab._batches[0]) is not None
+    assert all((np.array(v) == b).all() for v, b in zip(variables, before, strict=True))
+    monkeypatch.setattr(Steps, "once_more", lambda self, batch: None)
+    by_pass, expected, calls_in_pass = lab.predict_with_batch_statistics(0)
+    np.testing.assert_allclose(by_step.outputs["output"], by_pass.outputs["output"], atol=1e-6)
+    assert by_step.loss == pytest.approx(by_pass.loss, rel=1e-6)
+    for found, other in ((statistics.mean, expected.mean), (statistics.var, expected.var)):
+        for a, b in zip(found, other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert calls == calls_in_pass
+    assert calls.training == (2, 0)
+
+
+def test_no_step_stands_for_a_pass_where_it_stores_nothing():
+    """With momentum 1 running statistics do not show those of the batch."""
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.BatchNormalization(momentum=1.0), keras.layers.Dense(3)]
+    )
+    lab = prepared(model, steps=1)
+    lab.train_step(0)
+    assert lab.execution == "jit"
+    assert lab._steps.once_more(lab._batches[0]) is None
+    statistics = lab.predict_with_batch_statistics(0)[1]
+    np.testing.assert_allclose(statistics.mean[0], X.mean(axis=0), rtol=1e-4)
