@@ -104,21 +104,25 @@ def _build(seed: int, small: bool, momentum: float = 0.99) -> Any:
     return model
 
 
-def _updates(model: Any, batch: Any, expected: int, floor: float | None) -> int:
+def _updates(trained: Any, batch: Any, expected: int, floor: float | None) -> int:
     """Updates with frozen weights until the prediction is within the limit, to 1 %."""
     import keras
 
     from pytest_bncheck.maths.predictions import gap
 
+    model = trained
+    if keras.backend.backend() == "torch":  # else each update keeps the graph of all before it
+        import torch
+
+        model = torch.no_grad()(trained)
+
     def predict(training: bool) -> Any:
         outputs = model(batch[0], training=training)
-        if keras.backend.backend() == "torch":
-            outputs = outputs.detach()
         return {"output": keras.ops.convert_to_numpy(outputs).astype("float64")}
 
-    weights = model.get_weights()
+    weights = trained.get_weights()
     reference = predict(training=True)
-    model.set_weights(weights)
+    trained.set_weights(weights)
     target = max(MARGIN * 0.25, 1.2 * (floor or 0.0))
     look, updates = max(1, expected // 100), 0
     while updates < 2 * expected + 10:
