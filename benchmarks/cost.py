@@ -40,8 +40,7 @@ def main() -> int:
     print(f"check / bare loop of {STEPS} steps and 2 forwards: median [least, most]")
     dear = False
     for depth in (18,) if options.smoke else BLOCKS:
-        first, second = (partial(run, depth, batch) for run in (_check, _bare))
-        measured = pairs(first, second, repeats)
+        measured = pairs(partial(_check, depth, batch), partial(_bare, depth, batch), repeats)
         dear |= ratio(measured) > LIMIT
         found = ", ".join(sorted(FOUND)) or "nothing"
         print(f"  ResNet-{depth:<3} {spread(measured)}; found {found}", flush=True)
@@ -60,10 +59,15 @@ def _check(depth: int, batch: Any) -> None:
 
 
 def _bare(depth: int, batch: Any) -> None:
-    model, (images, labels) = resnet(depth), batch
+    bare(resnet(depth), batch, STEPS)
+
+
+def bare(model: nn.Module, batch: Any, steps: int) -> None:
+    """The training loop and the two forwards without the plugin."""
+    images, labels = batch
     optimizer = OPTIMIZER(model.parameters())
     model.train()
-    for _ in range(STEPS):
+    for _ in range(steps):
         optimizer.zero_grad()
         functional.cross_entropy(model(images), labels).backward()
         optimizer.step()

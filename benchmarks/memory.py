@@ -100,9 +100,8 @@ def _many(one: Callable[[int], Any], smoke: bool) -> None:
 
 def _torch(part: str, smoke: bool) -> None:
     import torch
-    from cost import OPTIMIZER, resnet
+    from cost import OPTIMIZER, bare, resnet
     from nets_torch import build, data
-    from torch.nn import functional
 
     from pytest_bncheck import check
 
@@ -117,20 +116,12 @@ def _torch(part: str, smoke: bool) -> None:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 0.001
     side = 32 if smoke else 64
-    images, labels = torch.randn(8, 3, side, side), torch.arange(8) % 4
+    batch = torch.randn(8, 3, side, side), torch.arange(8) % 4
     state = sum(t.nbytes for t in (*model.parameters(), *model.buffers())) / MB
     if part == "bare":
-        optimizer = OPTIMIZER(model.parameters())
-        for _ in range(steps):
-            optimizer.zero_grad()
-            functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-        with torch.no_grad():
-            model(images)
-            model.eval()
-            model(images)
+        bare(model, batch, steps)
     else:
-        report = check(model, (images, labels), steps=steps, optimizer=OPTIMIZER)
+        report = check(model, batch, steps=steps, optimizer=OPTIMIZER)
         _expect(part, report, smoke)
     print(state, _memory("VmHWM"))
 

@@ -81,9 +81,10 @@ def further_updates(evidence: Evidence, predict: Predict) -> int | None:
     """Training steps until the prediction passes, with the weights as they are.
 
     With frozen weights every layer contracts towards its batch statistics at once (see
-    `maths.running.project`), so the number of updates can be bisected: first on the distortion,
-    which is arithmetic, then on the gap of the prediction, one pass each. Further training moves
-    the weights too, so it is a lower bound.
+    `maths.running.project`), so the statistics after any number of updates are arithmetic. The
+    search starts where no layer is distorted any more and closes in on the number from which the
+    gap of the prediction passes, one pass each. Further training moves the weights too, so it is
+    a lower bound.
 
     Returns
     -------
