@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -43,6 +43,8 @@ class Attempt:
     ----------
     marker
         The options of the test's marks, nearest first.
+    marked
+        Whether the test is to be checked.
     checks
         The JSON objects of its checks so far.
     pending
@@ -54,10 +56,11 @@ class Attempt:
     """
 
     marker: tuple[settings.Layer, ...] = ()
+    marked: bool = False
     checks: list[dict[str, Any]] = field(default_factory=list)
     pending: Exception | None = None
     started: bool = False
-    seeded: frozenset[str] = frozenset()
+    seeded: frozenset[str] = frozenset(INPUTS)
 
 
 ATTEMPT = pytest.StashKey[Attempt]()
@@ -355,19 +358,12 @@ def inputs_and_what_they_need(item: pytest.Item) -> frozenset[str]:
 
 
 @contextmanager
-def _seeded(item: pytest.Item, scope: str) -> Iterator[None]:
-    from pytest_bncheck.adapters.random_state import seeded
+def seeded(item: pytest.Item, scope: str) -> Iterator[None]:
+    """Build an input of `item` from the seed of its check."""
+    from pytest_bncheck.adapters import random_state
 
     layers = item.config.stash[SESSION].layers
     # A fixture that several tests share must not depend on which of them comes first.
     own = item.stash[ATTEMPT].marker if scope == "function" else ()
-    with seeded(settings.merge(*own, *layers).seed):
+    with random_state.seeded(settings.merge(*own, *layers).seed):
         yield
-
-
-def building(request: Any, name: str) -> Any:
-    """The context in which pytest builds the fixture `name`: seeded if it is an input."""
-    item = request.config.stash.get(CURRENT, None)
-    if item is None or name not in item.stash[ATTEMPT].seeded:
-        return nullcontext()
-    return _seeded(item, request.scope)

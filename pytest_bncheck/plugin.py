@@ -17,7 +17,6 @@ from pytest_bncheck.errors import InputError
 from pytest_bncheck.fixtures import (  # noqa: F401  (pytest finds fixtures in a plugin's names)
     ATTEMPT,
     CURRENT,
-    INPUTS,
     MARKER,
     OFF,
     Attempt,
@@ -105,13 +104,17 @@ def pytest_pycollect_makeitem(
     collector: pytest.Module | pytest.Class, name: str, obj: object
 ) -> Generator[None, Any, Any]:
     """Let the inputs join a marked test's fixtures, so that they can be parametrized."""
-    with _using_inputs(collector, name, getattr(obj, "__func__", obj)):
+    function = getattr(obj, "__func__", obj)
+    if not inspect.isfunction(function) or not _wants_inputs(collector, name, function):
+        return (yield)
+    with _using_inputs(collector, function):
         return (yield)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark tests that request one of the fixtures, so that ``-m bn_consistency`` selects them."""
-    if not _is_marked(item) and {"bncheck", "bncheck_report"} & {*_fixturenames(item)}:
+    names = _fixturenames(item)
+    if ("bncheck" in names or "bncheck_report" in names) and not _is_marked(item):
         item.add_marker(MARKER)
 
 
@@ -123,42 +126,47 @@ def _fixturenames(item: pytest.Item) -> list[str]:
     return getattr(item, "fixturenames", [])
 
 
+def _wants_inputs(collector: pytest.Module | pytest.Class, name: str, function: Any) -> bool:
+    marked = any(
+        getattr(mark, "name", None) == MARKER for mark in getattr(function, "pytestmark", [])
+    )
+    # Nearly every function of a suite ends here, at a tenth of the time that its signature takes.
+    may_request = vars(function) or "bncheck_report" in function.__code__.co_varnames
+    if not (marked or may_request or _is_marked(collector)):
+        return False
+    if collector.istestfunction(function, name):
+        requested = inspect.signature(function).parameters
+        automatic = (marked or _is_marked(collector)) and "bncheck" not in requested
+        return automatic or "bncheck_report" in requested
+    if marked:
+        raise collector.CollectError(
+            f"{MARKER} marks {name}, which is not a test. Does a mark say {MARKER}({name})? "
+            f"It takes keywords only, for example {MARKER}(loss={name})."
+        )
+    return False
+
+
 @contextmanager
-def _using_inputs(collector: pytest.Module | pytest.Class, name: str, obj: Any) -> Iterator[None]:
+def _using_inputs(collector: pytest.Module | pytest.Class, function: Any) -> Iterator[None]:
     """Put a usefixtures mark on a test function while pytest makes its items.
 
     Only for that while: a function can be collected several times, from a mixin for one, and the
     other classes need not be marked.
     """
-    marks = getattr(obj, "pytestmark", [])
-    marked = any(getattr(mark, "name", None) == MARKER for mark in marks)
-    function = inspect.isfunction(obj)
-    if not function or not collector.istestfunction(obj, name):
-        if marked and function:
-            raise collector.CollectError(
-                f"{MARKER} marks {name}, which is not a test. Does a mark say {MARKER}({name})? "
-                f"It takes keywords only, for example {MARKER}(loss={name})."
-            )
-        yield
-        return
-    requested = inspect.signature(obj).parameters
-    automatic = (marked or _is_marked(collector)) and "bncheck" not in requested
-    if not automatic and "bncheck_report" not in requested:
-        yield
-        return
-    had, before = "pytestmark" in vars(obj), obj.__dict__.get("pytestmark")
+    had, before = "pytestmark" in vars(function), vars(function).get("pytestmark")
     try:
         names = _input_names(collector)
     except InputError:  # Said when the test is set up: one test fails, not the whole file.
         names = ["bncheck_report"]
-    obj.pytestmark = [*marks, pytest.mark.usefixtures(*names).mark]
+    marks = getattr(function, "pytestmark", [])
+    function.pytestmark = [*marks, pytest.mark.usefixtures(*names).mark]
     try:
         yield
     finally:
         if had:
-            obj.pytestmark = before
+            function.pytestmark = before
         else:
-            del obj.pytestmark
+            del function.pytestmark
 
 
 def _input_names(node: pytest.Item | pytest.Collector) -> list[str]:
@@ -179,9 +187,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def _prepare(item: pytest.Item) -> None:
     """Validate a test's marks; let the inputs join it if collection could not do that."""
-    attempt = item.stash[ATTEMPT] = Attempt(seeded=frozenset(INPUTS))
+    attempt = item.stash[ATTEMPT] = Attempt(marked=_is_marked(item))
     item.config.stash[CURRENT] = item
-    if not _is_marked(item):
+    if not attempt.marked:
         return
     names = _fixturenames(item)
     try:
@@ -225,7 +233,10 @@ class Checking:
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, Any, Any]:
         """Build the inputs from a fresh seed."""
         __tracebackhide__ = True
-        with fixtures.building(request, fixturedef.argname):
+        item = request.config.stash.get(CURRENT, None)
+        if item is None or fixturedef.argname not in item.stash[ATTEMPT].seeded:
+            return (yield)
+        with fixtures.seeded(item, request.scope):
             return (yield)
 
     @pytest.hookimpl(wrapper=True, trylast=True)  # innermost: xfail and captured logs see it
@@ -237,7 +248,8 @@ class Checking:
         if attempt.pending:
             _raise_at(item, attempt.pending)
         result = yield
-        if not attempt.checks and _is_marked(item):
+        attempt.marked = _is_marked(item)  # A fixture or the test may have added the mark.
+        if attempt.marked and not attempt.checks:
             attempt.pending = InputError(_unchecked(item))
             _raise_at(item, attempt.pending)
         return result
@@ -247,6 +259,8 @@ class Checking:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Attach the checks to the report of every phase, and point a failure at the test."""
+        if not _is_ours(item, call):
+            return (yield)
         _note_missing_check(item, call)
         _point_at_test(item, call)
         _set_properties(item)
@@ -254,6 +268,16 @@ class Checking:
         _attach(item, report)
         _summarise(call, report)
         return report
+
+
+def _is_ours(item: pytest.Item, call: pytest.CallInfo[None]) -> bool:
+    """Whether a phase can have anything of a check, told quickly: most phases have not."""
+    attempt = item.stash.get(ATTEMPT, None)
+    return bool(
+        call.excinfo
+        or item.user_properties  # A rerun may have to take ours away.
+        or (attempt and (attempt.marked or attempt.checks))
+    )
 
 
 def _raise_at(item: pytest.Item, error: Exception) -> None:
