@@ -148,9 +148,9 @@ class Backend(ABC):
         is returned with its values.
         """
 
-    def has_value(self, tensor: Tensor) -> bool:
-        """Whether a tensor is more than a place in a trace."""
-        return True
+    def concrete(self, tensor: Tensor) -> Tensor | None:
+        """A tensor without what traces it; None where it is no more than a place in a trace."""
+        return tensor
 
     def apply(
         self, optimizer: Any, gradients: Sequence[Tensor | None], variables: Sequence[Variable]

@@ -42,6 +42,8 @@ class Record:
         Of the latter those that were told no mode at all, by their caller or the context.
     values
         Values per channel of the smallest call.
+    masked
+        The same of calls under a mask in a trace, where it has no values yet.
     batches
         Batch mean and variance of each call, where they are collected.
     between
@@ -54,6 +56,7 @@ class Record:
     inference: int = 0
     untold: int = 0
     values: int | None = None
+    masked: list[Tensor] = field(default_factory=list)
     batches: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     between: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     samples: list[int] = field(default_factory=list)
@@ -72,11 +75,19 @@ class Record:
     def clear(self) -> None:
         """Forget everything."""
         self.training, self.inference, self.untold, self.values = 0, 0, 0, None
-        self.batches, self.between, self.samples = [], [], []
+        self.masked, self.batches, self.between, self.samples = [], [], [], []
+
+    def count(self, values: int | Tensor, backend: Backend) -> None:
+        """Note a call's values per channel, now or when a trace is run."""
+        known = backend.concrete(values)
+        if known is None:
+            self.masked.append(values)
+        else:
+            self.note(int(known))
 
     def note(self, values: int | None) -> None:
-        """Remember a call's values per channel if they are the fewest."""
-        if values is not None:
+        """Remember a call's values per channel if they are the fewest; of padding there are 0."""
+        if values:
             self.values = values if self.values is None else min(values, self.values)
 
 
@@ -196,7 +207,7 @@ def counted(
         record.training += training
         record.inference += not training
         record.untold += takes_mode and bound.arguments.get("training") is None
-        record.note(_values_per_channel(layer, bound))
+        record.count(_values_per_channel(layer, bound), backend)
         return outputs
 
     return layer, call
@@ -355,9 +366,9 @@ def traced(args: Sequence[Any], backend: Backend) -> bool:
     return not backend.eager() or any(isinstance(a, keras.KerasTensor) for a in args)
 
 
-def _values_per_channel(layer: KerasLayer, bound: inspect.BoundArguments) -> int:
+def _values_per_channel(layer: KerasLayer, bound: inspect.BoundArguments) -> int | Tensor:
     mask = bound.arguments.get("mask")
     if mask is not None:
-        return int(keras.ops.count_nonzero(mask))
+        return keras.ops.sum(keras.ops.cast(mask, "int32"))
     channels = max(int(np.prod(layer.moving_mean.shape)), 1)
     return int(np.prod(bound.args[0].shape)) // channels

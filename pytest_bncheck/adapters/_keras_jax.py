@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from keras.src.backend.common import global_state
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from pytest_bncheck.adapters._keras_backend import Backend, Losses, Tensor, Variable, wide_type
@@ -74,23 +75,25 @@ class Jax(Backend):
         updated: list[Variable] = []
         depends = True
 
-        def compute(values: list[Tensor]) -> tuple[Tensor, tuple[Any, list[Tensor]]]:
+        def compute(values: list[Tensor]) -> tuple[Tensor, tuple[Any, list[Any], list[Tensor]]]:
             __tracebackhide__ = True
             nonlocal depends
             with _Scope(variables, values) as scope:
                 shown, total = losses()
-            depends = isinstance(total, jax.core.Tracer)
+            depends = _is_traced(total)
             updated.extend(scope.updated.values())
-            return total if depends else 0.0, (shown, [scope.get_current_value(v) for v in updated])
+            values = [scope.get_current_value(v) for v in updated]
+            return total if depends else 0.0, (shown, _masks_of(shown), values)
 
         differentiated = jax.value_and_grad(compute, has_aux=True)
-        (_, (shown, values)), found = differentiated([v.value for v in variables])
+        (_, (shown, masks, values)), found = differentiated([v.value for v in variables])
+        _mask(shown, masks)
         for variable, value in zip(updated, values, strict=True):
             variable.assign(value)
         return shown, found if depends else [None] * len(variables)
 
-    def has_value(self, tensor: Tensor) -> bool:
-        return not isinstance(tensor, jax.core.Tracer)
+    def concrete(self, tensor: Tensor) -> Tensor | None:
+        return tensor.to_concrete_value() if _is_traced(tensor) else tensor
 
     def apply(
         self, optimizer: Any, gradients: Sequence[Tensor | None], variables: Sequence[Variable]
@@ -140,21 +143,22 @@ class Jax(Backend):
         own = {id(variable) for variable in variables}
         updated: list[Variable] = []
 
-        def pure(values: list[Tensor], inputs: Any) -> tuple[Any, list[Tensor]]:
+        def pure(values: list[Tensor], inputs: Any) -> tuple[Any, list[Any], list[Tensor]]:
             with _Scope(variables, values) as scope:
                 result = function(inputs)
             generator = global_state.get_global_attribute("global_seed_generator")
             if generator is not None and id(generator.state) in scope.updated:
                 raise ValueError("a program would draw the same numbers each time")
             updated.extend(v for key, v in scope.updated.items() if key in own)
-            return result, [scope.get_current_value(v) for v in updated]
+            return result, _masks_of(result), [scope.get_current_value(v) for v in updated]
 
         lowered = jax.jit(pure).lower([v.value for v in variables], inputs)
         on_cpu = jax.default_backend() == "cpu"
         program = lowered.compile(_ONCE if once and on_cpu else None)
 
         def run(inputs: Any) -> Any:
-            result, values = program([v.value for v in variables], inputs)
+            result, masks, values = program([v.value for v in variables], inputs)
+            _mask(result, masks)
             for variable, value in zip(updated, values, strict=True):
                 variable.assign(value)
             return result
@@ -162,7 +166,8 @@ class Jax(Backend):
         return run
 
     def jitted(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return jax.jit(function)  # type: ignore[no-any-return]
+        program: Callable[..., Tensor] = jax.jit(function)
+        return program
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         return _packed(list(tensors), wide_type(tensors))
@@ -172,7 +177,8 @@ class Jax(Backend):
         return found
 
     def users_step(self) -> contextlib.AbstractContextManager[Any]:
-        return jax.disable_jit()  # type: ignore[no-any-return]
+        eagerly: contextlib.AbstractContextManager[Any] = jax.disable_jit()
+        return eagerly
 
 
 class _Scope(keras.StatelessScope):  # type: ignore[misc]
@@ -195,6 +201,21 @@ class _Scope(keras.StatelessScope):  # type: ignore[misc]
     def add_update(self, update: tuple[Variable, Tensor]) -> None:
         self.updated[id(update[0])] = update[0]
         super().add_update(update)
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    return isinstance(tensor, jax.core.Tracer)
+
+
+def _masks_of(result: Any) -> list[Tensor | None]:
+    """Keras' masks, which hang on arrays that JAX hands out anew."""
+    return [get_keras_mask(leaf) for leaf in keras.tree.flatten(result)]
+
+
+def _mask(result: Any, masks: Sequence[Tensor | None]) -> None:
+    for leaf, mask in zip(keras.tree.flatten(result), masks, strict=True):
+        if mask is not None:
+            set_keras_mask(leaf, mask)
 
 
 @partial(jax.jit, static_argnums=1)

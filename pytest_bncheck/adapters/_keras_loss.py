@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import keras
 import numpy as np
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from pytest_bncheck.adapters import _keras_hints as hints
 from pytest_bncheck.adapters._hints import kind
@@ -176,6 +177,9 @@ class Objective:
         else:
             labels = found.targets if found.kind == "indices" else found.targets.argmax(axis=-1)
             right = scores.argmax(axis=-1) == labels
+        mask = get_keras_mask(output)
+        if mask is not None and tuple(mask.shape) == right.shape:
+            right = right[_host(mask).astype(bool)]  # no loss trains what is padding
         return float(right.mean())
 
     def constant_loss(self, outputs: Any, batch: Batch) -> float | None:
@@ -184,6 +188,7 @@ class Objective:
         if output is None or not output.shape or not keras.backend.is_float_dtype(output.dtype):
             return None
         mean = keras.ops.broadcast_to(keras.ops.mean(output, axis=0, keepdims=True), output.shape)
+        set_keras_mask(mean, get_keras_mask(output))
         try:
             return float(self.loss(keras.tree.pack_sequence_as(outputs, [mean]), batch))
         except Exception:  # a loss of the user's that the real outputs suit may need more of them
@@ -209,8 +214,8 @@ class Objective:
             labels = labels if ignored is None else labels[labels != ignored]
             columns = output.shape[getattr(single, "axis", -1)]
             _check_labels(labels, columns, f"for {columns} columns")
-        alone = output is outputs and target is targets and not hasattr(output, "_keras_mask")
-        pure = alone and self._backend.has_value(output) and _is_library(single)
+        alone = output is outputs and target is targets and get_keras_mask(output) is None
+        pure = alone and self._backend.concrete(output) is output and _is_library(single)
         return scalar((self._jitted if pure else self._compiled)(targets, outputs, weights))
 
     def _inferred_loss(self, outputs: Any, targets: Any, weights: Any) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from pytest_bncheck.adapters._keras_backend import Backend
 from pytest_bncheck.adapters._keras_calls import (
@@ -41,7 +42,11 @@ class Pass:
 
         def cut(leaf: Any) -> Any:
             shape = getattr(leaf, "shape", ())
-            return leaf[:samples] if shape and shape[0] == size else leaf
+            if not shape or shape[0] != size:
+                return leaf
+            part, mask = leaf[:samples], get_keras_mask(leaf)
+            set_keras_mask(part, None if mask is None else mask[:samples])
+            return part
 
         return dataclasses.replace(self, outputs=keras.tree.map_structure(cut, self.outputs))
 
@@ -157,12 +162,13 @@ class Passes:
         run, seen = self._compiled[key]
         if run is None:
             return self.forward(batch, training=training)
-        outputs, batches = run(batch.inputs)
-        if records is not seen:
-            for record, each in zip(records, seen, strict=True):
+        outputs, found = run(batch.inputs)
+        for record, each, (batches, masked) in zip(records, seen, found, strict=True):
+            for values in masked:
+                each.note(int(values))
+            if record is not each:
                 record.add(each)
-        for record, each in zip(records, batches, strict=True):
-            record.batches = each
+            record.batches = batches
         return outputs
 
     @property
@@ -179,7 +185,7 @@ class Passes:
 
         def compute(inputs: Any) -> tuple[Any, list[Any]]:
             outputs = self.forward(batch.with_inputs(inputs), training=training)
-            return outputs, [record.batches for record in records]
+            return outputs, [(record.batches, record.masked) for record in records]
 
         # What collects runs once; eval mode many times, under other statistics.
         run = compiled(

@@ -32,7 +32,8 @@ class Repeat:
     ----------
     run
         A compiled step: from inputs to loss, packed statistics, those between the calls of each
-        layer, and outputs where `Steps.once_more` needs them; None for eager steps.
+        layer with the values under its masks, and outputs where `Steps.once_more` needs them; None
+        for eager steps.
     records
         The calls of each layer in one compiled step.
     """
@@ -117,18 +118,24 @@ class Steps:
         repeat, first = self._repeats[id(batch)], not self.losses
         before = fingerprint(self._backend, self._parts.seeds) if first else ()
         if repeat.run is not None:
-            loss, packed, between, _ = repeat.run(batch.inputs)
-            for record, each, pairs in zip(self.records, repeat.records, between, strict=True):
+            loss, packed, seen, _ = repeat.run(batch.inputs)
+            for record, each, (between, masked) in zip(
+                self.records, repeat.records, seen, strict=True
+            ):
+                for values in masked:
+                    each.note(int(values))
                 record.add(each)
-                record.samples, record.between = each.samples, pairs
+                record.samples, record.between = each.samples, between
         else:
             for record in self.records:
                 record.begin_step()
             with self._watched(self.records):
                 loss = self._eager(batch)
             for record in self.records:
-                if not all(map(self._backend.has_value, keras.tree.flatten(record.between))):
-                    record.between = []  # the user's own step differentiated it, or compiled it
+                found = keras.tree.map_structure(self._backend.concrete, record.between)
+                # Where the user's own step compiled it, there are no values.
+                whole = all(value is not None for value in keras.tree.flatten(found))
+                record.between = found if whole else []
             packed = self._packed()
         self.losses.append(loss)
         self.log.append(packed)
@@ -186,7 +193,7 @@ class Steps:
 
         def step(inputs: Any) -> tuple[Tensor, Tensor, list[Any], Any]:
             loss, outputs = self._as_fit(batch.with_inputs(inputs), records)
-            return loss, self._packed(), [record.between for record in records], outputs
+            return loss, self._packed(), [(r.between, r.masked) for r in records], outputs
 
         self._build(self._model.trainable_weights)
         variables = [*self._model.variables, *self._optimizer.variables]
@@ -217,15 +224,15 @@ class Steps:
             __tracebackhide__ = True
             outputs = self._forward(batch)
             shown, total = self._objective.losses(outputs, batch)
-            between = [record.between for record in records]
+            seen = [(record.between, record.masked) for record in records]
             kept = outputs if self._is_forward else ()
-            return (shown, between, kept), self._optimizer.scale_loss(total)
+            return (shown, seen, kept), self._optimizer.scale_loss(total)
 
         weights = self._model.trainable_weights
         self._build(weights)
-        (shown, between, outputs), gradients = self._backend.gradients(losses, weights)
-        for record, pairs in zip(records, between, strict=True):
-            record.between = pairs
+        (shown, seen, outputs), gradients = self._backend.gradients(losses, weights)
+        for record, (between, masked) in zip(records, seen, strict=True):
+            record.between, record.masked = between, masked
         if weights and all(gradient is None for gradient in gradients):
             raise hints.no_loss(
                 "the loss does not depend on any trainable weight of the model, so it cannot "

@@ -48,6 +48,9 @@ class TensorFlow(Backend):
         before = contents(variables)
         return lambda: contents(variables) != before
 
+    def concrete(self, tensor: Tensor) -> Tensor | None:
+        return None if tf.is_symbolic_tensor(tensor) else tensor
+
     def own_variables(self, value: object) -> list[Variable]:
         return [value] if isinstance(value, tf.Variable) else []
 

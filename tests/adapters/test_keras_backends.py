@@ -186,3 +186,35 @@ def test_a_mode_lost_in_a_layer_is_what_fit_makes_of_it(build, seed):
     errors = [finding.code for finding in report.findings if finding.severity == "error"]
     assert report.layers[0].updates == (60 if moved else 0)
     assert errors == ([] if moved else ["BN305"]), str(report)
+
+
+def tagger(recurrent):
+    """A class for each token of a sentence, whose padding is masked."""
+    inputs = keras.Input((6,), dtype="int32")
+    x = L.Embedding(9, 8, mask_zero=True)(inputs)
+    x = L.LSTM(8, return_sequences=True)(x) if recurrent else L.Dense(8, activation="relu")(x)
+    x = L.BatchNormalization(momentum=0.9)(x)
+    return keras.Model(inputs, L.TimeDistributed(L.Dense(4))(x))
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_padding_does_not_count(recurrent):
+    """Losses and accuracies are those that Keras itself finds in the model as it was trained."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    tokens, classes = rng.integers(1, 9, (16, 6)), rng.integers(0, 4, (16, 6))
+    tokens[:, 3:] = 0
+    model = tagger(recurrent)
+    loss = keras.losses.SparseCategoricalCrossentropy(True)
+    model.compile(keras.optimizers.Adam(0.03), loss)
+    report = check(model, (tokens.astype("int32"), classes), steps=20, restore=False)
+    shown = report.predictions
+    assert report.layers[0].values_per_channel == 16 * 3
+    assert shown.eval.loss == pytest.approx(model.evaluate(tokens, classes, verbose=0), rel=1e-4)
+    # Training mode comes last, since it moves the running statistics.
+    for mode, found in ((False, shown.eval), (True, shown.train)):
+        outputs = model(tokens, training=mode)
+        expected = keras.ops.convert_to_numpy(keras.ops.stop_gradient(loss(classes, outputs)))
+        assert found.loss == pytest.approx(expected, rel=1e-4)
+        right = keras.ops.convert_to_numpy(keras.ops.stop_gradient(outputs)).argmax(-1) == classes
+        assert found.accuracy == pytest.approx(right[:, :3].mean())
