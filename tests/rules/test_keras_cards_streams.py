@@ -47,7 +47,7 @@ def test_towers_that_share_a_normalisation(build, seed):
     model = build(lambda x: 0.2 * x - 4.0)
     report = check(model, data("functional", seed), steps=60, seed=seed, optimizer=fast())
     finding = sole(report, "BN108")
-    lost = report.predictions.eval.accuracy < report.predictions.train.accuracy
+    lost = report.predictions.eval.accuracy <= report.predictions.train.accuracy - 0.05
     assert finding.severity == ("error" if lost else "warning")
     assert finding.layers == ["norm"]
     assert finding.evidence["calls"] == 2
@@ -61,11 +61,45 @@ def test_towers_with_inputs_alike(build):
     silent(check(model, data("functional"), steps=50, optimizer=fast()))
 
 
+def with_tensorflow(losses: Callable[[], Any], model: Any) -> tuple[Any, list[Any]]:
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        value = losses()
+    return value, tape.gradient(value, model.trainable_variables)
+
+
+def with_torch(losses: Callable[[], Any], model: Any) -> tuple[Any, list[Any]]:
+    model.zero_grad()
+    value = losses()
+    value.backward()
+    return value, [v.value.grad for v in model.trainable_variables]
+
+
+def with_jax(losses: Callable[[], Any], model: Any) -> tuple[Any, list[Any]]:
+    import jax
+
+    variables, others = model.trainable_variables, model.non_trainable_variables
+
+    def stateless(values: list[Any]) -> Any:
+        with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
+            value = losses()
+        return value, [scope.get_current_value(v) for v in others]
+
+    differentiated = jax.value_and_grad(stateless, has_aux=True)
+    (value, values), gradients = differentiated([v.value for v in variables])
+    for variable, new in zip(others, values, strict=True):
+        if new is not None:
+            variable.assign(new)
+    return value, gradients
+
+
+BY_HAND = {"tensorflow": with_tensorflow, "torch": with_torch, "jax": with_jax}
+
+
 @SEED
 def test_step_by_turns(seed):
     """A step of the user's that gives real and generated samples to one network in turn."""
-    import tensorflow as tf
-
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [layers.Dense(16), layers.BatchNormalization(momentum=0.9), layers.ReLU(), layers.Dense(1)]
@@ -77,11 +111,12 @@ def test_step_by_turns(seed):
     targets = np.repeat([1.0, 0.0], 64)[:, None]
 
     def step(model: Any, batch: Any) -> Any:
-        with tf.GradientTape() as tape:
+        def losses() -> Any:
             halves = zip(*(keras.ops.split(part, 2) for part in batch), strict=True)
-            value = sum(loss(y, model(x, training=True)) for x, y in halves)
-        variables = model.trainable_variables
-        optimizer.apply_gradients(zip(tape.gradient(value, variables), variables, strict=True))
+            return sum(loss(y, model(x, training=True)) for x, y in halves)
+
+        value, gradients = BY_HAND[keras.backend.backend()](losses, model)
+        optimizer.apply(gradients, model.trainable_variables)
         return value
 
     report = check(model, (batch, targets), steps=50, seed=seed, train_step=step, loss=loss)
