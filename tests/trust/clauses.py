@@ -1,0 +1,187 @@
+"""What has to be as it was after a check, and the ways a check can end.
+
+A clause is a piece of state: how to read it, and a change that a user's code could make to it. The
+tests of each framework add its own clauses to those of the process, and hold every clause against
+every ending; none is in a list without being tested, since the tests are made from the lists:
+
+- `test_left_as_found`: each clause after each ending;
+- `test_a_change_is_seen`: the reading of each clause tells its change;
+- `test_a_change_is_undone`: a check in which the user's code makes that change undoes it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+
+class Clause(NamedTuple):
+    """A piece of state of a world: a model with what hangs on it."""
+
+    read: Callable[[Any], Any]
+    """Something that can be compared, bit by bit."""
+    change: Callable[[Any], object]
+    undone: bool = True
+    """Whether a check undoes what the user's own code did to it in the check."""
+
+
+class Ending(NamedTuple):
+    """A way for a check to end: a verdict, or what is thrown in it, where and when."""
+
+    verdict: str = ""
+    error: BaseException | None = None
+    place: str = "loss"
+    calls: int = 0
+    """How many calls of that place go well before."""
+
+
+class Mistake(Exception):
+    """An error of the user's."""
+
+
+TIMEOUT = "Timeout (>0.1s) from pytest-timeout."
+
+
+def endings(no_memory: BaseException, steps: int) -> dict[str, Ending]:
+    """The ways to end, in checks of so many steps."""
+    middle = steps // 2
+    return {
+        "pass": Ending("pass"),
+        "fail": Ending("fail"),
+        "NaN loss": Ending("warn"),
+        "exception in the loss": Ending(error=Mistake(), calls=middle),
+        "exception in the first forward": Ending(error=Mistake(), place="forward"),
+        "exception in forward at a step": Ending(error=Mistake(), place="forward", calls=middle),
+        "exception after training": Ending(error=Mistake(), place="forward", calls=steps + 1),
+        "Ctrl-C": Ending(error=KeyboardInterrupt(), place="forward", calls=middle),
+        "Ctrl-C in the loss": Ending(error=KeyboardInterrupt(), calls=middle),
+        "exit": Ending(error=SystemExit(3), place="forward", calls=middle),
+        # What pytest-timeout raises from its signal; `in_time` does so anywhere.
+        "timeout": Ending(
+            error=pytest.fail.Exception(TIMEOUT, pytrace=False), place="forward", calls=middle
+        ),
+        "out of memory": Ending(error=no_memory, place="forward", calls=middle),
+        "out of host memory": Ending(error=MemoryError(), place="forward", calls=middle),
+    }
+
+
+def random_numbers() -> tuple[Any, ...]:
+    """The state of numpy's generator."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return name, keys.tobytes(), *rest
+
+
+PROCESS = {
+    "random state of Python": Clause(lambda _: random.getstate(), lambda _: random.random()),
+    "random state of numpy": Clause(lambda _: random_numbers(), lambda _: np.random.rand()),
+    "numpy's treatment of errors": Clause(
+        lambda _: np.geterr(), lambda _: np.seterr(over="raise"), undone=False
+    ),
+    "signal handlers": Clause(
+        lambda _: [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGALRM)],
+        lambda _: signal.signal(signal.SIGALRM, signal.SIG_IGN),
+        undone=False,
+    ),
+    "trace function": Clause(
+        lambda _: sys.gettrace(),
+        lambda _: sys.settrace(lambda *_: None),
+        undone=False,
+    ),
+    "garbage collector": Clause(
+        lambda _: (gc.isenabled(), gc.get_threshold()),
+        lambda _: gc.set_threshold(100_000),
+        undone=False,
+    ),
+    "environment": Clause(
+        lambda _: dict(os.environ), lambda _: os.environ.update(CHANGED="1"), undone=False
+    ),
+}
+
+
+@contextmanager
+def process_kept() -> Iterator[None]:
+    """A change that a test makes to the process is no fault of the next tests."""
+    environment, errors, alarm = dict(os.environ), np.geterr(), signal.getsignal(signal.SIGALRM)
+    thresholds, trace = gc.get_threshold(), sys.gettrace()
+    yield
+    sys.settrace(trace)
+    gc.set_threshold(*thresholds)
+    signal.signal(signal.SIGALRM, alarm)
+    np.seterr(**errors)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def readings(clauses: Mapping[str, Clause], world: Any) -> dict[str, Any]:
+    """What every clause reads now."""
+    return {name: clause.read(world) for name, clause in clauses.items()}
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was: a line for each thing, not the bytes of all tensors."""
+    found: list[str] = []
+    for name, value in before.items():
+        if isinstance(value, dict):
+            keys: Iterable[Any] = {**value, **now[name]}
+            found += [f"{name}: {key}" for key in keys if value.get(key) != now[name].get(key)]
+        found += [name] if value != now[name] and name not in "".join(found) else []
+    return found
+
+
+def after(calls: int, event: Callable[[], Any]) -> Callable[..., None]:
+    """A function that does nothing so often, and then `event` each time."""
+    left = [calls]
+
+    def count(*_: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            event()
+
+    return count
+
+
+def once(event: Callable[[], Any]) -> Callable[[], None]:
+    """The same, a single time."""
+    events = [event]
+
+    def happen() -> None:
+        if events:
+            events.pop()()
+
+    return happen
+
+
+def throw(error: BaseException) -> Callable[[], Any]:
+    """A function that raises."""
+
+    def event() -> None:
+        raise error
+
+    return event
+
+
+@contextmanager
+def in_time(seconds: float) -> Iterator[None]:
+    """Raise from a signal, as pytest-timeout does, in the middle of whatever runs."""
+
+    def stop(*_: Any) -> None:
+        pytest.fail(TIMEOUT, pytrace=False)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    gc.disable()  # Python swallows what is raised in a callback of the collector, as hypothesis has
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+        gc.enable()
