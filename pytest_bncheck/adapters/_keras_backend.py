@@ -105,8 +105,15 @@ class Backend(ABC):
         """
         return lambda: None
 
-    def keep(self, variables: Sequence[Variable]) -> Callable[[], None]:
-        """Remember what hangs on variables besides their values; returns the way back."""
+    def keep(self, layers: Sequence[Any], variables: Sequence[Variable]) -> Callable[[], None]:
+        """Remember what hangs on layers and variables beside what Keras knows of.
+
+        Returns the way back.
+        """
+        return lambda: None
+
+    def flags(self) -> Callable[[], None]:
+        """Remember the backend's settings of the whole process; returns the way back."""
         return lambda: None
 
     # values -----------------------------------------------------------------------------------

@@ -60,6 +60,16 @@ class Jax(Backend):
         before = list(map(_current, variables))
         return lambda: any(a is not b for a, b in zip(before, map(_current, variables)))  # noqa: B905
 
+    def flags(self) -> Callable[[], None]:
+        before = dict(jax.config.values)
+
+        def back() -> None:
+            for name, value in before.items():
+                if jax.config.values[name] != value:
+                    jax.config.update(name, value)
+
+        return back
+
     def call(self, model: Any, inputs: Any, **mode: bool) -> Any:
         __tracebackhide__ = True
         if not model.built:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import random
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +19,8 @@ from pytest_bncheck.adapters._keras_backend import Backend, Tensor, Variable, to
 _SEED_GENERATOR = "global_seed_generator"
 _NAMES = "object_name_uids"
 _CALL_CONTEXT = "current_call_ctx"
+_DTYPE_POLICY = "dtype_policy"
+_WRAPPERS = "tensorflow.python.trackable.data_structures"
 
 
 def to_host(tensors: Sequence[Tensor], backend: Backend) -> list[np.ndarray[Any, Any]]:
@@ -92,11 +94,12 @@ class Attributes:
             self._remember(value)
 
     def _remember(self, value: Any) -> None:
-        if id(value) not in self._containers and _container(value):
-            items = _items(value)
-            self._containers[id(value)] = value, items
-            for item in items:
-                self._remember(item[1] if _container(value) is not list else item)
+        for held in _holders(value):
+            if id(held) not in self._containers:
+                items = _items(held)
+                self._containers[id(held)] = held, items
+                for item in items:
+                    self._remember(item[1] if _container(held) is not list else item)
 
     def changed(self) -> set[str]:
         """Names of the attributes that are other objects now, or hold other ones."""
@@ -106,8 +109,10 @@ class Attributes:
         return names | {name for name, value in self._values.items() if self._holds_others(value)}
 
     def _holds_others(self, value: Any) -> bool:
-        kept = self._containers.get(id(value))
-        return kept is not None and _differ(_items(value), kept[1], _container(value))
+        for held in _holders(value)[:1]:
+            kept = self._containers.get(id(held))
+            return kept is not None and _differ(_items(held), kept[1], _container(held))
+        return False
 
     def restore(self) -> None:
         # The methods of the plain types, and vars() instead of setattr: those of Keras would
@@ -119,6 +124,15 @@ class Attributes:
         for value, items in self._containers.values():
             if _differ(_items(value), items, _container(value)):
                 _refill(value, items)
+
+
+def _holders(value: Any) -> list[Any]:
+    """The plain containers that a container consists of, first the one of its elements."""
+    if type(value).__module__ != _WRAPPERS:
+        return [value] if _container(value) else []
+    # TensorFlow wraps the lists and dicts among a model's attributes, and keeps books on them.
+    inside = getattr(value, "_storage", None), getattr(value, "__wrapped__", None)
+    return [held for held in (*inside, vars(value)) if _container(held)]
 
 
 def _container(value: Any) -> type | None:
@@ -185,12 +199,15 @@ class Snapshot:
         self._rest = [(v, backend.copy(v)) for v in (*seeds, *others)]
         self.variables = [variable for variable, _ in (*self._weights, *self._rest)]
         self._trainable = [(v, v.trainable) for v in weights]
-        self._keep = backend.keep(weights)
+        self._keep = backend.keep(layers, weights)
+        self._flags = backend.flags(), _flags()
         self._names = dict(global_state.get_global_attribute(_NAMES) or {})
         self._context = global_state.get_global_attribute(_CALL_CONTEXT)
 
     def restore(self, *, keep_weights: bool = False) -> None:
         """Put everything back, the model's weights unless they are to be kept."""
+        for put_back in self._flags:  # first: what follows computes
+            put_back()
         # An exception inside a model's call can leave the call open.
         global_state.set_global_attribute(_CALL_CONTEXT, self._context)
         for attributes in self._attributes:
@@ -204,6 +221,21 @@ class Snapshot:
         if names is not None:
             names.clear()
             names.update(self._names)
+
+
+def _flags() -> Callable[[], None]:
+    """Keras' settings of the whole process; the way back."""
+    floatx, epsilon = keras.config.floatx(), keras.config.epsilon()
+    data_format = keras.config.image_data_format()
+    policy = global_state.get_global_attribute(_DTYPE_POLICY)
+
+    def back() -> None:
+        keras.config.set_floatx(floatx)
+        keras.config.set_epsilon(epsilon)
+        keras.config.set_image_data_format(data_format)
+        global_state.set_global_attribute(_DTYPE_POLICY, policy)
+
+    return back
 
 
 def _optimizers(layers: Iterable[Any], functions: Iterable[Any]) -> list[Any]:

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from pytest_bncheck.adapters._keras_backend import Backend, Losses, Tensor, Variable
 from pytest_bncheck.adapters._keras_state import contents
+from pytest_bncheck.adapters._torch_state import global_flags
 
 
 class Torch(Backend):
@@ -37,17 +38,24 @@ class Torch(Backend):
         # Keras would copy each kernel in each pass, and its gradient would lie otherwise than it.
         return _elsewhere(kernels, _as_convolved)
 
-    def keep(self, variables: Sequence[Variable]) -> Callable[[], None]:
+    def keep(self, layers: Sequence[Any], variables: Sequence[Variable]) -> Callable[[], None]:
         tensors = [v.value for v in variables]
         before = [(t, t.grad, None if t.grad is None else t.grad.clone()) for t in tensors]
+        # A module of torch in a layer gets its mode from each call.
+        modes = [(module, module.training) for layer in layers for module in layer.modules()]
 
         def back() -> None:
             for tensor, gradient, values in before:
                 tensor.grad = gradient
                 if gradient is not None:
                     gradient.copy_(values)
+            for module, training in modes:
+                module.training = training
 
         return back
+
+    def flags(self) -> Callable[[], None]:
+        return global_flags()
 
     def copy(self, variable: Variable) -> Tensor:
         return variable.value.detach().clone()

@@ -58,7 +58,7 @@ class Snapshot:
             for attributes in _attributes(item):
                 self._keep(attributes)
             waiting.extend((child, path + step) for step, child in _children(item))
-        self._undo.append(_global_flags())  # put back first: the default device rules every call
+        self._undo.append(global_flags())  # put back first: the default device rules every call
 
     def _keep(self, item: Any) -> None:
         self._seen[id(item)] = item  # held, so that its id stays its own
@@ -285,8 +285,8 @@ def _is_walked(item: Any) -> bool:
     return isinstance(item, _OURS_TO_WALK) or not _is_foreign(type(item).__module__)
 
 
-def _global_flags() -> Undo:
-    """PyTorch's process-wide switches that a user's code can leave changed."""
+def global_flags() -> Undo:
+    """PyTorch's process-wide switches that a user's code can leave changed; the way back."""
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     device, matmul = _default_device(), torch.get_float32_matmul_precision()
     anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()

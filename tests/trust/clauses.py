@@ -48,7 +48,11 @@ class Mistake(Exception):
     """An error of the user's."""
 
 
-TIMEOUT = "Timeout (>0.1s) from pytest-timeout."
+INTERRUPTIONS: dict[str, BaseException] = {
+    "Ctrl-C": KeyboardInterrupt(),
+    # What pytest-timeout raises from its signal.
+    "timeout": pytest.fail.Exception("Timeout (>0.1s) from pytest-timeout.", pytrace=False),
+}
 
 
 def endings(no_memory: BaseException, steps: int) -> dict[str, Ending]:
@@ -62,13 +66,12 @@ def endings(no_memory: BaseException, steps: int) -> dict[str, Ending]:
         "exception in the first forward": Ending(error=Mistake(), place="forward"),
         "exception in forward at a step": Ending(error=Mistake(), place="forward", calls=middle),
         "exception after training": Ending(error=Mistake(), place="forward", calls=steps + 1),
-        "Ctrl-C": Ending(error=KeyboardInterrupt(), place="forward", calls=middle),
         "Ctrl-C in the loss": Ending(error=KeyboardInterrupt(), calls=middle),
         "exit": Ending(error=SystemExit(3), place="forward", calls=middle),
-        # What pytest-timeout raises from its signal; `in_time` does so anywhere.
-        "timeout": Ending(
-            error=pytest.fail.Exception(TIMEOUT, pytrace=False), place="forward", calls=middle
-        ),
+        **{
+            name: Ending(error=error, place="forward", calls=middle)
+            for name, error in INTERRUPTIONS.items()
+        },
         "out of memory": Ending(error=no_memory, place="forward", calls=middle),
         "out of host memory": Ending(error=MemoryError(), place="forward", calls=middle),
     }
@@ -170,11 +173,11 @@ def throw(error: BaseException) -> Callable[[], Any]:
 
 
 @contextmanager
-def in_time(seconds: float) -> Iterator[None]:
-    """Raise from a signal, as pytest-timeout does, in the middle of whatever runs."""
+def in_time(seconds: float, error: BaseException) -> Iterator[None]:
+    """Raise from a signal, as pytest-timeout and Ctrl-C do, in the middle of whatever runs."""
 
     def stop(*_: Any) -> None:
-        pytest.fail(TIMEOUT, pytrace=False)
+        raise error
 
     before = signal.signal(signal.SIGALRM, stop)
     gc.disable()  # Python swallows what is raised in a callback of the collector, as hypothesis has

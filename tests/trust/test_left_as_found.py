@@ -26,8 +26,8 @@ from torch.optim import optimizer as torch_optimizer  # noqa: E402
 from pytest_bncheck import InputError, check  # noqa: E402
 
 from .clauses import (  # noqa: E402
+    INTERRUPTIONS,
     PROCESS,
-    TIMEOUT,
     Clause,
     Ending,
     Mistake,
@@ -42,6 +42,7 @@ from .clauses import (  # noqa: E402
 )
 from .random_cases import LOSSES, train  # noqa: E402
 from .random_nets import Builder  # noqa: E402
+from .torch_clauses import SWITCHES, switches_kept  # noqa: E402
 
 STEPS = 4
 HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
@@ -111,11 +112,6 @@ def change_data(tensor: Tensor) -> None:
         tensor.view(-1)[0] += 1.0
 
 
-def cudnn(_: World) -> tuple[bool, ...]:
-    flags = torch.backends.cudnn
-    return flags.enabled, flags.benchmark, flags.deterministic
-
-
 MODEL = {
     "parameters": Clause(
         of_modules(lambda m: exact(m._parameters)), lambda w: change_data(w.first)
@@ -155,48 +151,6 @@ MODEL = {
     ),
 }
 
-SWITCHES = {
-    "random state of torch": Clause(
-        lambda _: torch.get_rng_state().numpy().tobytes(), lambda _: torch.rand(1)
-    ),
-    "grad mode": Clause(
-        lambda _: (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        lambda _: torch.set_grad_enabled(False),
-    ),
-    "anomaly detection": Clause(
-        lambda _: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
-        lambda _: torch.autograd.set_detect_anomaly(True, check_nan=False),
-    ),
-    "determinism": Clause(
-        lambda _: (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        ),
-        lambda _: torch.use_deterministic_algorithms(True, warn_only=True),
-    ),
-    "flags of cuDNN": Clause(cudnn, lambda _: setattr(torch.backends.cudnn, "benchmark", True)),
-    "autocast": Clause(
-        lambda _: [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")],
-        lambda _: torch.set_autocast_enabled("cpu", True),
-    ),
-    "precision of products": Clause(
-        lambda _: torch.get_float32_matmul_precision(),
-        lambda _: torch.set_float32_matmul_precision("medium"),
-    ),
-    "default dtype": Clause(
-        lambda _: torch.get_default_dtype(), lambda _: torch.set_default_dtype(torch.float64)
-    ),
-    "default device": Clause(
-        lambda _: getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None),
-        lambda _: torch.set_default_device("meta"),
-    ),
-    "number of threads": Clause(
-        lambda _: torch.get_num_threads(),
-        lambda _: torch.set_num_threads(torch.get_num_threads() + 1),
-        undone=False,
-    ),
-}
-
 CLAUSES = {**MODEL, **PROCESS, **SWITCHES}
 CUDA = {
     **CLAUSES,
@@ -209,18 +163,8 @@ CUDA = {
 
 @pytest.fixture(autouse=True)
 def _keep() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    with process_kept():
+    with process_kept(), switches_kept():
         yield
-    torch.set_default_device(None)
-    torch.set_default_dtype(torch.float32)
-    torch.set_grad_enabled(True)
-    torch.use_deterministic_algorithms(False)
-    torch.autograd.set_detect_anomaly(False)
-    torch.set_float32_matmul_precision("highest")
-    torch.set_autocast_enabled("cpu", False)
-    torch.backends.cudnn.benchmark = False
-    torch.set_num_threads(threads)
 
 
 # every clause after every ending ----------------------------------------------------------------
@@ -320,9 +264,8 @@ def test_left_as_found(ended, clause):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_left_as_found_on_a_gpu():
-    assert {
-        name: changed(*before_and_after(CUDA, name, "cuda")) for name in ENDINGS
-    } == dict.fromkeys(ENDINGS, [])
+    found = {name: changed(*before_and_after(CUDA, name, "cuda")) for name in ENDINGS}
+    assert not any(found.values()), found
 
 
 @pytest.mark.parametrize("clause", CLAUSES)
@@ -344,11 +287,12 @@ def test_a_change_is_undone(clause):
     assert changed(before, readings(CLAUSES, held)) == []
 
 
+@pytest.mark.parametrize("error", INTERRUPTIONS)
 @pytest.mark.parametrize("seconds", [0.002, 0.01, 0.03, 0.1])
-def test_a_timeout_anywhere(seconds):
+def test_interrupted_anywhere(seconds, error):
     held = world()
     before = readings(CLAUSES, held)
-    with pytest.raises(pytest.fail.Exception, match=TIMEOUT[:7]), in_time(seconds):
+    with pytest.raises(type(INTERRUPTIONS[error])), in_time(seconds, INTERRUPTIONS[error]):
         check(held.model, held.batch, steps=100_000)
     assert changed(before, readings(CLAUSES, held)) == []
 
