@@ -37,6 +37,9 @@ made, and how to get the loss."""
 AUTO_FIRST, AUTO_EVERY, AUTO_LAST = 20, 10, 150
 """`steps="auto"`: the first look, the steps between looks, the end."""
 
+FORGOTTEN = 1e-3
+"""Distortion by what is left of the initial value that changes no prediction worth a pass."""
+
 DRAWS = 8
 """Passes that stand for the mean over dropout's random numbers, where one draw looks off."""
 
@@ -341,10 +344,16 @@ def _diagnose(lab: Adapter, panel: Panel, evidence: Evidence) -> None:
         if evidence.cured_by_converging:
             _attribute(lab, trial, evidence)
     if evidence.measured_verdict in ("broken", "degraded") and evidence.steps:
-        clean = running.debias(evidence.stop, evidence.start, evidence.initial_weights)
-        evidence.debiased = trial.predict_with(clean)
+        evidence.debiased = _without_initial_value(trial, evidence)
     if evidence.bn_verdict == "broken" and evidence.steps:
         remedies.work_out(evidence, trial.predict_with)
+
+
+def _without_initial_value(trial: Panel, evidence: Evidence) -> Prediction | None:
+    """Eval mode without what is left of the initial value; a pass only if that is something."""
+    clean = running.debias(evidence.stop, evidence.start, evidence.initial_weights)
+    left = running.distortion(evidence.stop, clean, evidence.eps)
+    return evidence.tried.eval if (left <= FORGOTTEN).all() else trial.predict_with(clean)
 
 
 def _look_at_mini_batches(lab: Adapter, panel: Panel, trial: Panel, evidence: Evidence) -> None:

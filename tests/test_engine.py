@@ -181,3 +181,32 @@ def test_seconds_add_up() -> None:
     seconds = run(steps=20).seconds
     parts = seconds.train + seconds.measure + seconds.diagnose
     assert 0 < parts <= seconds.total
+
+
+@pytest.mark.parametrize(("rate", "passes"), [(0.01, 1), (0.5, 0)])
+def test_a_forgotten_initial_value_takes_no_pass(
+    rate: float, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Counting(ToyAdapter):
+        def predict(self, batch: int, *, observe: bool = True) -> Any:
+            made.append(batch)
+            return super().predict(batch, observe=observe)
+
+    def drift(toy: ToyModel, batch: Any) -> float:
+        """Training goes well, and the running statistics are no longer those of the batch."""
+        made.clear()
+        features = toy.normalise(batch[0])
+        toy.weight = toy.weight + 0.1 * features.T @ np.eye(3)[batch[1]]
+        toy.mean = toy.mean + 60.0
+        return float(np.exp(-toy.updates))
+
+    def count() -> int:
+        settings = Settings(steps=40)
+        engine.run(model(rate), [toy_batch()], settings, Recipe(train_step=drift), Counting)
+        return len(made)
+
+    fewest = count()
+    monkeypatch.setattr(engine, "FORGOTTEN", -1.0)
+    assert count() == fewest + 1 - passes

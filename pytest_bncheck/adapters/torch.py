@@ -104,6 +104,7 @@ class TorchAdapter(Adapter):
         self._read_log: list[Statistics] = []
         self._losses: list[Any] = []
         self._idle: dict[nn.Module, None] = {}
+        self._on_training_path: dict[int, Statistics] = {}
         self._around = ExitStack()
         self.noise = rounding(_name(dtype), self.device)
 
@@ -240,7 +241,7 @@ class TorchAdapter(Adapter):
             state = self.model.state_dict(keep_vars=True)
         except Exception:  # a state of the user's own making
             return []
-        saved = [leaf for _, leaf in leaves(state) if isinstance(leaf, Tensor)]
+        saved = {id(leaf): leaf for _, leaf in leaves(state) if isinstance(leaf, Tensor)}
         return [
             name
             for name, module in self._layers.modules.items()
@@ -341,6 +342,8 @@ class TorchAdapter(Adapter):
 
     def batch_statistics(self, batch: int) -> Statistics:
         __tracebackhide__ = True
+        if batch in self._on_training_path:
+            return self._on_training_path[batch]
         active = self._active()
 
         def run() -> Statistics:
@@ -358,16 +361,25 @@ class TorchAdapter(Adapter):
         self._passes.enter_training()
         active = self._active()
         live = {id(module) for module in active.values()}
+        other = False
         for module in self.model.modules():
             if is_library_leaf(module):
+                other |= module.training != (id(module) in live) and depends_on_mode(module)
                 module.training = id(module) in live
         try:
             with self._passes.as_trained(), self._layers.emptied(active):
-                return self._passes.run(self._batches[batch], self._sizes[batch])
+                self._layers.reset_counters()
+                prediction = self._passes.run(self._batches[batch], self._sizes[batch])
+                calls = self._layers.counted()
+                filled = self._replicas.led(self._layers.raw())
         except Exception:
             if not self._passes.users:
                 raise
             return None  # in training mode the model wants more than its inputs
+        if not other and not prediction.random:  # then it is the whole pass in training mode
+            statistics = self._layers.batch_statistics(filled, active, calls)
+            self._on_training_path[batch] = statistics
+        return prediction
 
     def slopes(self, batch: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
         __tracebackhide__ = True
@@ -413,8 +425,8 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers()
 
 
-def _is_among(tensor: Tensor, some: Sequence[Tensor]) -> bool:
-    """Whether a tensor, or one like it, is there."""
-    return any(each is tensor for each in some) or any(
-        each.shape == tensor.shape and bool(equal(each, tensor.to(each))) for each in some
+def _is_among(tensor: Tensor, some: Mapping[int, Tensor]) -> bool:
+    """Whether a tensor, or one like it, is there; `some` has their ids."""
+    return id(tensor) in some or any(
+        each.shape == tensor.shape and bool(equal(each, tensor.to(each))) for each in some.values()
     )

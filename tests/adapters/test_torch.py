@@ -78,6 +78,38 @@ def test_batch_statistics_are_the_batch_s(momentum: float | None) -> None:
     assert calls.training == (1, 1)
 
 
+class Gated(nn.Module):
+    """Doubles the input of a normalisation in training mode; may drop half of it out."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.dropout, self.head = nn.Dropout(dropout), nn.Linear(6, 4)
+
+    def forward(self, x: Any) -> Any:
+        x = self.dropout(self.stem(x))
+        return self.head(self.norm(2 * x if self.training else x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_training_path_gives_its_batch_statistics_where_no_layer_draws(dropout: float) -> None:
+    torch.manual_seed(0)
+    model, forwards = Gated(dropout), []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    lab = opened(model)
+    own = lab.batch_statistics(0)
+    assert lab.predict_on_training_path(0) is not None
+    before = len(forwards)
+    again = lab.batch_statistics(0)
+    assert len(forwards) == before + (dropout > 0)
+    if dropout:
+        assert again.var[0] == pytest.approx(own.var[0], rel=0.5)
+        assert (again.var[0] != own.var[0]).all()
+    else:
+        for one, other in zip((*again.mean, *again.var), (*own.mean, *own.var), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_replaced_statistics_repeat_the_training_prediction() -> None:
     lab = opened(conv(0.01), steps=3)
     train, batch, _ = lab.predict_with_batch_statistics(0)
