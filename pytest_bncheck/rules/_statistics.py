@@ -85,6 +85,12 @@ def _suffers(evidence: Evidence, path: Prediction, other: Prediction) -> bool:
     return decisions_suffer(scores, path.accuracy) is not False
 
 
+def are_batches_known(evidence: Evidence) -> bool:
+    """Whether every layer's batch statistics are; one that loses its updates does not tell them."""
+    pairs = zip(evidence.batch.mean, evidence.batch.var, strict=True)
+    return all(mean.any() or var.any() for mean, var in pairs)
+
+
 def is_untouched(evidence: Evidence, k: int) -> bool:
     """Whether a layer's statistics are at exactly 0 and 1."""
     mean, var = evidence.stop.mean[k], evidence.stop.var[k]

@@ -8,6 +8,7 @@ import numpy as np
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import running
+from pytest_bncheck.rules import _statistics as statistics
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding, Severity, Statistics
@@ -115,7 +116,8 @@ def _is_all_that_is_left(evidence: Evidence) -> bool:
     """
     gap = evidence.surviving_gap
     return (
-        any(count > 1 for count in evidence.calls_in_pass.training)
+        statistics.are_batches_known(evidence)
+        and any(count > 1 for count in evidence.calls_in_pass.training)
         and evidence.path_gap is not None
         and not evidence.takes_another_path
         and not (evidence.stream or evidence.is_random or evidence.inconclusive)
@@ -123,6 +125,7 @@ def _is_all_that_is_left(evidence: Evidence) -> bool:
         and gap is not None
         and not gap <= evidence.gap_limit
         and evidence.fails(evidence.replaced)
+        and evidence.fails(evidence.judged)
     )
 
 

@@ -118,11 +118,9 @@ class EvalPathDiffers(Rule):
 def _is_conclusive(evidence: Evidence) -> bool:
     """Whether replacing statistics must repeat the training prediction."""
     once = all(count <= 1 for count in evidence.calls_in_pass.training)
-    # A layer that loses its updates tells nothing about its batch.
-    batch = zip(evidence.batch.mean, evidence.batch.var, strict=True)
     return (
         once
-        and all(mean.any() or var.any() for mean, var in batch)
+        and statistics.are_batches_known(evidence)
         and not evidence.stream
         and not evidence.inconclusive
         and all(layer.stock for layer in evidence.layers)

@@ -365,8 +365,10 @@ def _gravities(case: Case, untrained: nn.Module) -> set[str]:
         losses = [
             float(LOSSES[case.task](y, targets)) for y in (first, constant, trained, evaluated)
         ]
-    base = min(losses[:2])
-    kept = (base - losses[3]) / (base - losses[2])
+    start, even, last, evaluation = losses
+    # A constant is where progress starts from, but for a net that is hardly better than one.
+    base = min(start, even) if even - last >= 0.1 * (start - last) else start
+    kept = (base - evaluation) / (base - last)
     drop = (
         0.0 if case.task == "regression" else _accuracy(case, trained) - _accuracy(case, evaluated)
     )
