@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import context as tf_context
+from tensorflow.python.framework import ops
 
 from pytest_bncheck.adapters._keras_backend import Backend, Losses, Tensor, Variable
 from pytest_bncheck.adapters._keras_state import contents, value_of
@@ -81,7 +82,8 @@ class TensorFlow(Backend):
         self._tracing = True
         try:
             with _eagerly(False):
-                graph.get_concrete_function(inputs)
+                traced = graph.get_concrete_function(inputs)
+            _forget_gradients(traced.graph)
         finally:
             self._tracing = False
 
@@ -113,6 +115,17 @@ class TensorFlow(Backend):
             yield
         finally:
             kind._internal_operation_seed = original
+
+
+def _forget_gradients(graph: Any) -> None:
+    """Let go of the custom gradients of a graph; whatever needed them is in the graph by now.
+
+    TensorFlow registers each of them for good, and with it the graph, for each tracing anew.
+    """
+    registered = ops.gradient_registry._registry
+    for operation in graph.get_operations():
+        with contextlib.suppress(ValueError):  # it has the gradient of its kind
+            registered.pop(operation.get_attr("_gradient_op_type").decode(), None)
 
 
 @contextlib.contextmanager
