@@ -13,6 +13,7 @@ median ratio is above 1.10.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from pytest_bncheck import check
+from pytest_bncheck.report import Seconds
 
 STEPS = 20
 LIMIT = 1.10
@@ -43,17 +45,37 @@ def main() -> int:
         measured = pairs(partial(_check, depth, batch), partial(_bare, depth, batch), repeats)
         dear |= ratio(measured) > LIMIT
         found = ", ".join(sorted(FOUND)) or "nothing"
-        print(f"  ResNet-{depth:<3} {spread(measured)}; found {found}", flush=True)
+        print(f"  ResNet-{depth:<3} {spread(measured)}; found {found}")
+        print(f"             {_parts()}", flush=True)
         FOUND.clear()
+        SPENT.clear()
     return int(dear and not options.smoke)
 
 
 FOUND: set[str] = set()
+SPENT: list[Seconds] = []
+
+
+def _parts() -> str:
+    """Where the checks spent their time."""
+    parts = {
+        "save and steps": [spent.train for spent in SPENT],
+        "comparing modes": [spent.measure for spent in SPENT],
+        "converged statistics": [spent.diagnose for spent in SPENT],
+        "restore and report": [
+            spent.total - spent.train - spent.measure - spent.diagnose for spent in SPENT
+        ],
+    }
+    whole = statistics.median(spent.total for spent in SPENT)
+    return ", ".join(
+        f"{name} {statistics.median(times) / whole:.1%}" for name, times in parts.items()
+    )
 
 
 def _check(depth: int, batch: Any) -> None:
     report = check(resnet(depth), batch, steps=STEPS, optimizer=OPTIMIZER)
     FOUND.update(finding.code for finding in report.findings)
+    SPENT.append(report.seconds)
     if report.bn_verdict == "broken":
         raise SystemExit(f"the check fails, so it does more than is measured here:\n{report}")
 
