@@ -110,7 +110,10 @@ def gather(batch: Any, batches: Iterable[Any] | None, seed: int) -> list[Any]:
     if not gathered:
         raise InputError("batches is empty; a check needs at least one batch.")
     if any(item is None for item in gathered):
-        raise InputError("a batch is None; expected is (inputs, targets).")
+        raise InputError(
+            "batch: it is None; expected (inputs, targets). Does the function that makes it "
+            "return it?"
+        )
     return gathered
 
 

@@ -169,10 +169,11 @@ def _report_path(config: pytest.Config, kind: str) -> Path | None:
     """A report's path, from the working directory or from the ini file's, tried out."""
     option, ini = config.getoption(f"bncheck_{kind}"), _ini(config, f"bncheck_{kind}")
     if option is not None:
-        source, text, base = f"--bncheck-{kind}", option, config.invocation_params.dir
+        text, base = option, config.invocation_params.dir
+        given = f"--bncheck-{kind}={text}"
     elif ini is not None:
-        source, text, base = f"bncheck_{kind} in the ini file", ini, config.rootpath
-        base = config.inipath.parent if config.inipath else base
+        text, base = ini, config.inipath.parent if config.inipath else config.rootpath
+        given = f"bncheck_{kind}={text} (from {config.inipath.name if config.inipath else 'ini'})"
     else:
         return None
     path = Path(base, text)
@@ -180,9 +181,9 @@ def _report_path(config: pytest.Config, kind: str) -> Path | None:
     if not hasattr(config, "workerinput"):
         from pytest_bncheck.reports import wire
 
-        problem = wire.why_not_writable(path) if text else "the path is empty"
+        problem = wire.why_not_writable(path) if text else "the path is empty; name a file"
         if problem:
-            raise InputError(f"{source}={text} cannot be written: {problem}.")
+            raise InputError(f"{given} cannot be written: {problem}.")
     return path
 
 

@@ -66,6 +66,8 @@ def require(adapter: Any, model: Any) -> type[Adapter]:
             f"{GROUP} must return a subclass of pytest_bncheck.adapters.base.Adapter or None, "
             f"not {adapter!r}."
         )
+    if model is None:
+        raise InputError("the model is None; does the function that makes it return it?")
     if isinstance(model, type):
         raise InputError(f"the model is the class {_name(model)}; pass an instance of it.")
     if any(kind.__module__.split(".")[0] == "tf_keras" for kind in type(model).__mro__):

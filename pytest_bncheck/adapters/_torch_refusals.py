@@ -85,4 +85,7 @@ def dtype_note(model: nn.Module, batch: Any) -> str | None:
     )
     if own is None or first is None or first.dtype == own:
         return None
-    return f"pytest-bncheck: batch{path} is of {first.dtype}, the model's parameters of {own}."
+    return (
+        f"pytest-bncheck: batch{path} is of {first.dtype}, the model's parameters of {own}; "
+        "convert one of them."
+    )

@@ -96,8 +96,8 @@ class TorchAdapter(Adapter):
         self.batch_size = self._sizes[0]
         if None in self._sizes and None in (recipe.forward, recipe.train_step):
             raise hints.no_forward_and_step(
-                f"batch: no tensor or array in {kind(batches[0])}; "
-                "expected (inputs, targets) or a dict"
+                f"batch: no tensor or array of samples in {kind(batches[0])}; "
+                "expected (inputs, targets) or a dict, of tensors or arrays"
             )
         self._criterion = losses.Criterion(recipe.loss)
         self._log: list[Raw] = []

@@ -135,11 +135,13 @@ def _umask() -> int:
 def why_not_writable(path: Path) -> str | None:
     """Why a file cannot be written here, or None if it can."""
     if path.is_dir():
-        return "it is a directory"
+        return "it is a directory; name a file in it"
     if not path.parent.is_dir():
-        return f"the directory {path.parent} does not exist"
+        if path.parent.exists():
+            return f"{path.parent} is a file and no directory"
+        return f"the directory {path.parent} does not exist; make it first"
     try:
         with tempfile.TemporaryFile(dir=path.resolve().parent):
             return None
-    except OSError as error:
-        return error.strerror or str(error)
+    except OSError:  # what it says depends on the system: "No such file or directory" in /proc
+        return f"no file can be made in the directory {path.parent}; choose another"

@@ -465,7 +465,7 @@ ERRORS = {
     ),
     "no tensor": (
         lambda: check(Net(), Opaque(X, Y), steps=1),
-        r"no tensor or array in an Opaque",
+        r"no tensor or array of samples in an Opaque",
         {"bncheck_forward", "bncheck_train_step"},
     ),
     "losses": (

@@ -43,8 +43,8 @@ def test_command_line_errors(project, args, message):
         ("bncheck_steps = five", "steps='five' (from bncheck_steps in tox.ini)"),
         ("bncheck_strict = perhaps", "bncheck_strict"),
         ("bncheck_ignore = BN999: x", "ignore=['BN999: x'] (from bncheck_ignore in tox.ini)"),
-        ("bncheck_json = no/such.json", "bncheck_json in the ini file=no/such.json"),
-        ("bncheck_html = no/such.html", "bncheck_html in the ini file=no/such.html"),
+        ("bncheck_json = no/such.json", "bncheck_json=no/such.json (from tox.ini)"),
+        ("bncheck_html = no/such.html", "bncheck_html=no/such.html (from tox.ini)"),
     ],
 )
 def test_ini_errors(project, line, message):

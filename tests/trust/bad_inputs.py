@@ -32,6 +32,12 @@ OPTIONS = [
     Row("a report that is a directory", "--bncheck-json=."),
     Row("a report below a file", "--bncheck-json=conftest.py/report.json"),
     Row("a report without a path", "--bncheck-json="),
+    # Not even root can make a file there.
+    Row("a report in a directory that cannot be written", "--bncheck-json=/proc/report.json"),
+    Row("a page in a directory that cannot be written", "--bncheck-html=/proc/report.html"),
+    Row("a page in a missing directory", "--bncheck-html=missing/report.html"),
+    Row("a page that is a directory", "--bncheck-html=."),
+    Row("a page below a file", "--bncheck-html=conftest.py/report.html"),
     Row("steps that are no number, in the ini file", "bncheck_steps = five"),
     Row("an unknown rule, in the ini file", "bncheck_ignore = stochastic: not now"),
     Row("a report in a missing directory, in the ini file", "bncheck_json = missing/report.json"),
