@@ -7,8 +7,10 @@ import html.parser
 import importlib
 import importlib.util
 import json
+import re
 import threading
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -19,6 +21,7 @@ from pytest_bncheck.reports import wire
 HTML = all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib"))
 if HTML:  # once: pytester forgets modules that a run inside it imports first
     importlib.import_module("pytest_bncheck.reports.html")
+PYTEST_HTML = importlib.util.find_spec("pytest_html") is not None
 
 PACKAGE = Path(pytest_bncheck.__file__).parent
 MODULES = {
@@ -88,6 +91,7 @@ def test_the_search_finds_what_it_is_for(line: str) -> None:
 
 MARKUP = "</script><script>bad()</script><img src=x onerror=bad()>&amp;\"'`]]>--><!--"
 CONTROL = "\x1b]0;title\x07\x1b[2J\x00\r\n::error::bad\n## bad"
+STEERING = set("\x1b\x07\x00\r\u202e")
 HOSTILE = f"{MARKUP}{CONTROL}\ud800\u202e"
 
 PROJECT = f"""
@@ -117,7 +121,10 @@ from toy import toy_batch
 
 @pytest.mark.parametrize("name", [HOSTILE], ids=[MARKUP])
 def test_layer(bncheck, name):
-    bncheck(Model(0.01), toy_batch(), steps=5, ignore={"BN104": HOSTILE})
+    bncheck(Model(0.01), toy_batch(), steps=5)
+
+def test_reason(bncheck):
+    bncheck(Model(0.01), toy_batch(), steps=5, ignore={"BN101": HOSTILE})
 
 def test_label(bncheck):
     inputs, labels = toy_batch()
@@ -127,18 +134,27 @@ def test_label(bncheck):
 """
 
 
-class Elements(html.parser.HTMLParser):
-    """The elements of a page, and the attributes that run code."""
+class Page(html.parser.HTMLParser):
+    """The elements of HTML, the attributes that run code, and the text that is shown."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, source: str) -> None:
         super().__init__()
         self.names: list[str] = []
-        self.handlers: list[str] = []
-        self.feed(text)
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(source)
+        self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.names.append(tag)
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def handlers(self) -> list[str]:
+        return [name for name, _ in self.attributes if name.startswith("on")]
 
 
 @pytest.fixture
@@ -150,48 +166,100 @@ def hostile(project, monkeypatch):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(project.path / "summary.md"))
     extra = ["--bncheck-html=report.html"] if HTML else []
+    extra += ["--html=tests.html", "--self-contained-html"] if PYTEST_HTML else []
     result = project.run("--bncheck", "--bncheck-json=r.json", "--junitxml=r.xml", *extra)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     return project, result
 
 
-def test_hostile_names_are_text_in_every_report(hostile) -> None:
+def text_of(project: Any, name: str) -> str:
+    return (project.path / name).read_text(encoding="utf-8")
+
+
+def test_json(hostile) -> None:
     project, _ = hostile
     checks = project.report("r.json")["checks"]
-    assert {check["verdict"] for check in checks} == {"fail", "error"}
-    assert MARKUP in json.dumps([check["layers"] for check in checks], ensure_ascii=False).replace(
-        '\\"', '"'
-    )
+    error, failed, passed = sorted(checks, key=lambda check: check["verdict"])
+    assert [c["verdict"] for c in (error, failed, passed)] == ["error", "fail", "pass"]
+    assert MARKUP in failed["layers"][0]["name"]
+    assert MARKUP in failed["framework"]
+    assert MARKUP in passed["suppressed"][0]["reason"]
+    assert MARKUP in error["error"]
+    assert "bad()" in failed["nodeid"]
+
+
+def test_junit(hostile) -> None:
+    project, _ = hostile
     tree = ElementTree.parse(project.path / "r.xml")
     assert {e.tag for e in tree.iter()} <= {
         "testsuites", "testsuite", "testcase", "failure", "error", "properties", "property",
         "system-out", "system-err",
     }  # fmt: skip
-    page = project.path / "report.html"
-    if page.exists():
-        elements = Elements(page.read_text(encoding="utf-8"))
-        assert elements.names.count("script") == 1
-        assert not elements.handlers
+    assert any("bad()" in case.get("name", "") for case in tree.iter("testcase"))
+    assert MARKUP in "".join(tree.getroot().itertext())
 
 
-def test_hostile_names_do_not_steer_the_terminal(hostile) -> None:
+@pytest.mark.skipif(not HTML, reason="needs Jinja and Matplotlib")
+def test_html(hostile) -> None:
+    page = Page(text_of(hostile[0], "report.html"))
+    assert page.names.count("script") == 1
+    assert "img" not in page.names or all(
+        (value or "").startswith("data:image/") for key, value in page.attributes if key == "src"
+    )
+    assert not page.handlers
+    assert page.text.count(MARKUP) >= 3
+
+
+@pytest.mark.skipif(not PYTEST_HTML, reason="needs pytest-html")
+def test_pytest_html(hostile) -> None:
+    """The log of a test, which its page puts into itself as HTML."""
+    blob = dict(Page(text_of(hostile[0], "tests.html")).attributes)["data-jsonblob"]
+    logs = [test[0]["log"] for test in json.loads(blob or "")["tests"].values()]
+    assert len(logs) == 3
+    for log in map(Page, logs):
+        assert set(log.names) <= {"span"}
+        assert not log.handlers
+        assert MARKUP in log.text
+
+
+def test_terminal(hostile) -> None:
     _, result = hostile
     section = result.stdout.str().partition("= bncheck =")[2].partition("\n===")[0]
     assert "FAIL " in section
-    assert not {"\x1b", "\x07", "\x00", "\r", "\u202e"} & set(section)
+    assert "<script>" in section
+    assert not STEERING & set(section)
     assert not [
         line for line in section.splitlines() if line.startswith(("::error::bad", "## bad"))
     ]
 
 
-def test_hostile_names_make_no_commands_for_github(hostile) -> None:
-    project, result = hostile
+def test_message_of_a_failure(hostile) -> None:
+    """What pytest shows of a failing check: the report, with the layer's name."""
+    reports = hostile[1].reprec.getreports("pytest_runtest_logreport")
+    (text,) = (r.longreprtext for r in reports if r.failed and "bad" in r.nodeid)
+    message = "\n".join(line for line in text.split("\n") if line.startswith("E "))
+    assert "bad()" in message
+    assert not STEERING & set(message)
+
+
+def test_annotations_of_github(hostile) -> None:
+    _, result = hostile
     commands = [line for line in result.outlines if line.startswith("::")]
-    assert not [line for line in commands if line.startswith("::error::bad")]
-    summary = project.path / "summary.md"
-    text = summary.read_text(encoding="utf-8") if summary.exists() else ""
-    assert not [line for line in text.splitlines() if line.startswith("## bad")]
-    assert "<script>" not in text
+    assert len(commands) == 2
+    for command in commands:
+        properties, _, message = command.removeprefix("::error ").partition("::")
+        assert re.fullmatch(r"file=[^,:]+,line=\d+,title=[^,:]+", properties), command
+        assert "bad" in message
+
+
+def test_summary_of_github(hostile) -> None:
+    text = text_of(hostile[0], "summary.md")
+    assert not [line for line in text.splitlines() if line.startswith(("## bad", "::"))]
+    page = Page(text)
+    assert set(page.names) <= {"code", "br", "details", "summary", "pre"}
+    assert not page.handlers
+    assert page.text.count("bad()") >= 3
+    assert not STEERING & set(page.text)
 
 
 # files ------------------------------------------------------------------------------------------
