@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
 
 keras = pytest.importorskip("keras")
-tf = pytest.importorskip("tensorflow")
 
 from pytest_bncheck import check  # noqa: E402
 
@@ -20,6 +21,7 @@ from .keras_nets import (  # noqa: E402
     WIDTH,
     batch_norm,
     data,
+    differentiated,
     fast,
     line,
     net,
@@ -27,14 +29,12 @@ from .keras_nets import (  # noqa: E402
     sole,
 )
 
-if keras.backend.backend() != "tensorflow":
-    pytest.skip("Keras runs on another backend", allow_module_level=True)
-
+BACKEND = keras.backend.backend()
 L = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def run(model: Any, kind: str, seed: int, *, steps: int = 60, **options: Any) -> Any:
+def run(model: Any, kind: str, seed: int, *, steps: int = 100, **options: Any) -> Any:
     options.setdefault("optimizer", fast())
     return check(model, data(kind, seed), steps=steps, seed=seed, **options)
 
@@ -115,9 +115,8 @@ def step(optimizer, **mode):
 
     def train_step(model, batch):
         inputs, labels = batch
-        with tf.GradientTape() as tape:
-            loss = LOSS(labels, model(inputs, **mode))
-        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        loss, gradients = differentiated(lambda: LOSS(labels, model(inputs, **mode)), model)
+        optimizer.apply(gradients, model.trainable_variables)
         return loss
 
     return train_step
@@ -153,7 +152,7 @@ def test_mode_lost_in_a_layer_comes_from_the_context(kind, seed):
     report = run(net(kind, seed, lambda name: Deaf(batch_norm()("bn"), name)), kind, seed)
     silent(report)
     assert [(layer.name, layer.updates) for layer in report.layers] == [
-        (f"{name}/bn", 60) for name in NORMS[kind]
+        (f"{name}/bn", 100) for name in NORMS[kind]
     ]
 
 
@@ -240,8 +239,13 @@ def test_dropout_after_the_last_normalisation(kind, seed):
 class MonteCarlo(L.Layer):
     """Dropout as a function, whatever the mode."""
 
+    def __init__(self, name="mc"):
+        super().__init__(name=name)
+        # On JAX Keras refuses to build a model that draws without.
+        self.seeds = keras.random.SeedGenerator(0) if BACKEND == "jax" else None
+
     def call(self, x):
-        return keras.random.dropout(x, 0.5)
+        return keras.random.dropout(x, 0.5, seed=self.seeds)
 
 
 class Fresh(L.Layer):
@@ -252,7 +256,7 @@ class Fresh(L.Layer):
 
 
 FRESH = line(__file__, "return L.Dropout(0.5)(x, training=True)")
-MONTE_CARLO = line(__file__, "return keras.random.dropout(x, 0.5)")
+MONTE_CARLO = line(__file__, "return keras.random.dropout(x, 0.5, seed=self.seeds)")
 
 
 @pytest.mark.parametrize(
@@ -291,14 +295,19 @@ def test_chance_in_a_lambda(seed):
     assert "keras.random.normal(...) in noisy, test_keras_cards.py:" in finding.message
 
 
+# Keras needs TensorFlow for these on any backend.
+AUGMENTATION = (
+    (L.RandomFlip, partial(L.RandomTranslation, 0.1, 0.1)) if find_spec("tensorflow") else ()
+)
+
+
 @SEED
 def test_augmentation_and_noise_layers(seed):
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [
             L.Input((8, 8, 3)),
-            L.RandomFlip(),
-            L.RandomTranslation(0.1, 0.1),
+            *(make() for make in AUGMENTATION),
             L.GaussianNoise(0.3),
             L.Conv2D(WIDTH, 3),
             L.ReLU(),
@@ -343,7 +352,7 @@ class Vae(keras.Model):
 def test_vae(seed):
     keras.utils.set_random_seed(seed)
     inputs = data("functional", seed)[0]
-    options = {"steps": 60, "seed": seed, "optimizer": fast()}
+    options = {"steps": 100, "seed": seed, "optimizer": fast()}
     silent(check(Vae(), (inputs, inputs), **options))
     finding = sole(check(Vae(samples_always=True), (inputs, inputs), **options), "BN302")
     place = line(__file__, "z = z + scale * keras.random.normal(z.shape, seed=self.seeds)")
@@ -406,7 +415,7 @@ def test_frozen_variables_do_not_freeze_statistics(kind, seed):
     for variable in base.trainable_variables:
         variable.trainable = False
     model = keras.Sequential([L.Input(inputs.shape[1:]), base, L.Dense(CLASSES)])
-    report = check(model, (inputs, labels), steps=60, optimizer=fast(5e-2), seed=seed)
+    report = check(model, (inputs, labels), steps=100, optimizer=fast(5e-2), seed=seed)
     finding = sole(report, "BN107")
     assert finding.layers == [f"base/{name}" for name in NORMS[kind]]
 
@@ -428,7 +437,8 @@ def test_frozen_variables_do_not_freeze_statistics(kind, seed):
 def test_normalisation_per_sample(kind, norm):
     report = run(net(kind, 0, norm), kind, 0)
     silent(report)
-    assert report.predictions.gap == 0.0
+    # Where each pass is a program of its own, they may round otherwise.
+    assert report.predictions.gap == pytest.approx(0.0, abs=1e-6 if BACKEND == "jax" else 0.0)
     assert report.layers == []
 
 
@@ -437,7 +447,7 @@ def test_normalisation_per_sample(kind, norm):
 def test_frozen_layers(kind, seed):
     model = net(kind, seed, batch_norm(trainable=False))
     inputs, labels = data(kind, seed)
-    silent(check(model, (inputs - inputs.mean(), labels), steps=60, optimizer=fast(), seed=seed))
+    silent(check(model, (inputs - inputs.mean(), labels), steps=100, optimizer=fast(), seed=seed))
 
 
 class FineTuned(keras.Model):
@@ -463,7 +473,8 @@ def test_base_called_in_inference_mode(kind, seed, way):
         model = keras.Model(given, L.Dense(CLASSES)(base(given, training=False)))
     else:
         model = FineTuned(base)
-    silent(check(model, (inputs, labels), steps=60, optimizer=fast(5e-2), seed=seed))
+    optimizer = fast(5e-2) if "frozen" in way else fast()  # for a head alone, or for all
+    silent(check(model, (inputs, labels), steps=100, optimizer=optimizer, seed=seed))
 
 
 @KIND
@@ -512,7 +523,7 @@ def test_time_distributed_normalisation(seed):
             L.Dense(CLASSES),
         ]
     )
-    report = check(model, (x, labels), steps=60, optimizer=fast(), seed=seed)
+    report = check(model, (x, labels), steps=100, optimizer=fast(), seed=seed)
     silent(report)
     assert [layer.name for layer in report.layers] == ["steps/bn"]
 
@@ -528,7 +539,7 @@ def test_dropout_in_recurrent_layers(seed, cell):
     model = keras.Sequential(
         [L.Input((4, 5)), recurrent, L.BatchNormalization(momentum=0.9), L.Dense(CLASSES)]
     )
-    report = check(model, (x, labels), steps=60, optimizer=fast(), seed=seed)
+    report = check(model, (x, labels), steps=100, optimizer=fast(), seed=seed)
     assert report.ok, str(report)
 
 
@@ -546,4 +557,4 @@ def test_noise_learnt_by_heart(kind, seed):
 def test_regression(kind, seed):
     inputs, labels = data(kind, seed)
     targets = np.eye(CLASSES)[labels] * 3.0 - 1.0
-    silent(check(net(kind, seed), (inputs, targets), steps=80, optimizer=fast(), seed=seed))
+    silent(check(net(kind, seed), (inputs, targets), steps=120, optimizer=fast(), seed=seed))

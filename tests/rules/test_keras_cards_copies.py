@@ -25,7 +25,7 @@ def test_copy_of_trainable_weights_alone(kind, seed):
 
     batch = data(kind, seed)
     model, copy = compiled(), compiled()
-    model.fit(*batch, batch_size=32, epochs=60, verbose=0)
+    model.fit(*batch, batch_size=32, epochs=100, verbose=0)
     for own, other in zip(copy.trainable_variables, model.trainable_variables, strict=True):
         own.assign(other)
     finding = sole(check(copy, batch, steps=0), "BN401")

@@ -14,7 +14,19 @@ from keras import layers  # noqa: E402
 
 from pytest_bncheck import check  # noqa: E402
 
-from .keras_nets import CLASSES, KIND, SEED, WIDTH, batch_norm, data, fast, net, silent, sole  # noqa: E402
+from .keras_nets import (  # noqa: E402
+    CLASSES,
+    KIND,
+    SEED,
+    WIDTH,
+    batch_norm,
+    data,
+    differentiated,
+    fast,
+    net,
+    silent,
+    sole,
+)
 
 View = Callable[[Any], Any]
 
@@ -61,42 +73,6 @@ def test_towers_with_inputs_alike(build):
     silent(check(model, data("functional"), steps=50, optimizer=fast()))
 
 
-def with_tensorflow(losses: Callable[[], Any], model: Any) -> tuple[Any, list[Any]]:
-    import tensorflow as tf
-
-    with tf.GradientTape() as tape:
-        value = losses()
-    return value, tape.gradient(value, model.trainable_variables)
-
-
-def with_torch(losses: Callable[[], Any], model: Any) -> tuple[Any, list[Any]]:
-    model.zero_grad()
-    value = losses()
-    value.backward()
-    return value, [v.value.grad for v in model.trainable_variables]
-
-
-def with_jax(losses: Callable[[], Any], model: Any) -> tuple[Any, list[Any]]:
-    import jax
-
-    variables, others = model.trainable_variables, model.non_trainable_variables
-
-    def stateless(values: list[Any]) -> Any:
-        with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
-            value = losses()
-        return value, [scope.get_current_value(v) for v in others]
-
-    differentiated = jax.value_and_grad(stateless, has_aux=True)
-    (value, values), gradients = differentiated([v.value for v in variables])
-    for variable, new in zip(others, values, strict=True):
-        if new is not None:
-            variable.assign(new)
-    return value, gradients
-
-
-BY_HAND = {"tensorflow": with_tensorflow, "torch": with_torch, "jax": with_jax}
-
-
 @SEED
 def test_step_by_turns(seed):
     """A step of the user's that gives real and generated samples to one network in turn."""
@@ -115,7 +91,7 @@ def test_step_by_turns(seed):
             halves = zip(*(keras.ops.split(part, 2) for part in batch), strict=True)
             return sum(loss(y, model(x, training=True)) for x, y in halves)
 
-        value, gradients = BY_HAND[keras.backend.backend()](losses, model)
+        value, gradients = differentiated(losses, model)
         optimizer.apply(gradients, model.trainable_variables)
         return value
 
