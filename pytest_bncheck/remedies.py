@@ -50,8 +50,14 @@ ABOVE_FLOOR = 1.2
 PROBES = 6
 """Passes that the search for the number of updates may take."""
 
-CLOSE = 0.05
+CLOSE = 0.1
 """Width of the interval that the number of updates is looked for in, as a share of it."""
+
+STRAIGHT = 2.5
+"""Times the wanted gap, and its inverse, beyond which the search does not trust a gap's size."""
+
+CURVE = 3
+"""Points of the gap after further updates that a report shows at least."""
 
 MOST = 1_000_000
 """Updates beyond which nobody trains."""
@@ -70,8 +76,9 @@ def work_out(evidence: Evidence, predict: Predict) -> None:
     """
     tried = evidence.tried
     evidence.further_updates = more = further_updates(tried, predict)
-    if more is not None and more > 1 and not evidence.stream:
-        _gap_after(tried, predict, more // 2)  # for the report's curve
+    short = len(evidence.probed_updates) < CURVE and not evidence.stream
+    if more is not None and more > 1 and short:
+        _gap_after(tried, predict, more // 2)
     if _can_replay(evidence):
         for steps in (evidence.steps, LATER * evidence.steps):
             evidence.sufficient_rates[steps] = sufficient_rate(tried, predict, steps)
@@ -108,13 +115,32 @@ def further_updates(evidence: Evidence, predict: Predict) -> int | None:
             high = ask
         else:
             low = ask
-        if high is not None:
-            ask = _between(low, high, gaps, target, above=high != ask)
-        else:
-            ask = max(2 * low, until(0.3 * evidence.distortion_limit))
+        if high is None:
+            farthest = max(2 * low, until(0.3 * evidence.distortion_limit))
+            ask = _beyond(evidence, gaps, target, farthest) if len(gaps) == 2 else farthest
             if ask > MOST:
                 return None
+        else:
+            ask = _between(low, high, gaps, target, above=high != ask)
     return high
+
+
+def _beyond(
+    evidence: Evidence, gaps: Mapping[int, float | None], target: float, farthest: int
+) -> int:
+    """Where the gap should reach the target, after the first probe did not.
+
+    Its logarithm falls faster than so far, and comes to fall as that of the distortion does; the
+    mean of both slopes is a guess.
+    """
+    (_, first), (low, gap) = gaps.items()
+    if not first or not gap or not target < gap < first < math.inf:
+        return farthest
+    so_far = low * math.log(gap / target) / math.log(first / gap)
+    distortion = float(evidence.distortions(_after(evidence, low)).max())
+    in_the_end = _until(evidence, distortion * target / gap) - low
+    more = 2.0 * so_far * in_the_end / (so_far + in_the_end)
+    return min(math.ceil((low + more) * (1.0 + CLOSE / 3.0)), farthest)
 
 
 def _between(
@@ -122,12 +148,12 @@ def _between(
 ) -> int:
     """Where to look next: just above or below where the gap should reach the target.
 
-    It falls about exponentially, so its logarithm is taken to be straight between the two.
+    It falls about exponentially, so its logarithm is taken to be straight between the two; but
+    only near the target, since large gaps no longer grow, and small ones tell little.
     """
-    worse, better = gaps[low] or math.inf, gaps[high] or 0.0
-    share = 0.5
-    if worse < math.inf and better > 0.0:
-        share = math.log(worse / target) / math.log(worse / better)
+    worse = min(STRAIGHT * target, gaps[low] or math.inf)  # in this order, NaN is far off
+    better = max(target / STRAIGHT, gaps[high] or 0.0)
+    share = math.log(worse / target) / math.log(worse / better) if better > 0.0 else 0.5
     crossing = low + share * (high - low)
     margin = CLOSE / 3.0 * crossing
     ask = math.ceil(crossing + margin) if above else math.floor(crossing - margin)

@@ -6,13 +6,14 @@ import copy
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from pytest_bncheck import check  # noqa: E402
+from pytest_bncheck import check, remedies  # noqa: E402
 from pytest_bncheck.maths.predictions import gap  # noqa: E402
 from pytest_bncheck.remedies import RATES  # noqa: E402
 
@@ -112,6 +113,23 @@ def test_a_prediction_can_pass_while_layers_are_still_distorted(seed: int) -> No
     observed = observed_updates(model, batch, report)
     assert check(model, batch, steps=0).predictions.distortion > 0.1
     assert abs(report.remedies.further_updates - observed) <= max(3, 0.05 * observed)
+
+
+@pytest.mark.parametrize("steepness", [4, 20, 60, 1000])
+@pytest.mark.parametrize("turn", [200, 330, 505, 760, 1100])
+def test_a_gap_that_falls_late_and_at_once(
+    monkeypatch: pytest.MonkeyPatch, turn: int, steepness: int
+) -> None:
+    """As that of a deep net whose outputs are saturated probabilities."""
+
+    def falling(evidence: Any, predict: Any, updates: int) -> float:
+        return float(1.4 / (1.0 + np.exp(min(steepness * np.log(updates / turn), 700.0))))
+
+    monkeypatch.setattr(remedies, "_gap_after", falling)
+    report = check(build("plain", 0.01, 0), noise(0), steps=30, optimizer=optimizer)
+    target = max(0.8 * 0.25, 1.2 * report.predictions.floor)
+    expected = turn * (1.4 / target - 1.0) ** (1.0 / steepness)
+    assert expected <= report.remedies.further_updates <= 1.15 * expected
 
 
 def test_nothing_is_promised_where_nothing_helps() -> None:
