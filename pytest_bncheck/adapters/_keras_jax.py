@@ -131,16 +131,21 @@ class Jax(Backend):
         return logs
 
     def rehearsed(self, function: Callable[[Any], Any], inputs: Any) -> bool:
-        def look(inputs: Any) -> None:
-            function(inputs)
+        done = False
 
-        try:
+        def look(inputs: Any) -> None:
+            nonlocal done
+            # An exception that leaves a trace leaves the trace's arrays behind, for good.
+            with contextlib.suppress(Exception):  # it may need values, or its user's inputs
+                function(inputs)
+                done = True
+
+        with contextlib.suppress(Exception):
             # Variables that are made on the way get their values when the scope ends.
             with _Scope((), ()):
                 jax.eval_shape(look, inputs)
-        except Exception:  # it may do without values no more than without its user's inputs
-            return False
-        return True
+            return done
+        return False
 
     def compiled(
         self,
@@ -152,8 +157,16 @@ class Jax(Backend):
     ) -> Callable[[Any], Any]:
         own = {id(variable) for variable in variables}
         updated: list[Variable] = []
+        failures: list[Exception] = []
 
         def pure(values: list[Tensor], inputs: Any) -> tuple[Any, list[Any], list[Tensor]]:
+            try:
+                return traced(values, inputs)
+            except Exception as error:  # raised after the trace, which else would never be freed
+                failures.append(error)
+                return None, [], []
+
+        def traced(values: list[Tensor], inputs: Any) -> tuple[Any, list[Any], list[Tensor]]:
             with _Scope(variables, values) as scope:
                 result = function(inputs)
             generator = global_state.get_global_attribute("global_seed_generator")
@@ -163,6 +176,8 @@ class Jax(Backend):
             return result, _masks_of(result), [scope.get_current_value(v) for v in updated]
 
         lowered = jax.jit(pure).lower([v.value for v in variables], inputs)
+        if failures:
+            raise failures.pop()
         on_cpu = jax.default_backend() == "cpu"
         program = lowered.compile(_ONCE if once and on_cpu else None)
 

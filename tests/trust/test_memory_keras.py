@@ -68,9 +68,6 @@ def _frozen() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.mark.xfail(
-    keras.backend.backend() == "jax", reason="a trace keeps the arrays of each check"
-)
 @pytest.mark.usefixtures("_frozen")
 @pytest.mark.parametrize("end", ENDS)
 def test_many_checks_leave_nothing(end: str) -> None:
