@@ -53,8 +53,10 @@ class Jax(Backend):
         return back
 
     def copy(self, variable: Variable) -> Tensor:
-        # Arrays do not change, but a step of the user's can donate them.
-        return variable.value.copy()
+        # Arrays do not change, but a step of the user's can donate them. Their own copy() would
+        # compile a program for each shape.
+        value = variable.value
+        return jax.device_put(value, value.sharding if value.committed else None, may_alias=False)
 
     def change(self, variables: Sequence[Variable]) -> Callable[[], bool]:
         before = list(map(_current, variables))
