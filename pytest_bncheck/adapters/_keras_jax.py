@@ -53,9 +53,11 @@ class Jax(Backend):
         return back
 
     def copy(self, variable: Variable) -> Tensor:
+        value = variable.value
+        if _is_traced(value):
+            return value
         # Arrays do not change, but a step of the user's can donate them. Their own copy() would
         # compile a program for each shape.
-        value = variable.value
         return jax.device_put(value, value.sharding if value.committed else None, may_alias=False)
 
     def change(self, variables: Sequence[Variable]) -> Callable[[], bool]:
