@@ -3,28 +3,33 @@
     python benchmarks/cost.py [--smoke]
 
 The same 20 training steps on 8 images of 64 x 64, and the two forwards that a comparison of the
-modes needs at least, with and without the plugin around them, in alternating pairs. The statistics
-converge (momentum 0.45, Adam(1e-4)), so no failure is diagnosed; `diagnosis.py` measures that. Of
-32 values per channel the variance is known to 3 % only, which multiplies over 151 layers: that
-warning, with its two passes, is part of what the deepest net costs. The exit code is 1 where the
-median ratio is above 1.10.
+modes needs at least, with and without the plugin around them, in alternating pairs. Each
+measurement is a process of its own (in one process whoever comes second trains in memory that the
+first has used), in CPU seconds on one thread, which other work on the machine disturbs least. The
+statistics converge (momentum 0.45, Adam(1e-4)), so no failure is diagnosed;
+`diagnosis.py` measures that. Of 32 values per channel the variance is known to 3 % only, which
+multiplies over 151 layers: that warning, with its two passes, is part of what the deepest net
+costs. The exit code is 1 where the median ratio is above 1.10.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from pairs import pairs, ratio, spread
+from pairs import in_a_process, ratio, spread
 from torch import nn
 from torch.nn import functional
 
 from pytest_bncheck import check
-from pytest_bncheck.report import Seconds
+from pytest_bncheck.report import Report
 
 STEPS = 20
 LIMIT = 1.10
@@ -35,53 +40,77 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="one small pair: does it work?")
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    side, repeats = (32, 1) if options.smoke else (64, 5)
-    torch.manual_seed(0)
-    batch = torch.randn(8, 3, side, side), torch.arange(8) % 4
+    if options.measure:
+        what, depth, side = options.measure
+        print(json.dumps(_measured(what, int(depth), int(side))))
+        return 0
+    side, repeats = ("32", 1) if options.smoke else ("64", 5)
     print(f"check / bare loop of {STEPS} steps and 2 forwards: median [least, most]")
     dear = False
     for depth in (18,) if options.smoke else BLOCKS:
-        measured = pairs(partial(_check, depth, batch), partial(_bare, depth, batch), repeats)
+        runs = [_pair(str(depth), side, repeat) for repeat in range(repeats)]
+        measured = [(check["seconds"], bare["seconds"]) for check, bare in runs]
         dear |= ratio(measured) > LIMIT
-        found = ", ".join(sorted(FOUND)) or "nothing"
-        print(f"  ResNet-{depth:<3} {spread(measured)}; found {found}")
-        print(f"             {_parts()}", flush=True)
-        FOUND.clear()
-        SPENT.clear()
+        found = ", ".join(sorted({code for check, _ in runs for code in check["codes"]}))
+        print(f"  ResNet-{depth:<3} {spread(measured)}; found {found or 'nothing'}")
+        print(f"             {_shares([check['parts'] for check, _ in runs])}", flush=True)
     return int(dear and not options.smoke)
 
 
-FOUND: set[str] = set()
-SPENT: list[Seconds] = []
+def _pair(depth: str, side: str, repeat: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    order = ("check", "bare") if repeat % 2 else ("bare", "check")
+    found = {
+        what: in_a_process(__file__, "torch", "--measure", what, depth, side) for what in order
+    }
+    return found["check"], found["bare"]
 
 
-def _parts() -> str:
+def _shares(runs: Sequence[Mapping[str, float]]) -> str:
     """Where the checks spent their time."""
     parts = {
-        "save and steps": [spent.train for spent in SPENT],
-        "comparing modes": [spent.measure for spent in SPENT],
-        "converged statistics": [spent.diagnose for spent in SPENT],
+        "save and steps": [run["train"] for run in runs],
+        "comparing modes": [run["measure"] for run in runs],
+        "converged statistics": [run["diagnose"] for run in runs],
         "restore and report": [
-            spent.total - spent.train - spent.measure - spent.diagnose for spent in SPENT
+            run["total"] - run["train"] - run["measure"] - run["diagnose"] for run in runs
         ],
     }
-    whole = statistics.median(spent.total for spent in SPENT)
+    whole = statistics.median(run["total"] for run in runs)
     return ", ".join(
         f"{name} {statistics.median(times) / whole:.1%}" for name, times in parts.items()
     )
 
 
-def _check(depth: int, batch: Any) -> None:
-    report = check(resnet(depth), batch, steps=STEPS, optimizer=OPTIMIZER)
-    FOUND.update(finding.code for finding in report.findings)
-    SPENT.append(report.seconds)
+def _measured(what: str, depth: int, side: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    small = resnet(18)  # what is imported on the way, by both
+    bare(small, _batch(32), 1)
+    check(small, _batch(32), steps=1)
+    model, batch = resnet(depth), _batch(side)
+    if what == "bare":
+        return {"seconds": _cpu_seconds(lambda: bare(model, batch, STEPS))}
+    reports: list[Report] = []
+    took = _cpu_seconds(
+        lambda: reports.append(check(model, batch, steps=STEPS, optimizer=OPTIMIZER))
+    )
+    (report,) = reports
     if report.bn_verdict == "broken":
-        raise SystemExit(f"the check fails, so it does more than is measured here:\n{report}")
+        sys.exit(f"the check fails, so it does more than is measured here:\n{report}")
+    codes = [finding.code for finding in report.findings]
+    return {"seconds": took, "codes": codes, "parts": vars(report.seconds)}
 
 
-def _bare(depth: int, batch: Any) -> None:
-    bare(resnet(depth), batch, STEPS)
+def _cpu_seconds(run: Callable[[], object]) -> float:
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
+
+
+def _batch(side: int) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    return torch.randn(8, 3, side, side), torch.arange(8) % 4
 
 
 def bare(model: nn.Module, batch: Any, steps: int) -> None:

@@ -168,6 +168,7 @@ class Evidence:
     program: str | None = None
     streams: Mapping[str, Streams] = field(default_factory=dict)
     scale: float = 1.0
+    _distortions: tuple[Statistics, Statistics, Array] | None = None
 
     # training ---------------------------------------------------------------------------------
 
@@ -253,7 +254,14 @@ class Evidence:
 
     def distortions(self, statistics: Statistics, batch: Statistics | None = None) -> Array:
         """Distortion of each layer under some running statistics, against the training batch."""
-        return running.distortion(statistics, batch or self.noisy_batch, self.eps)
+        against = batch or self.noisy_batch
+        known = self._distortions
+        if known is not None and known[0] is statistics and known[1] is against:
+            return known[2]
+        found = running.distortion(statistics, against, self.eps)
+        if statistics is self.judged_statistics:  # which nearly every rule asks for
+            self._distortions = statistics, against, found
+        return found
 
     @property
     def judged_statistics(self) -> Statistics:
