@@ -192,8 +192,12 @@ def overwrite(data: torch.Tensor, values: torch.Tensor) -> None:
 def _set_version(tensor: torch.Tensor, version: int) -> None:
     """Tell autograd that a tensor is what it was, so that a graph made before can be used."""
     tell = getattr(torch._C._autograd, "_unsafe_set_version_counter", None)
-    if tell is not None and tensor._version != version:
+    if tell is None or tensor._version == version:
+        return
+    try:
         tell((tensor,), (version,))
+    except TypeError:  # torch 2.6 takes one of each
+        tell(tensor, version)
 
 
 def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:
@@ -265,8 +269,8 @@ def as_written() -> Iterator[None]:
     It computes the same; and compiled code would not see the hooks that watch a pass, and would
     be compiled again for every mode.
     """
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
-        yield  # nothing is compiled, or torch is older than 2.6
+    if "torch._dynamo" not in sys.modules:
+        yield  # nothing is compiled
         return
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
         # torch warns of the hooks that watch a pass; here they may well see the wrapper too.
