@@ -364,7 +364,7 @@ def test_modules_in_a_compiled_model_are_named_as_the_user_does() -> None:
         def forward(self, image: Any) -> Any:
             return self.head(self.hidden[0](self.body(image)))
 
-    report = check(torch.compile(Hidden(), backend="eager"), data(), steps=60)
+    report = check(torch.compile(Hidden(), backend="eager"), data(), steps=100)
     (finding,) = report.findings
     assert (finding.code, list(finding.layers)) == ("BN301", ["hidden[0]"])
 
