@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from pytest_bncheck.adapters._keras_backend import Backend, Losses, Tensor, Variable, wide_type
+
+T = TypeVar("T")
 
 _ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}
 """Compiles twice as fast what runs half as fast, with the same numbers."""
@@ -135,21 +137,17 @@ class Jax(Backend):
         return logs
 
     def rehearsed(self, function: Callable[[Any], Any], inputs: Any) -> bool:
-        done = False
-
         def look(inputs: Any) -> None:
-            nonlocal done
-            # An exception that leaves a trace leaves the trace's arrays behind, for good.
-            with contextlib.suppress(Exception):  # it may need values, or its user's inputs
-                function(inputs)
-                done = True
+            function(inputs)
 
-        with contextlib.suppress(Exception):
+        quiet, failures = _caught(look, None)
+        try:
             # Variables that are made on the way get their values when the scope ends.
             with _Scope((), ()):
-                jax.eval_shape(look, inputs)
-            return done
-        return False
+                jax.eval_shape(quiet, inputs)
+        except Exception:  # it may do without values no more than without its user's inputs
+            return False
+        return not failures
 
     def compiled(
         self,
@@ -161,16 +159,8 @@ class Jax(Backend):
     ) -> Callable[[Any], Any]:
         own = {id(variable) for variable in variables}
         updated: list[Variable] = []
-        failures: list[Exception] = []
 
         def pure(values: list[Tensor], inputs: Any) -> tuple[Any, list[Any], list[Tensor]]:
-            try:
-                return traced(values, inputs)
-            except Exception as error:  # raised after the trace, which else would never be freed
-                failures.append(error)
-                return None, [], []
-
-        def traced(values: list[Tensor], inputs: Any) -> tuple[Any, list[Any], list[Tensor]]:
             with _Scope(variables, values) as scope:
                 result = function(inputs)
             generator = global_state.get_global_attribute("global_seed_generator")
@@ -179,7 +169,9 @@ class Jax(Backend):
             updated.extend(v for key, v in scope.updated.items() if key in own)
             return result, _masks_of(result), [scope.get_current_value(v) for v in updated]
 
-        lowered = jax.jit(pure).lower([v.value for v in variables], inputs)
+        nothing: tuple[Any, list[Any], list[Tensor]] = None, [], []
+        quiet, failures = _caught(pure, nothing)
+        lowered = jax.jit(quiet).lower([v.value for v in variables], inputs)
         if failures:
             raise failures.pop()
         on_cpu = jax.default_backend() == "cpu"
@@ -230,6 +222,23 @@ class _Scope(keras.StatelessScope):  # type: ignore[misc]
     def add_update(self, update: tuple[Variable, Tensor]) -> None:
         self.updated[id(update[0])] = update[0]
         super().add_update(update)
+
+
+def _caught(function: Callable[..., T], instead: T) -> tuple[Callable[..., T], list[Exception]]:
+    """`function` for a trace, with `instead` for a result where it raises, and what it raised.
+
+    An exception that leaves a trace leaves the trace's arrays behind, for good.
+    """
+    failures: list[Exception] = []
+
+    def quiet(*args: Any) -> T:
+        try:
+            return function(*args)
+        except Exception as error:
+            failures.append(error)
+            return instead
+
+    return quiet, failures
 
 
 def _is_traced(tensor: Tensor) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ from pytest_bncheck.types import (
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
+
+T = TypeVar("T")
 
 DIALECT = Dialect(
     set_momentum=lambda kind, rate: f"nn.{kind}(..., momentum={rate:g})",
@@ -104,7 +106,7 @@ class TorchAdapter(Adapter):
         self._read_log: list[Statistics] = []
         self._losses: list[Any] = []
         self._idle: dict[nn.Module, None] = {}
-        self._on_training_path: dict[int, Statistics] = {}
+        self._trained_on: dict[int, Statistics] = {}
         self._around = ExitStack()
         self.noise = rounding(_name(dtype), self.device)
 
@@ -331,27 +333,22 @@ class TorchAdapter(Adapter):
         __tracebackhide__ = True
         self._passes.enter_eval()
         active = self._active()
-        with self._layers.emptied(active):
-            for module in active.values():
-                module.training = True
-            self._layers.reset_counters()
-            prediction = self._passes.run(batch, size)
-            calls = self._layers.counted()
-            filled = self._replicas.led(self._layers.raw())
+        for module in active.values():
+            module.training = True
+        prediction, filled, calls = self._filling(active, lambda: self._passes.run(batch, size))
         return prediction, self._layers.batch_statistics(filled, active, calls), calls
 
     def batch_statistics(self, batch: int) -> Statistics:
         __tracebackhide__ = True
-        if batch in self._on_training_path:
-            return self._on_training_path[batch]
+        if batch in self._trained_on:
+            return self._trained_on[batch]
         active = self._active()
 
         def run() -> Statistics:
-            with self._passes.as_trained(), self._layers.emptied(active), torch.no_grad():
-                self._layers.reset_counters()
-                self._passes.forward(self._batches[batch])
-                calls = self._layers.counted()
-                filled = self._replicas.led(self._layers.raw())
+            with self._passes.as_trained(), torch.no_grad():
+                _, filled, calls = self._filling(
+                    active, lambda: self._passes.forward(self._batches[batch])
+                )
             return self._layers.batch_statistics(filled, active, calls)
 
         return self._passes.in_training(run)
@@ -367,18 +364,16 @@ class TorchAdapter(Adapter):
                 other |= module.training != (id(module) in live) and depends_on_mode(module)
                 module.training = id(module) in live
         try:
-            with self._passes.as_trained(), self._layers.emptied(active):
-                self._layers.reset_counters()
-                prediction = self._passes.run(self._batches[batch], self._sizes[batch])
-                calls = self._layers.counted()
-                filled = self._replicas.led(self._layers.raw())
+            with self._passes.as_trained():
+                prediction, filled, calls = self._filling(
+                    active, lambda: self._passes.run(self._batches[batch], self._sizes[batch])
+                )
         except Exception:
             if not self._passes.users:
                 raise
             return None  # in training mode the model wants more than its inputs
         if not other and not prediction.random:  # then it is the whole pass in training mode
-            statistics = self._layers.batch_statistics(filled, active, calls)
-            self._on_training_path[batch] = statistics
+            self._trained_on[batch] = self._layers.batch_statistics(filled, active, calls)
         return prediction
 
     def slopes(self, batch: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
@@ -393,6 +388,14 @@ class TorchAdapter(Adapter):
         )
 
     # inside -----------------------------------------------------------------------------------
+
+    def _filling(self, active: Iterable[str], run: Callable[[], T]) -> tuple[T, Raw, Calls]:
+        """What a pass gives, what it leaves in the statistics of active layers, and its calls."""
+        __tracebackhide__ = True
+        with self._layers.emptied(active):
+            self._layers.reset_counters()
+            found = run()
+            return found, self._replicas.led(self._layers.raw()), self._layers.counted()
 
     def _training_outputs(self, batch: int) -> Any:
         with self._layers.emptied(self._active()), torch.no_grad():
