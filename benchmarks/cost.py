@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pairs import in_a_process, ratio, spread
+from pairs import process_pairs, ratio, spread, times
 from torch import nn
 from torch.nn import functional
 
@@ -56,21 +56,13 @@ def main() -> int:
     print(f"check / bare loop of {STEPS} steps and 2 forwards: median [least, most]")
     dear = False
     for depth in (18,) if options.smoke else BLOCKS:
-        runs = [_pair(str(depth), side, repeat) for repeat in range(repeats)]
-        measured = [(check["seconds"], bare["seconds"]) for check, bare in runs]
+        runs = process_pairs(__file__, "torch", ("check", "bare"), repeats, str(depth), side)
+        measured = times(runs)
         dear |= ratio(measured) > LIMIT
         found = ", ".join(sorted({code for check, _ in runs for code in check["codes"]}))
         print(f"  ResNet-{depth:<3} {spread(measured)}; found {found or 'nothing'}")
         print(f"             {_shares([check['parts'] for check, _ in runs])}", flush=True)
     return int(dear and not options.smoke)
-
-
-def _pair(depth: str, side: str, repeat: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    order = ("check", "bare") if repeat % 2 else ("bare", "check")
-    found = {
-        what: in_a_process(__file__, "torch", "--measure", what, depth, side) for what in order
-    }
-    return found["check"], found["bare"]
 
 
 def _shares(runs: Sequence[Mapping[str, float]]) -> str:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pairs import BACKENDS, in_a_process, ratio, spread
+from pairs import BACKENDS, process_pairs, ratio, spread, times
 
 GOALS, LIMITS = {5: 0.6}, {100: 1.1}
 SAMPLES, CLASSES = 8, 4
@@ -42,14 +42,9 @@ def main() -> int:
     print("check / fit, predict and evaluate: median [least, most]")
     for backend in there[:1] if options.smoke else there:
         for count in steps:
-            measured = []
-            for repeat in range(options.repeats):
-                order = ("check", "script") if repeat % 2 == 0 else ("script", "check")
-                took = {
-                    what: in_a_process(__file__, backend, "--measure", what, str(count), side)
-                    for what in order
-                }
-                measured.append((took["check"]["seconds"], took["script"]["seconds"]))
+            sides = "check", "script"
+            runs = process_pairs(__file__, backend, sides, options.repeats, str(count), side)
+            measured = times(runs)
             dear |= ratio(measured) > LIMITS.get(count, float("inf"))
             missed = "; goal missed" if ratio(measured) > GOALS.get(count, float("inf")) else ""
             print(f"{backend:>10}, {count:3} steps: {spread(measured)}{missed}", flush=True)

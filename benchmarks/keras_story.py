@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from pairs import BACKENDS, in_a_process, ratio, spread
+from pairs import BACKENDS, process_pairs, ratio, spread, times
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "three_images_keras"
 EPOCHS = 5
@@ -54,14 +54,8 @@ def check() -> dict[str, object]:
 
 def compare(backend: str, repeats: int) -> bool:
     """Print one line about a backend; returns whether it is within the limit."""
-    times: dict[str, list[float]] = {"check": [], "script": []}
-    codes: object = None
-    for k in range(repeats):
-        for what in ("check", "script") if k % 2 == 0 else ("script", "check"):
-            found = in_a_process(__file__, backend, "--measure", what)
-            times[what].append(found["seconds"])
-            codes = found.get("codes", codes)
-    measured = list(zip(times["check"], times["script"], strict=True))
+    runs = process_pairs(__file__, backend, ("check", "script"), repeats)
+    measured, codes = times(runs), runs[-1][0]["codes"]
     print(f"{backend:>10}: {spread(measured)}, found {codes}", flush=True)
     return ratio(measured) < LIMIT
 

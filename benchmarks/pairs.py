@@ -43,10 +43,10 @@ def ratio(measured: list[tuple[float, float]]) -> float:
 def spread(measured: list[tuple[float, float]]) -> str:
     """``1.03 [1.01, 1.08], 4.12 s against 3.98 s``: median, least and most; median times."""
     ratios = sorted(first / second for first, second in measured)
-    times = [statistics.median(side) for side in zip(*measured, strict=True)]
+    middle = [statistics.median(side) for side in zip(*measured, strict=True)]
     return (
         f"{ratio(measured):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}], "
-        f"{times[0]:.2f} s against {times[1]:.2f} s"
+        f"{middle[0]:.2f} s against {middle[1]:.2f} s"
     )
 
 
@@ -62,3 +62,20 @@ def in_a_process(script: str, backend: str, *arguments: str) -> dict[str, Any]:
         sys.exit(done.stderr)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def process_pairs(
+    script: str, backend: str, sides: tuple[str, str], repeats: int, *arguments: str
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What ``--measure SIDE ARGUMENTS`` of a script prints for both, pairs starting with either."""
+    found = []
+    for repeat in range(repeats):
+        order = sides[::-1] if repeat % 2 else sides
+        ran = {side: in_a_process(script, backend, "--measure", side, *arguments) for side in order}
+        found.append((ran[sides[0]], ran[sides[1]]))
+    return found
+
+
+def times(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[tuple[float, float]]:
+    """The seconds that both sides of `process_pairs` printed."""
+    return [(first["seconds"], second["seconds"]) for first, second in runs]

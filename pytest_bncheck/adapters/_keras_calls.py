@@ -85,6 +85,11 @@ class Record:
         else:
             self.note(int(known))
 
+    def note_masked(self, values: Sequence[Tensor]) -> None:
+        """Note what `masked` is in a run of the trace."""
+        for each in values:
+            self.note(int(each))
+
     def note(self, values: int | None) -> None:
         """Remember a call's values per channel if they are the fewest; of padding there are 0."""
         if values:

@@ -164,8 +164,7 @@ class Passes:
             return self.forward(batch, training=training)
         outputs, found = run(batch.inputs)
         for record, each, (batches, masked) in zip(records, seen, found, strict=True):
-            for values in masked:
-                each.note(int(values))
+            each.note_masked(masked)
             if record is not each:
                 record.add(each)
             record.batches = batches

@@ -122,8 +122,7 @@ class Steps:
             for record, each, (between, masked) in zip(
                 self.records, repeat.records, seen, strict=True
             ):
-                for values in masked:
-                    each.note(int(values))
+                each.note_masked(masked)
                 record.add(each)
                 record.samples, record.between = each.samples, between
         else:

@@ -140,6 +140,13 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def is_seen(clause: Clause, world: Any) -> bool:
+    """Whether a reading tells its change."""
+    before = clause.read(world)
+    clause.change(world)
+    return bool(clause.read(world) != before)
+
+
 def after(calls: int, event: Callable[[], Any]) -> Callable[..., None]:
     """A function that does nothing so often, and then `event` each time."""
     left = [calls]
