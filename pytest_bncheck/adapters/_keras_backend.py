@@ -54,6 +54,12 @@ def to_numpy(tensor: Tensor) -> Any:
     ).numpy()
 
 
+def split(packed: Tensor, like: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
+    """What `Backend.pack` laid end to end, as flat float64 arrays of these sizes."""
+    ends = np.cumsum([int(np.prod(each.shape)) for each in like])
+    return np.split(to_numpy(packed).astype(np.float64), ends[:-1])
+
+
 def wide_type(tensors: Sequence[Tensor]) -> str:
     """The type that holds the values of all, floating as they are."""
     dtypes = {keras.backend.standardize_dtype(t.dtype) for t in tensors}
@@ -202,6 +208,10 @@ class Backend(ABC):
         return keras.ops.concatenate(
             [keras.ops.reshape(keras.ops.cast(t, wide), (-1,)) for t in tensors]
         )
+
+    def to_host(self, tensors: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
+        """Tensors as flat float64 arrays, in one transfer."""
+        return split(self.pack(tensors), tensors) if tensors else []
 
     def from_host(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
         """Arrays of one type as tensors, in one transfer."""

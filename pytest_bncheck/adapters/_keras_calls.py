@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -18,7 +19,7 @@ import numpy as np
 
 from pytest_bncheck.adapters._keras_backend import Backend
 from pytest_bncheck.adapters._keras_layers import is_library, is_stock, statistics_of
-from pytest_bncheck.adapters._keras_state import put_back, seed_variables, to_host
+from pytest_bncheck.adapters._keras_state import put_back, seed_variables
 from pytest_bncheck.adapters.random_state import RandomState
 from pytest_bncheck.maths.running import recover_calls
 from pytest_bncheck.types import Calls, Layer, Statistics, Streams
@@ -113,7 +114,7 @@ def batch_statistics_of(
     A layer that used no batch statistics gives its running ones, `now`.
     """
     tensors = [t for record in records for pair in record.batches for t in pair]
-    values = iter(to_host(tensors, backend))
+    values = iter(backend.to_host(tensors))
     mean, var = list(now.mean), list(now.var)
     for k, (layer, record) in enumerate(zip(layers, records, strict=True)):
         if record.batches:
@@ -139,7 +140,7 @@ def streams_of(
     found, (before, after) = {}, around
     for k, (layer, record) in enumerate(zip(layers, records, strict=True)):
         if record.between and layer.update_rate:
-            values = to_host([t for pair in record.between for t in pair], backend)
+            values = backend.to_host([t for pair in record.between for t in pair])
             between = list(zip(values[0::2], values[1::2], strict=True))
             points = [(before.mean[k], before.var[k]), *between, (after.mean[k], after.var[k])]
             rates = [layer.update_rate] * len(record.samples)
@@ -375,5 +376,5 @@ def _values_per_channel(layer: KerasLayer, bound: inspect.BoundArguments) -> int
     mask = bound.arguments.get("mask")
     if mask is not None:
         return keras.ops.sum(keras.ops.cast(mask, "int32"))
-    channels = max(int(np.prod(layer.moving_mean.shape)), 1)
-    return int(np.prod(bound.args[0].shape)) // channels
+    channels = max(math.prod(layer.moving_mean.shape), 1)
+    return math.prod(bound.args[0].shape) // channels

@@ -39,7 +39,6 @@ class Batch:
         self.inputs: Any = None
         self.targets: Any = None
         self.weights: Any = None
-        self._half: Batch | None = None
         if isinstance(self.whole, dict):
             key = next((key for key in _TARGET_KEYS if key in self.whole), None)
             self.inputs, self.targets = self.whole, None if key is None else self.whole[key]
@@ -83,35 +82,36 @@ class Batch:
         other.inputs = inputs
         return other
 
-    def half(self) -> Batch | None:
-        """The first half of the samples, or None for a single one."""
-        if self.size is None or self.size < 2:
-            return None
-        if self._half is not None:
-            return self._half
-        size = self.size
+    def half(self) -> Batch:
+        """The first half of the samples, of which there are two or more."""
+        size = self.size or 0
 
         def cut(leaf: Any) -> Any:
             whole = getattr(leaf, "shape", ())
             return leaf[: size // 2] if whole and whole[0] == size else leaf
 
-        self._half = Batch(keras.tree.map_structure(cut, self.whole), self._recipe, self._model)
-        return self._half
+        return self.remade(keras.tree.map_structure(cut, self.whole))
 
-    def filled(self, size: int) -> Batch:
-        """The inputs over again up to so many samples, for what is compiled for that number."""
+    def first_half_again(self) -> Batch:
+        """The inputs of the first half over again, for what is compiled for the whole."""
+        size = self.size or 0
+        rows = np.resize(np.arange(size // 2), size)
 
         def fill(leaf: Any) -> Any:
             shape = getattr(leaf, "shape", ())
-            if not shape or shape[0] != self.size:
-                return leaf
-            return keras.ops.take(leaf, np.resize(np.arange(shape[0]), size), axis=0)
+            return rows_of(leaf, rows) if shape and shape[0] == size else leaf
 
         return self.with_inputs(keras.tree.map_structure(fill, self.inputs))
 
     def remade(self, whole: Any) -> Batch:
         """Another batch for the same model."""
         return Batch(whole, self._recipe, self._model)
+
+
+def rows_of(tensor: Any, rows: Any) -> Any:
+    """Some rows, by way of the host: taking them where they are could be a program to compile."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return keras.ops.convert_to_tensor(to_numpy(tensor)[rows], dtype=dtype)
 
 
 def has_own_step(model: Any) -> bool:

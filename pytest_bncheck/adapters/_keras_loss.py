@@ -187,7 +187,12 @@ class Objective:
         output = only_leaf(outputs)
         if output is None or not output.shape or not keras.backend.is_float_dtype(output.dtype):
             return None
-        mean = keras.ops.broadcast_to(keras.ops.mean(output, axis=0, keepdims=True), output.shape)
+        # On the host: elsewhere the mean and its copies could be a program each to compile.
+        host = _host(output)
+        same = host.mean(axis=0, keepdims=True, dtype=np.float64).astype(host.dtype)
+        same = np.broadcast_to(same, host.shape)
+        dtype = keras.backend.standardize_dtype(output.dtype)
+        mean = keras.ops.convert_to_tensor(same, dtype=dtype)
         set_keras_mask(mean, get_keras_mask(output))
         try:
             return float(self.loss(keras.tree.pack_sequence_as(outputs, [mean]), batch))

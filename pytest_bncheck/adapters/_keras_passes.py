@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from pytest_bncheck.adapters._keras_backend import Backend
 from pytest_bncheck.adapters._keras_calls import (
@@ -20,7 +19,7 @@ from pytest_bncheck.adapters._keras_calls import (
     replaced_calls,
     without_idle_draws,
 )
-from pytest_bncheck.adapters._keras_data import Batch, form_of
+from pytest_bncheck.adapters._keras_data import Batch, form_of, rows_of
 from pytest_bncheck.adapters._keras_eval import plain_attributes
 from pytest_bncheck.adapters._keras_layers import Inventory
 from pytest_bncheck.adapters._keras_state import contents, fingerprint, in_mode, put_back
@@ -42,11 +41,7 @@ class Pass:
 
         def cut(leaf: Any) -> Any:
             shape = getattr(leaf, "shape", ())
-            if not shape or shape[0] != size:
-                return leaf
-            part, mask = leaf[:samples], get_keras_mask(leaf)
-            set_keras_mask(part, None if mask is None else mask[:samples])
-            return part
+            return rows_of(leaf, slice(samples)) if shape and shape[0] == size else leaf
 
         return dataclasses.replace(self, outputs=keras.tree.map_structure(cut, self.outputs))
 

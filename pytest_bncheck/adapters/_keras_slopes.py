@@ -13,7 +13,7 @@ from pytest_bncheck.adapters._keras_backend import Backend, Tensor, Variable
 from pytest_bncheck.adapters._keras_calls import KerasLayer, Replacement, replaced_calls
 from pytest_bncheck.adapters._keras_data import form_of
 from pytest_bncheck.adapters._keras_layers import Inventory, affine_of, is_stock
-from pytest_bncheck.adapters._keras_state import to_host, value_of
+from pytest_bncheck.adapters._keras_state import value_of
 from pytest_bncheck.adapters._keras_trace import Function, compiled
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Slopes:
         """From derivatives by the whole outputs to those by their normalised parts."""
         variables = [variable for layer in self._stock for variable in affine_of(layer)]
         tensors = [*gradients, *(v if v is None else value_of(v) for v in variables)]
-        host = iter(to_host([t for t in tensors if t is not None], self._backend))
+        host = iter(self._backend.to_host([t for t in tensors if t is not None]))
         values = [None if t is None else next(host) for t in tensors]
         found, affine = values[: len(gradients)], values[len(gradients) :]
         columns = found[0::2], found[1::2], affine[0::2], affine[1::2]

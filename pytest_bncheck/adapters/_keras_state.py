@@ -23,20 +23,6 @@ _DTYPE_POLICY = "dtype_policy"
 _WRAPPERS = "tensorflow.python.trackable.data_structures"
 
 
-def to_host(tensors: Sequence[Tensor], backend: Backend) -> list[np.ndarray[Any, Any]]:
-    """Tensors as flat float64 arrays, in one transfer."""
-    packed = backend.pack(tensors) if tensors else None
-    return split(packed, [int(np.prod(t.shape)) for t in tensors])
-
-
-def split(packed: Tensor, sizes: Sequence[int]) -> list[np.ndarray[Any, Any]]:
-    """The arrays that lie end to end in one tensor, None where there are none."""
-    if packed is None:
-        return []
-    host = to_numpy(packed).astype(np.float64)
-    return np.split(host, np.cumsum(sizes)[:-1])
-
-
 def value_of(variable: Variable) -> Tensor:
     """The tensor in a variable of Keras; a plain one of TensorFlow is its own value."""
     value = getattr(variable, "value", variable)

@@ -13,7 +13,13 @@ import numpy as np
 from pytest_bncheck.adapters import _keras_hints as hints
 from pytest_bncheck.adapters._hints import kind
 from pytest_bncheck.adapters._keras_backend import Backend, Tensor
-from pytest_bncheck.adapters._keras_calls import Modes, Record, counted, replaced_calls
+from pytest_bncheck.adapters._keras_calls import (
+    Modes,
+    Record,
+    Replacement,
+    counted,
+    replaced_calls,
+)
 from pytest_bncheck.adapters._keras_data import Batch, has_own_step, make_optimizer
 from pytest_bncheck.adapters._keras_layers import Inventory, statistics_of
 from pytest_bncheck.adapters._keras_loss import Objective, scalar
@@ -90,6 +96,7 @@ class Steps:
         self._forward, self._packed = forward, packed
         self._optimizer: Any = None
         self._repeats: dict[int, Repeat] = {}
+        self._calls: list[Replacement] = []
         # Then a step's forward is the pass with batch statistics, which would be a program more.
         self._is_forward = parts.only_normalises and backend.compiles_passes
         self.expected = 0
@@ -128,7 +135,8 @@ class Steps:
         else:
             for record in self.records:
                 record.begin_step()
-            with self._watched(self.records):
+            self._calls = self._calls or self._counted(self.records)
+            with self._watched(self._calls):
                 loss = self._eager(batch)
             for record in self.records:
                 found = keras.tree.map_structure(self._backend.concrete, record.between)
@@ -173,12 +181,14 @@ class Steps:
                 variable.assign(value)
         return outputs, packed, repeat.records
 
-    @contextlib.contextmanager
-    def _watched(self, records: list[Record]) -> Iterator[None]:
-        calls = [
+    def _counted(self, records: list[Record]) -> list[Replacement]:
+        return [
             counted(layer, record, self._backend)
             for layer, record in zip(self._parts.layers, records, strict=True)
         ]
+
+    @contextlib.contextmanager
+    def _watched(self, calls: list[Replacement]) -> Iterator[None]:
         with replaced_calls(calls), self.dropouts.watch(), self.whole.watch():
             yield
 
@@ -196,7 +206,7 @@ class Steps:
 
         self._build(self._model.trainable_weights)
         variables = [*self._model.variables, *self._optimizer.variables]
-        with self._watched(records):
+        with self._watched(self._counted(records)):
             return Repeat(compiled(step, variables, batch.inputs, self._parts, backend), records)
 
     def _is_as_fit(self) -> bool:

@@ -247,7 +247,7 @@ class Adapter(ABC):
         """
 
     def predict_half(self, batch: int) -> Prediction | None:
-        """Eval mode on the first half of the samples.
+        """Eval mode on the first half of the samples, with or without their loss.
 
         None where the batch cannot be cut in two or the model does not take another size.
         """

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from pytest_bncheck.adapters._devices import pick, rounding
-from pytest_bncheck.adapters._keras_backend import own_backend, wide_type
+from pytest_bncheck.adapters._keras_backend import own_backend, split, wide_type
 from pytest_bncheck.adapters._keras_calls import Order, batch_statistics_of, calls_of, streams_of
 from pytest_bncheck.adapters._keras_data import (
     Batch,
@@ -32,7 +32,7 @@ from pytest_bncheck.adapters._keras_layers import DIALECT, Inventory, in_time, s
 from pytest_bncheck.adapters._keras_loss import Objective
 from pytest_bncheck.adapters._keras_passes import Pass, Passes
 from pytest_bncheck.adapters._keras_slopes import Slopes
-from pytest_bncheck.adapters._keras_state import Snapshot, put_back, split, value_of
+from pytest_bncheck.adapters._keras_state import Snapshot, put_back, value_of
 from pytest_bncheck.adapters._keras_steps import Steps
 from pytest_bncheck.adapters.base import Adapter
 from pytest_bncheck.adapters.random_state import RandomState
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
 
 Tensor: TypeAlias = Any
+Variable: TypeAlias = Any
 
 
 class KerasAdapter(Adapter):
@@ -256,13 +257,14 @@ class KerasAdapter(Adapter):
         ]
 
     def read(self, *, exact: bool = False) -> Statistics:
-        return self._unpacked(self._packed())
+        values = self._own.to_host(list(map(value_of, self._running)))
+        return Statistics(tuple(values[0::2]), tuple(values[1::2]))
 
     def write(self, statistics: Statistics, *, exact: bool = False) -> None:
         # Keras stores the biased variance, so both conventions are the same.
         pairs = zip(statistics.mean, statistics.var, strict=True)
         values = [value for pair in pairs for value in pair]
-        variables = [v for layer in self._parts.layers for v in statistics_of(layer)]
+        variables = self._running
         if not variables:
             return
         wide = wide_type(variables)
@@ -274,13 +276,16 @@ class KerasAdapter(Adapter):
             for variable, part in zip(variables, self._own.from_host(shaped), strict=True):
                 variable.assign(part)
 
+    @property
+    def _running(self) -> list[Variable]:
+        """Mean and variance of the first layer with running statistics, of the second, ..."""
+        return [v for layer in self._parts.layers for v in statistics_of(layer)]
+
     def _packed(self) -> Tensor:
-        variables = [v for layer in self._parts.layers for v in statistics_of(layer)]
-        return self._own.pack([value_of(v) for v in variables]) if variables else None
+        return self._own.pack(list(map(value_of, self._running))) if self._running else None
 
     def _unpacked(self, packed: Tensor) -> Statistics:
-        sizes = [int(np.prod(v.shape)) for k in self._parts.layers for v in statistics_of(k)]
-        values = split(packed, sizes)
+        values = [] if packed is None else split(packed, self._running)
         return Statistics(tuple(values[0::2]), tuple(values[1::2]))
 
     # passes -----------------------------------------------------------------------------------
@@ -293,20 +298,20 @@ class KerasAdapter(Adapter):
             return self._prediction(self._batches[batch], found)
 
     def predict_half(self, batch: int) -> Prediction | None:
-        half = self._batches[batch].half()
-        if half is None:
+        whole = self._batches[batch]
+        if whole.size is None or whole.size < 2:
             return None
+        samples = whole.size // 2
         with self._looking(), put_back(self._parts.variables, self._own):
             try:
                 if self._passes.compiles:  # the half over again needs no program of its own
-                    size = self._batches[batch].size or 0
-                    found = self._passes.run(half.filled(size), training=False)
-                    found = found.first(half.size, size)
+                    found = self._passes.run(whole.first_half_again(), training=False)
+                    found = found.first(samples, whole.size)
                 else:
-                    found = self._passes.run(half, training=False)
+                    found = self._passes.run(whole.half(), training=False)
             except Exception:  # whatever a model made for one size says to another
                 return None
-            return self._prediction(half, found)
+            return _without_loss(found, samples)
 
     def trace(self, batch: int) -> list[Trace]:
         tracer = Tracer(self._parts, self._own)
@@ -400,15 +405,21 @@ class KerasAdapter(Adapter):
         loss: float | None = None
         with contextlib.suppress(InputError):
             loss = float(judge.loss(outputs, batch))
-        return Prediction(
-            outputs=floating(outputs, batch.size),
-            structure=structure(outputs, batch.size),
+        return dataclasses.replace(
+            _without_loss(found, batch.size),
             loss=loss,
             accuracy=judge.accuracy(outputs, batch.targets),
             constant_loss=None if loss is None else judge.constant_loss(outputs, batch),
-            random=found.random,
-            mutated=found.mutated,
         )
 
     def _batch_statistics(self, found: Pass) -> Statistics:
         return batch_statistics_of(self._parts.layers, found.records, self.read(), self._own)
+
+
+def _without_loss(found: Pass, size: int | None) -> Prediction:
+    return Prediction(
+        outputs=floating(found.outputs, size),
+        structure=structure(found.outputs, size),
+        random=found.random,
+        mutated=found.mutated,
+    )

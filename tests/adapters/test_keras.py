@@ -659,7 +659,7 @@ def test_half_a_batch():
     whole, half = lab.predict(0), lab.predict_half(0)
     np.testing.assert_allclose(output(half), output(whole)[:8], atol=1e-5)
     assert half.structure == whole.structure
-    assert half.loss is not None
+    assert half.loss is None  # nothing asks for it, and on JAX it would be a program
     lab.restore()
     lab = adapter(functional(), images(n=1))
     assert lab.predict_half(0) is None
@@ -1326,7 +1326,7 @@ def test_sample_weights(compiled):
     each = host(SPARSE(INDICES, host(model(X)), from_logits=True))
     assert lab.losses[0] == pytest.approx(float((each * weights).mean()), rel=1e-4)
     assert lab.predict(0).loss == pytest.approx(lab.losses[0], rel=1e-4)
-    assert lab.predict_half(0).loss is not None
+    assert len(output(lab.predict_half(0))) == 6
 
 
 # compiled steps ---------------------------------------------------------------------------------
