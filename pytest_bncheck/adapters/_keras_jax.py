@@ -193,10 +193,6 @@ class Jax(Backend):
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         return _packed(list(tensors), wide_type(tensors))
 
-    def to_host(self, tensors: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
-        # Without a program that packs them; the transfers run side by side.
-        return [array.astype(np.float64).ravel() for array in jax.device_get(list(tensors))]
-
     def from_host(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
         found: list[Tensor] = jax.device_put(list(arrays))
         return found
