@@ -165,6 +165,10 @@ class Backend(ABC):
         """A tensor without what traces it; None where it is no more than a place in a trace."""
         return tensor
 
+    def building(self, optimizer: Any) -> contextlib.AbstractContextManager[Any]:
+        """Let an optimizer make its variables."""
+        return contextlib.nullcontext()
+
     def apply(
         self, optimizer: Any, gradients: Sequence[Tensor | None], variables: Sequence[Variable]
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -110,6 +110,22 @@ class Jax(Backend):
 
     def concrete(self, tensor: Tensor) -> Tensor | None:
         return tensor.to_concrete_value() if _is_traced(tensor) else tensor
+
+    @contextlib.contextmanager
+    def building(self, optimizer: Any) -> Iterator[None]:
+        # Zeros from the host: made on the device, each shape of them is a program to compile.
+        original = optimizer.add_variable
+
+        def add_variable(shape: Any, initializer: Any = "zeros", *others: Any, **named: Any) -> Any:
+            spread = named.get("layout") is not None  # over several devices, which Keras does
+            quick = _zeros if initializer == "zeros" and not spread else initializer
+            return original(shape, quick, *others, **named)
+
+        optimizer.__dict__["add_variable"] = add_variable
+        try:
+            yield
+        finally:
+            del optimizer.__dict__["add_variable"]
 
     def apply(
         self, optimizer: Any, gradients: Sequence[Tensor | None], variables: Sequence[Variable]
@@ -239,6 +255,10 @@ def _caught(function: Callable[..., T], instead: T) -> tuple[Callable[..., T], l
             return instead
 
     return quiet, failures
+
+
+def _zeros(shape: Any, dtype: Any = None) -> Tensor:
+    return jax.device_put(np.zeros(shape, jnp.dtype(dtype)))
 
 
 def _is_traced(tensor: Tensor) -> bool:

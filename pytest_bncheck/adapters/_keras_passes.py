@@ -131,7 +131,7 @@ class Passes:
             watched = parts.watched(statistics=not collect) if observe else {}
             random = fingerprint(backend, parts.seeds) if observe else ()
             state = contents(watched.values())
-            key = form_of(batch.inputs), training, collect, force, mute
+            key = training, collect, force, mute
             outputs = self._outputs(batch, training, records, key, once=collect)
             moved = zip(watched, state, contents(watched.values()), strict=True)
             return Pass(
@@ -141,20 +141,24 @@ class Passes:
                 mutated=tuple(name for name, old, new in moved if old != new),
             )
 
+    def prepare(self, batch: Batch) -> None:
+        """Compile eval mode, which is free while the backend still works on steps."""
+        records = [Record() for _ in self._parts.layers]
+        with replaced_calls(without_idle_draws(self._parts.recurrent, self._backend)):
+            self._program(batch, False, records, (False,) * 4, once=False)
+
     def _outputs(
         self,
         batch: Batch,
         training: bool,
         records: list[Record],
-        key: tuple[object, ...],
+        key: tuple[bool, ...],
         *,
         once: bool,
     ) -> Any:
         """The forward pass, compiled where the backend's eager operations are slow."""
         __tracebackhide__ = True
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(batch, training, records, once=once), records
-        run, seen = self._compiled[key]
+        run, seen = self._program(batch, training, records, key, once=once)
         if run is None:
             return self.forward(batch, training=training)
         outputs, found = run(batch.inputs)
@@ -164,6 +168,21 @@ class Passes:
                 record.add(each)
             record.batches = batches
         return outputs
+
+    def _program(
+        self,
+        batch: Batch,
+        training: bool,
+        records: list[Record],
+        key: tuple[bool, ...],
+        *,
+        once: bool,
+    ) -> tuple[Function | None, list[Record]]:
+        """What is compiled for a pass with such inputs, and the calls that its trace saw."""
+        form = form_of(batch.inputs), *key
+        if form not in self._compiled:
+            self._compiled[form] = self._compile(batch, training, records, once=once), records
+        return self._compiled[form]
 
     @property
     def compiles(self) -> bool:

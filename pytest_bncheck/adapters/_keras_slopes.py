@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import numpy as np
 
-from pytest_bncheck.adapters._keras_backend import Backend, Tensor, Variable
+from pytest_bncheck.adapters._keras_backend import Backend, Tensor, Variable, split
 from pytest_bncheck.adapters._keras_calls import KerasLayer, Replacement, replaced_calls
 from pytest_bncheck.adapters._keras_data import form_of
 from pytest_bncheck.adapters._keras_layers import Inventory, affine_of, is_stock
@@ -56,7 +56,9 @@ class Slopes:
         if not self._knobs:
             self._knobs = [_knob(k, value) for k in self._stock for value in ("ones", "zeros")]
 
-        def gradients(given: tuple[Any, Mapping[str, Tensor]]) -> list[Tensor | None]:
+        def gradients(
+            given: tuple[Any, Mapping[str, Tensor]],
+        ) -> tuple[list[Tensor | None], Tensor]:
             def inner_product() -> tuple[Tensor, Tensor]:
                 outputs = forward(given[0])
                 parts = [
@@ -68,7 +70,9 @@ class Slopes:
 
             pairs = zip(self._stock, self._knobs[0::2], self._knobs[1::2], strict=True)
             with replaced_calls([_turned(*each) for each in pairs]):
-                return self._backend.gradients(inner_product, self._knobs)[1]
+                found = self._backend.gradients(inner_product, self._knobs)[1]
+            there = _there([*found, *self._affine()])
+            return found, self._backend.pack(there) if there else None
 
         run: Function | None = None
         given = inputs, dict(direction)
@@ -79,19 +83,27 @@ class Slopes:
                 parts, own = self._parts, self._backend
                 self._compiled[form] = compiled(gradients, variables, given, parts, own, once=True)
             run = self._compiled[form]
-        found = (run or gradients)(given)
-        return None if all(gradient is None for gradient in found) else self._by_layer(found)
+        found, packed = (run or gradients)(given)
+        return None if not _there(found) else self._by_layer(found, packed)
 
-    def _by_layer(self, gradients: list[Tensor | None]) -> list[Slope | None]:
-        """From derivatives by the whole outputs to those by their normalised parts."""
+    def _affine(self) -> list[Tensor | None]:
+        """Gamma and beta of the first layer, of the second, ..."""
         variables = [variable for layer in self._stock for variable in affine_of(layer)]
-        tensors = [*gradients, *(v if v is None else value_of(v) for v in variables)]
-        host = iter(self._backend.to_host([t for t in tensors if t is not None]))
+        return [None if v is None else value_of(v) for v in variables]
+
+    def _by_layer(self, gradients: list[Tensor | None], packed: Tensor) -> list[Slope | None]:
+        """From derivatives by the whole outputs to those by their normalised parts."""
+        tensors = [*gradients, *self._affine()]
+        host = iter(split(packed, _there(tensors)))
         values = [None if t is None else next(host) for t in tensors]
         found, affine = values[: len(gradients)], values[len(gradients) :]
         columns = found[0::2], found[1::2], affine[0::2], affine[1::2]
         slopes = iter(map(_slope, self._stock, *columns))
         return [next(slopes) if is_stock(layer) else None for layer in self._parts.layers]
+
+
+def _there(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _knob(layer: KerasLayer, value: str) -> Any:

@@ -267,7 +267,8 @@ class Steps:
 
     def _build(self, weights: list[Any]) -> None:
         if weights and not self._optimizer.built:  # for all: a later step may reach others
-            self._optimizer.build(weights)
+            with self._backend.building(self._optimizer):
+                self._optimizer.build(weights)
             shapes = {tuple(v.shape) for v in self._parts.kernels}
             own = [v for v in self._optimizer.variables if tuple(v.shape) in shapes]
             self._backend.lay_out(own)

@@ -189,6 +189,8 @@ class KerasAdapter(Adapter):
         __tracebackhide__ = True
         with self._on_device():
             self._steps.make(self._batches[batch])
+            if len(self._steps.losses) == self.expected_steps and self.execution != "eager":
+                self._passes.prepare(self._batches[0])
         self.stochastic = self._steps.stochastic
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
@@ -14,6 +15,7 @@ if keras.backend.backend() != "jax":
     pytest.skip("Keras runs on another backend", allow_module_level=True)
 import jax  # noqa: E402
 
+from pytest_bncheck.adapters._keras_jax import Jax  # noqa: E402
 from pytest_bncheck.adapters._keras_steps import Steps  # noqa: E402
 from pytest_bncheck.adapters.keras import KerasAdapter  # noqa: E402
 from pytest_bncheck.types import InputError, Recipe  # noqa: E402
@@ -137,3 +139,29 @@ def test_no_step_stands_for_a_pass_where_it_stores_nothing():
     assert lab._steps.once_more(lab._batches[0]) is None
     statistics = lab.predict_with_batch_statistics(0)[1]
     np.testing.assert_allclose(statistics.mean[0], X.mean(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adam", "adagrad", "ftrl", "sgd", "muon"])
+def test_an_optimizer_begins_as_keras_makes_it(name):
+    """With zeros from the host and with other initial values, in the types of the weights."""
+    weights = [keras.Variable(np.ones((3, 4)), dtype=dtype) for dtype in ("float32", "bfloat16")]
+
+    def made(building):
+        optimizer = keras.optimizers.get(name)
+        with building(optimizer):
+            optimizer.build(weights)
+        assert "add_variable" not in vars(optimizer)
+        return [(v.dtype, v.shape, np.asarray(v).tolist()) for v in optimizer.variables]
+
+    assert made(Jax().building) == made(contextlib.nullcontext)
+
+
+def test_zeros_for_an_optimizer_compile_nothing(caplog):
+    weights = [keras.Variable(np.ones((7, 11 + k)), dtype="float32") for k in range(3)]
+    with jax.log_compiles(), Jax().building(optimizer := keras.optimizers.get("adam")):
+        optimizer.build(weights)
+    assert len(optimizer.variables) > 6
+    assert "broadcast" not in caplog.text
+    with jax.log_compiles():
+        keras.ops.zeros((7, 11, 13))  # what the log would say
+    assert "broadcast" in caplog.text
