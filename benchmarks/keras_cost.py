@@ -1,6 +1,6 @@
 """A check against the user's own fit of the same steps, predict and evaluate: Keras.
 
-    python benchmarks/keras_cost.py [--backends torch jax tensorflow] [--repeats 1] [--smoke]
+    python benchmarks/keras_cost.py [--backends torch jax tensorflow] [--repeats 5] [--smoke]
 
 A residual net on one batch of 8 images of 64 x 64, for 5 and for 100 steps, at Keras' momentum: the
 check finds the fault and diagnoses it, all of which counts. Each measurement is a process of its
@@ -29,7 +29,7 @@ SAMPLES, CLASSES = 8, 4
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backends", nargs="*", default=BACKENDS)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="one small pair: does it work?")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -39,12 +39,12 @@ def main() -> int:
         return 0
     side, steps = ("16", (2,)) if options.smoke else ("64", (*GOALS, *LIMITS))
     there = [name for name in options.backends if importlib.util.find_spec(name) is not None]
-    dear = False
+    dear, repeats = False, 1 if options.smoke else options.repeats
     print("check / fit, predict and evaluate: median [least, most]")
     for backend in there[:1] if options.smoke else there:
         for count in steps:
             sides = "check", "script"
-            runs = process_pairs(__file__, backend, sides, options.repeats, str(count), side)
+            runs = process_pairs(__file__, backend, sides, repeats, str(count), side)
             measured = times(runs)
             dear |= ratio(measured) > LIMITS.get(count, float("inf"))
             missed = "; goal missed" if ratio(measured) > GOALS.get(count, float("inf")) else ""
