@@ -7,6 +7,7 @@ backend has a file with a class that answers the same questions.
 from __future__ import annotations
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -54,9 +55,15 @@ def to_numpy(tensor: Tensor) -> Any:
     ).numpy()
 
 
+def tensor_like(array: Any, tensor: Tensor) -> Tensor:
+    """An array from the host as a tensor of another's type."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return keras.ops.convert_to_tensor(array, dtype=dtype)
+
+
 def split(packed: Tensor, like: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
     """What `Backend.pack` laid end to end, as flat float64 arrays of these sizes."""
-    ends = np.cumsum([int(np.prod(each.shape)) for each in like])
+    ends = np.cumsum([math.prod(each.shape) for each in like])
     return np.split(to_numpy(packed).astype(np.float64), ends[:-1])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -11,7 +11,7 @@ import numpy as np
 
 from pytest_bncheck.adapters import _keras_hints as hints
 from pytest_bncheck.adapters._hints import kind
-from pytest_bncheck.adapters._keras_backend import to_numpy
+from pytest_bncheck.adapters._keras_backend import tensor_like, to_numpy
 from pytest_bncheck.maths.dealing import deal
 from pytest_bncheck.types import InputError, Recipe
 
@@ -85,23 +85,13 @@ class Batch:
     def half(self) -> Batch:
         """The first half of the samples, of which there are two or more."""
         size = self.size or 0
-
-        def cut(leaf: Any) -> Any:
-            whole = getattr(leaf, "shape", ())
-            return leaf[: size // 2] if whole and whole[0] == size else leaf
-
-        return self.remade(keras.tree.map_structure(cut, self.whole))
+        return self.remade(by_sample(lambda leaf: leaf[: size // 2], self.whole, size))
 
     def first_half_again(self) -> Batch:
         """The inputs of the first half over again, for what is compiled for the whole."""
         size = self.size or 0
         rows = np.resize(np.arange(size // 2), size)
-
-        def fill(leaf: Any) -> Any:
-            shape = getattr(leaf, "shape", ())
-            return rows_of(leaf, rows) if shape and shape[0] == size else leaf
-
-        return self.with_inputs(keras.tree.map_structure(fill, self.inputs))
+        return self.with_inputs(by_sample(lambda leaf: rows_of(leaf, rows), self.inputs, size))
 
     def remade(self, whole: Any) -> Batch:
         """Another batch for the same model."""
@@ -110,8 +100,17 @@ class Batch:
 
 def rows_of(tensor: Any, rows: Any) -> Any:
     """Some rows, by way of the host: taking them where they are could be a program to compile."""
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
-    return keras.ops.convert_to_tensor(to_numpy(tensor)[rows], dtype=dtype)
+    return tensor_like(to_numpy(tensor)[rows], tensor)
+
+
+def by_sample(change: Callable[[Any], Any], value: Any, size: int | None) -> Any:
+    """`value` with `change` made to whatever in it has a row for each of so many samples."""
+
+    def changed(leaf: Any) -> Any:
+        shape = getattr(leaf, "shape", ())
+        return change(leaf) if shape and shape[0] == size else leaf
+
+    return keras.tree.map_structure(changed, value)
 
 
 def has_own_step(model: Any) -> bool:

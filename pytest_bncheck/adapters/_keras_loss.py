@@ -12,7 +12,7 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from pytest_bncheck.adapters import _keras_hints as hints
 from pytest_bncheck.adapters._hints import kind
-from pytest_bncheck.adapters._keras_backend import Backend, to_numpy
+from pytest_bncheck.adapters._keras_backend import Backend, tensor_like, to_numpy
 from pytest_bncheck.adapters._keras_data import Batch
 from pytest_bncheck.types import InputError, Recipe
 
@@ -190,9 +190,7 @@ class Objective:
         # On the host: elsewhere the mean and its copies could be a program each to compile.
         host = _host(output)
         same = host.mean(axis=0, keepdims=True, dtype=np.float64).astype(host.dtype)
-        same = np.broadcast_to(same, host.shape)
-        dtype = keras.backend.standardize_dtype(output.dtype)
-        mean = keras.ops.convert_to_tensor(same, dtype=dtype)
+        mean = tensor_like(np.broadcast_to(same, host.shape), output)
         set_keras_mask(mean, get_keras_mask(output))
         try:
             return float(self.loss(keras.tree.pack_sequence_as(outputs, [mean]), batch))

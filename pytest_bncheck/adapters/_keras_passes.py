@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import keras
+from typing import Any, NamedTuple
 
 from pytest_bncheck.adapters._keras_backend import Backend
 from pytest_bncheck.adapters._keras_calls import (
@@ -19,7 +17,7 @@ from pytest_bncheck.adapters._keras_calls import (
     replaced_calls,
     without_idle_draws,
 )
-from pytest_bncheck.adapters._keras_data import Batch, form_of, rows_of
+from pytest_bncheck.adapters._keras_data import Batch, by_sample, form_of, rows_of
 from pytest_bncheck.adapters._keras_eval import plain_attributes
 from pytest_bncheck.adapters._keras_layers import Inventory
 from pytest_bncheck.adapters._keras_state import contents, fingerprint, in_mode, put_back
@@ -38,12 +36,17 @@ class Pass:
 
     def first(self, samples: int | None, size: int | None) -> Pass:
         """The same with the outputs for the first of so many samples."""
+        cut = by_sample(lambda leaf: rows_of(leaf, slice(samples)), self.outputs, size)
+        return dataclasses.replace(self, outputs=cut)
 
-        def cut(leaf: Any) -> Any:
-            shape = getattr(leaf, "shape", ())
-            return rows_of(leaf, slice(samples)) if shape and shape[0] == size else leaf
 
-        return dataclasses.replace(self, outputs=keras.tree.map_structure(cut, self.outputs))
+class Kind(NamedTuple):
+    """What is special about a pass; see `Passes.run`."""
+
+    training: bool = False
+    collect: bool = False
+    force: bool = False
+    mute: bool = False
 
 
 class Passes:
@@ -131,8 +134,7 @@ class Passes:
             watched = parts.watched(statistics=not collect) if observe else {}
             random = fingerprint(backend, parts.seeds) if observe else ()
             state = contents(watched.values())
-            key = training, collect, force, mute
-            outputs = self._outputs(batch, training, records, key, once=collect)
+            outputs = self._outputs(batch, Kind(training, collect, force, mute), records)
             moved = zip(watched, state, contents(watched.values()), strict=True)
             return Pass(
                 outputs,
@@ -145,22 +147,14 @@ class Passes:
         """Compile eval mode, which is free while the backend still works on steps."""
         records = [Record() for _ in self._parts.layers]
         with replaced_calls(without_idle_draws(self._parts.recurrent, self._backend)):
-            self._program(batch, False, records, (False,) * 4, once=False)
+            self._program(batch, Kind(), records)
 
-    def _outputs(
-        self,
-        batch: Batch,
-        training: bool,
-        records: list[Record],
-        key: tuple[bool, ...],
-        *,
-        once: bool,
-    ) -> Any:
+    def _outputs(self, batch: Batch, kind: Kind, records: list[Record]) -> Any:
         """The forward pass, compiled where the backend's eager operations are slow."""
         __tracebackhide__ = True
-        run, seen = self._program(batch, training, records, key, once=once)
+        run, seen = self._program(batch, kind, records)
         if run is None:
-            return self.forward(batch, training=training)
+            return self.forward(batch, training=kind.training)
         outputs, found = run(batch.inputs)
         for record, each, (batches, masked) in zip(records, seen, found, strict=True):
             each.note_masked(masked)
@@ -170,19 +164,13 @@ class Passes:
         return outputs
 
     def _program(
-        self,
-        batch: Batch,
-        training: bool,
-        records: list[Record],
-        key: tuple[bool, ...],
-        *,
-        once: bool,
+        self, batch: Batch, kind: Kind, records: list[Record]
     ) -> tuple[Function | None, list[Record]]:
         """What is compiled for a pass with such inputs, and the calls that its trace saw."""
-        form = form_of(batch.inputs), *key
-        if form not in self._compiled:
-            self._compiled[form] = self._compile(batch, training, records, once=once), records
-        return self._compiled[form]
+        key = form_of(batch.inputs), kind
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(batch, kind, records), records
+        return self._compiled[key]
 
     @property
     def compiles(self) -> bool:
@@ -190,19 +178,22 @@ class Passes:
         built, own = self._model.built, self._recipe.forward is None
         return self._backend.compiles_passes and built and own
 
-    def _compile(
-        self, batch: Batch, training: bool, records: list[Record], *, once: bool
-    ) -> Function | None:
+    def _compile(self, batch: Batch, kind: Kind, records: list[Record]) -> Function | None:
         if not self.compiles:
             return None
 
         def compute(inputs: Any) -> tuple[Any, list[Any]]:
-            outputs = self.forward(batch.with_inputs(inputs), training=training)
+            outputs = self.forward(batch.with_inputs(inputs), training=kind.training)
             return outputs, [(record.batches, record.masked) for record in records]
 
         # What collects runs once; eval mode many times, under other statistics.
         run = compiled(
-            compute, self._model.variables, batch.inputs, self._parts, self._backend, once=once
+            compute,
+            self._model.variables,
+            batch.inputs,
+            self._parts,
+            self._backend,
+            once=kind.collect,
         )
         if run is None:
             for record in records:

@@ -259,8 +259,7 @@ class KerasAdapter(Adapter):
         ]
 
     def read(self, *, exact: bool = False) -> Statistics:
-        values = self._own.to_host(list(map(value_of, self._running)))
-        return Statistics(tuple(values[0::2]), tuple(values[1::2]))
+        return self._unpacked(self._packed())
 
     def write(self, statistics: Statistics, *, exact: bool = False) -> None:
         # Keras stores the biased variance, so both conventions are the same.
