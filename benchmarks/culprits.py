@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from pytest_bncheck import check
-from pytest_bncheck.adapters.torch import TorchAdapter
+from pytest_bncheck.adapters.torch.adapter import TorchAdapter
 from pytest_bncheck.types import Recipe, Statistics
 
 LOWEST = 0.95

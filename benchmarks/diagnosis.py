@@ -16,7 +16,8 @@ import statistics
 import sys
 from typing import Any
 
-from pytest_bncheck import adapters, engine
+from pytest_bncheck import adapters
+from pytest_bncheck.experiment import engine
 from pytest_bncheck.types import Recipe, Settings
 
 STEPS = 20

@@ -26,8 +26,8 @@ import sys
 from typing import Any
 
 from pytest_bncheck import check
+from pytest_bncheck.experiment.remedies import LATER, RATES
 from pytest_bncheck.maths.predictions import gap
-from pytest_bncheck.remedies import LATER, RATES
 
 STEPS = 30
 TOLERANCE = 0.25

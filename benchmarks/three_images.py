@@ -46,7 +46,7 @@ def _story(seed: int, small: bool) -> bool:
     from images import three_images
 
     from pytest_bncheck import check
-    from pytest_bncheck.remedies import RATES
+    from pytest_bncheck.experiment.remedies import RATES
 
     images, labels = three_images()
     batch = (images[:, ::8, ::8], labels) if small else (images, labels)

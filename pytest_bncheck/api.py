@@ -69,7 +69,8 @@ def check(
     >>> report.ok, report.verdict  # doctest: +SKIP
     (False, 'fail')
     """
-    from pytest_bncheck import adapters, engine, settings
+    from pytest_bncheck import adapters, settings
+    from pytest_bncheck.experiment import engine
 
     given = settings.layer(
         dict(loss=loss, optimizer=optimizer, train_step=train_step, forward=forward, **options),

@@ -17,7 +17,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Loaded once here: pytester forgets modules that a run inside it imports first.
-import pytest_bncheck.engine
+import pytest_bncheck.experiment.engine
 import pytest_bncheck.plugin
 import pytest_bncheck.reports.terminal  # noqa: F401
 from pytest_bncheck.reports import wire

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toy import ToyAdapter, ToyModel, toy_batch
 
-from pytest_bncheck import engine
+from pytest_bncheck.experiment import engine
 from pytest_bncheck.report import Report
 from pytest_bncheck.types import Recipe, Settings
 

@@ -13,9 +13,10 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from pytest_bncheck import check, remedies  # noqa: E402
+from pytest_bncheck import check  # noqa: E402
+from pytest_bncheck.experiment import remedies  # noqa: E402
+from pytest_bncheck.experiment.remedies import RATES  # noqa: E402
 from pytest_bncheck.maths.predictions import gap  # noqa: E402
-from pytest_bncheck.remedies import RATES  # noqa: E402
 
 
 def plain(momentum: float) -> nn.Module:

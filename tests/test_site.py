@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_bncheck import fixtures, settings
+from pytest_bncheck import settings
+from pytest_bncheck.plugin import fixtures
 from pytest_bncheck.rules import RULES
 
 SITE = Path(__file__).parents[1] / "tools" / "site"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pytest_bncheck.experiment.panel import joined
 from pytest_bncheck.maths import running
 from pytest_bncheck.maths.dealing import deal
-from pytest_bncheck.stream import joined
 from pytest_bncheck.types import Prediction, Statistics
 
 

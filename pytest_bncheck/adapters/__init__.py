@@ -19,9 +19,9 @@ GROUP = "pytest_bncheck_adapters"
 
 # Keras first: on its torch backend a Keras model is also a torch.nn.Module, and so is a program.
 _BUILT_IN = (
-    ("keras", "keras", "KerasAdapter"),
-    ("torch", "torch_program", "TorchProgramAdapter"),
-    ("torch", "torch", "TorchAdapter"),
+    ("keras", "keras.adapter", "KerasAdapter"),
+    ("torch", "torch.program", "TorchProgramAdapter"),
+    ("torch", "torch.adapter", "TorchAdapter"),
 )
 """Framework, module and class of each adapter."""
 

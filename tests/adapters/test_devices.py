@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_bncheck.adapters._devices import pick, rounding
+from pytest_bncheck.adapters.devices import pick, rounding
 from pytest_bncheck.types import InputError
 
 TWO = ["cpu", "cuda:0", "cuda:1"]
@@ -33,7 +33,7 @@ def test_workers_are_spread_over_the_gpus(monkeypatch, wish, worker, count, devi
 
 def test_the_devices_of_pytorch_are_counted(monkeypatch):
     torch = pytest.importorskip("torch")
-    from pytest_bncheck.adapters._torch_data import devices
+    from pytest_bncheck.adapters.torch.data import devices
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw5")

@@ -16,8 +16,8 @@ keras = pytest.importorskip("keras")
 
 from keras.src.backend.common import global_state  # noqa: E402
 
-from pytest_bncheck.adapters._keras_loss import match  # noqa: E402
-from pytest_bncheck.adapters.keras import KerasAdapter  # noqa: E402
+from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
+from pytest_bncheck.adapters.keras.loss import match  # noqa: E402
 from pytest_bncheck.adapters.random_state import seed_everything, seeded  # noqa: E402
 from pytest_bncheck.types import InputError, Recipe, Statistics  # noqa: E402
 
@@ -758,7 +758,7 @@ def bits(variables):
 def state_of(model):
     from keras.src.backend.common import global_state
 
-    from pytest_bncheck.adapters._keras_backend import own_backend
+    from pytest_bncheck.adapters.keras.backends.base import own_backend
 
     layers = model._flatten_layers()
     return {

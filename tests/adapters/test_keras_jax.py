@@ -15,9 +15,9 @@ if keras.backend.backend() != "jax":
     pytest.skip("Keras runs on another backend", allow_module_level=True)
 import jax  # noqa: E402
 
-from pytest_bncheck.adapters._keras_jax import Jax  # noqa: E402
-from pytest_bncheck.adapters._keras_steps import Steps  # noqa: E402
-from pytest_bncheck.adapters.keras import KerasAdapter  # noqa: E402
+from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
+from pytest_bncheck.adapters.keras.backends.jax import Jax  # noqa: E402
+from pytest_bncheck.adapters.keras.step import Steps  # noqa: E402
 from pytest_bncheck.types import InputError, Recipe  # noqa: E402
 
 X = np.random.default_rng(0).normal(2.0, 3.0, (16, 4)).astype("float32")

@@ -14,7 +14,7 @@ if keras.backend.backend() != "torch":
     pytest.skip("Keras runs on another backend", allow_module_level=True)
 import torch  # noqa: E402
 
-from pytest_bncheck.adapters.keras import KerasAdapter  # noqa: E402
+from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
 from pytest_bncheck.types import Recipe  # noqa: E402
 
 X = np.random.default_rng(0).normal(2.0, 3.0, (16, 4)).astype("float32")

@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from pytest_bncheck import InputError, check  # noqa: E402
-from pytest_bncheck.adapters._torch_loss import infer, last_operation  # noqa: E402
-from pytest_bncheck.adapters.torch import TorchAdapter  # noqa: E402
+from pytest_bncheck.adapters.torch.adapter import TorchAdapter  # noqa: E402
+from pytest_bncheck.adapters.torch.loss import infer, last_operation  # noqa: E402
 from pytest_bncheck.maths.running import bessel  # noqa: E402
 from pytest_bncheck.types import Recipe, Statistics  # noqa: E402
 

@@ -16,7 +16,7 @@ from torch import nn  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 
 from pytest_bncheck import InputError, check  # noqa: E402
-from pytest_bncheck.adapters.torch import TorchAdapter  # noqa: E402
+from pytest_bncheck.adapters.torch.adapter import TorchAdapter  # noqa: E402
 from pytest_bncheck.types import Recipe  # noqa: E402
 
 

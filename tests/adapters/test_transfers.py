@@ -134,7 +134,7 @@ def reads(adapter, model, batch, watch, **recipe) -> int:
 
 def test_pytorch():
     torch = pytest.importorskip("torch")
-    from pytest_bncheck.adapters.torch import TorchAdapter
+    from pytest_bncheck.adapters.torch.adapter import TorchAdapter
 
     batch = torch.from_numpy(X), torch.from_numpy(Y)
     sgd = partial(torch.optim.SGD, lr=0.1)  # Adam reads its own counters
@@ -147,7 +147,7 @@ def test_pytorch():
 def test_keras():
     keras = pytest.importorskip("keras")
     pytest.importorskip(keras.backend.backend())
-    from pytest_bncheck.adapters.keras import KerasAdapter
+    from pytest_bncheck.adapters.keras.adapter import KerasAdapter
 
     watch = {"torch": from_torch, "jax": from_jax, "tensorflow": from_tensorflow}
     own = watch[keras.backend.backend()]

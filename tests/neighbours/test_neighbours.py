@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from pytest_bncheck.reports.collected import CRASHED
+from pytest_bncheck.plugin.collected import CRASHED
 
 NEIGHBOURS = {
     "hypothesis": ["-p", "hypothesispytest", "--hypothesis-seed=1"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import BROKEN
 
-from pytest_bncheck.reports.collected import CRASHED
+from pytest_bncheck.plugin.collected import CRASHED
 
 pytest.importorskip("xdist")
 

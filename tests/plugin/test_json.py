@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import BROKEN
 
-from pytest_bncheck import engine
+from pytest_bncheck.experiment import engine
 from pytest_bncheck.report import Predictions, Report
 from pytest_bncheck.reports import wire
 
@@ -167,7 +167,7 @@ import dataclasses
 
 class Name(str): ...
 
-from pytest_bncheck import engine
+from pytest_bncheck.experiment import engine
 from pytest_bncheck.report import Predictions, Report
 from pytest_bncheck.reports import wire
 run = engine.run

@@ -13,7 +13,8 @@ from typing import Any
 
 from docstrings import markdown
 
-from pytest_bncheck import api, fixtures, hookspecs, options, report, settings, types
+from pytest_bncheck import api, report, settings, types
+from pytest_bncheck.plugin import fixtures, hookspecs, options
 from pytest_bncheck.rules import INTENDED, ORDER, RULES
 from pytest_bncheck.rules._base import Rule
 

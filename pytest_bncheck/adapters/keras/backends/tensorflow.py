@@ -1,0 +1,139 @@
+"""Keras' TensorFlow backend."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.eager import context as tf_context
+from tensorflow.python.framework import ops
+
+from pytest_bncheck.adapters.keras.backends.base import Backend, Losses, Tensor, Variable
+from pytest_bncheck.adapters.keras.state import contents, value_of
+
+
+class TensorFlow(Backend):
+    """See `Backend`."""
+
+    name = "tensorflow"
+    compilation = "graph"
+    repaid = 20
+    _tracing = False
+
+    def devices(self) -> list[str]:
+        return [self._short(device.name) for device in tf.config.list_logical_devices()]
+
+    def device_of(self, variables: Sequence[Variable]) -> str:
+        if variables:
+            return self._short(variables[0].value.device)
+        return next((name for name in self.devices() if name.startswith("gpu")), "cpu")
+
+    @staticmethod
+    def _short(name: Any) -> str:
+        kind, _, index = str(name).lower().rpartition("/device:")[2].partition(":")
+        return kind if kind == "cpu" and index == "0" else f"{kind}:{index}"
+
+    def move(self, variables: Sequence[Variable], device: str) -> Callable[[], None]:
+        return lambda: None  # operations copy what lies elsewhere
+
+    def eager(self) -> bool:
+        return super().eager() and (self._tracing or bool(tf.executing_eagerly()))
+
+    def copy(self, variable: Variable) -> Tensor:
+        # The buffer is shared until one of the two is written.
+        return tf.identity(value_of(variable))
+
+    def change(self, variables: Sequence[Variable]) -> Callable[[], bool]:
+        before = contents(variables)
+        return lambda: contents(variables) != before
+
+    def concrete(self, tensor: Tensor) -> Tensor | None:
+        return None if tf.is_symbolic_tensor(tensor) else tensor
+
+    def own_variables(self, value: object) -> list[Variable]:
+        return [value] if isinstance(value, tf.Variable) else []
+
+    def own_seeds(self, value: object) -> list[Variable]:
+        return [value.state] if isinstance(value, tf.random.Generator) else []
+
+    def gradients(
+        self, losses: Losses, variables: Sequence[Variable]
+    ) -> tuple[Any, list[Tensor | None]]:
+        __tracebackhide__ = True
+        with tf.GradientTape() as tape:
+            shown, total = losses()
+        return shown, tape.gradient(total, list(variables))
+
+    def models_step(self, model: Any, optimizer: Any, data: Any) -> Any:
+        __tracebackhide__ = True
+        return model.train_step(data)
+
+    def compiled(
+        self,
+        function: Callable[[Any], Any],
+        variables: Sequence[Variable],
+        inputs: Any,
+        *,
+        once: bool = False,
+    ) -> Callable[[Any], Any]:
+        graph = tf.function(function, jit_compile=False, autograph=False)
+        self._tracing = True
+        try:
+            with _eagerly(False):
+                traced = graph.get_concrete_function(inputs)
+            _forget_gradients(traced.graph)
+        finally:
+            self._tracing = False
+
+        def run(inputs: Any) -> Any:
+            with _eagerly(False):
+                return graph(inputs)
+
+        return run
+
+    def nothing_traced(self) -> contextlib.AbstractContextManager[Any]:
+        return _eagerly(True)
+
+    def random_state(self) -> object:
+        # The generator that gives each eager random operation its seed.
+        generator = getattr(tf_context.context(), "_rng", None)
+        return None if generator is None else generator.getstate()
+
+    @contextlib.contextmanager
+    def noting_draws(self, note: Callable[[str], None]) -> Iterator[None]:
+        kind = type(tf_context.context())
+        original = kind._internal_operation_seed
+
+        def noted(context: Any) -> Any:
+            note("")
+            return original(context)
+
+        kind._internal_operation_seed = noted
+        try:
+            yield
+        finally:
+            kind._internal_operation_seed = original
+
+
+def _forget_gradients(graph: Any) -> None:
+    """Let go of the custom gradients of a graph; whatever needed them is in the graph by now.
+
+    TensorFlow registers each of them for good, and with it the graph, for each tracing anew.
+    """
+    registered = ops.gradient_registry._registry
+    for operation in graph.get_operations():
+        with contextlib.suppress(ValueError):  # it has the gradient of its kind
+            registered.pop(operation.get_attr("_gradient_op_type").decode(), None)
+
+
+@contextlib.contextmanager
+def _eagerly(on: bool) -> Iterator[None]:
+    """Whether every ``tf.function`` runs eagerly, for a while."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(on)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)

@@ -1,0 +1,210 @@
+"""Keras' PyTorch backend."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import torch
+from keras.src.backend.torch.core import get_device
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from pytest_bncheck.adapters.keras.backends.base import Backend, Losses, Tensor, Variable, wide_type
+from pytest_bncheck.adapters.keras.state import contents
+from pytest_bncheck.adapters.torch.state import global_flags
+
+
+class Torch(Backend):
+    """See `Backend`. It has no compiled step: eager operations cost little here."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        self._wrappers: dict[int, Any] = {}
+
+    def devices(self) -> list[str]:
+        there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+        return [*there, "mps"] if torch.backends.mps.is_available() else there
+
+    def device_of(self, variables: Sequence[Variable]) -> str:
+        return str(variables[0].value.device if variables else get_device())
+
+    def move(self, variables: Sequence[Variable], device: str) -> Callable[[], None]:
+        return _elsewhere(variables, lambda data: data.to(device))
+
+    def lay_out(self, kernels: Sequence[Variable]) -> Callable[[], None]:
+        # Keras would copy each kernel in each pass, and its gradient would lie otherwise than it.
+        return _elsewhere(kernels, _as_convolved)
+
+    def keep(self, layers: Sequence[Any], variables: Sequence[Variable]) -> Callable[[], None]:
+        tensors = [v.value for v in variables]
+        before = [(t, t.grad, None if t.grad is None else t.grad.clone()) for t in tensors]
+        # A module of torch in a layer gets its mode from each call.
+        modes = [(module, module.training) for layer in layers for module in layer.modules()]
+
+        def back() -> None:
+            for tensor, gradient, values in before:
+                tensor.grad = gradient
+                if gradient is not None:
+                    gradient.copy_(values)
+            for module, training in modes:
+                module.training = training
+
+        return back
+
+    def flags(self) -> Callable[[], None]:
+        return global_flags()
+
+    def copy(self, variable: Variable) -> Tensor:
+        return variable.value.detach().clone()
+
+    def change(self, variables: Sequence[Variable]) -> Callable[[], bool]:
+        before = contents(variables)
+        return lambda: contents(variables) != before
+
+    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
+        # Twenty times quicker than by operations of Keras, and each step does it.
+        wide = getattr(torch, wide_type(tensors))
+        return torch.cat([tensor.detach().reshape(-1).to(wide) for tensor in tensors])
+
+    def own_variables(self, value: object) -> list[Variable]:
+        # Plain tensors, buffers of a layer, and the tensors of a torch module that Keras wraps.
+        if isinstance(value, torch.Tensor):
+            return [self._wrapped(value, _PlainTensor)]
+        if isinstance(value, dict):
+            return [v for item in value.values() for v in self.own_variables(item)]
+        if isinstance(value, torch.nn.Module) and not isinstance(value, keras.Layer):
+            return [self._wrapped(t, _PlainTensor) for t in value.buffers()]
+        return []
+
+    def own_seeds(self, value: object) -> list[Variable]:
+        return [self._wrapped(value, _Generator)] if isinstance(value, torch.Generator) else []
+
+    def _wrapped(self, owner: Any, wrapper: Callable[[Any], Variable]) -> Variable:
+        # Each holds its owner, so that the id stays its own.
+        return self._wrappers.setdefault(id(owner), wrapper(owner))
+
+    def gradients(
+        self, losses: Losses, variables: Sequence[Variable]
+    ) -> tuple[Any, list[Tensor | None]]:
+        __tracebackhide__ = True
+        with torch.enable_grad():
+            shown, total = losses()
+        shown = keras.tree.map_structure(lambda tensor: tensor.detach(), shown)
+        if not total.requires_grad:
+            return shown, [None] * len(variables)
+        # Not backward(): the gradients that the user's parameters hold stay theirs.
+        found = torch.autograd.grad(total, [v.value for v in variables], allow_unused=True)
+        return shown, list(found)
+
+    def apply(
+        self, optimizer: Any, gradients: Sequence[Tensor | None], variables: Sequence[Variable]
+    ) -> None:
+        with torch.no_grad():
+            super().apply(optimizer, gradients, variables)
+
+    def rehearsed(self, function: Callable[[Any], Any], inputs: Any) -> bool:
+        try:
+            with keras.StatelessScope(), keras.device("meta"), torch.no_grad():
+                function(keras.tree.map_structure(_shape_alone, inputs))
+        except Exception:  # code of the user's may need values, or keep tensors of its own
+            return False
+        return True
+
+    def models_step(self, model: Any, optimizer: Any, data: Any) -> Any:
+        __tracebackhide__ = True
+        with torch.enable_grad():
+            return model.train_step(data)
+
+    def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.no_grad()
+
+    def nothing_traced(self) -> contextlib.AbstractContextManager[Any]:
+        stance = getattr(torch.compiler, "set_stance", None)  # since PyTorch 2.6
+        return contextlib.nullcontext() if stance is None else stance("force_eager")
+
+    def users_step(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.enable_grad()
+
+    def random_state(self) -> object:
+        states = [torch.get_rng_state()]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            states += torch.cuda.get_rng_state_all()
+        return [state.numpy().tobytes() for state in states]
+
+    @contextlib.contextmanager
+    def noting_draws(self, note: Callable[[str], None]) -> Iterator[None]:
+        with _Draws(self.random_state, note):
+            yield
+
+
+def _elsewhere(
+    variables: Sequence[Variable], place: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[], None]:
+    """Put the values of variables somewhere else; returns the way back, which keeps new values."""
+    homes = [(v.value, v.value.data) for v in variables]
+    for tensor, data in homes:
+        tensor.data = place(data)
+
+    def back() -> None:
+        for tensor, data in homes:
+            if tensor.data is not data:
+                data.copy_(tensor.data)
+                tensor.data = data
+
+    return back
+
+
+def _as_convolved(kernel: torch.Tensor) -> torch.Tensor:
+    """A kernel (*space, in, out) whose values lie in the order out, space, in."""
+    *space, inwards, outwards = range(kernel.ndim)
+    lying = kernel.permute(outwards, *space, inwards).contiguous()
+    return lying.permute(*(dim + 1 for dim in space), kernel.ndim - 1, 0)
+
+
+def _shape_alone(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
+class _Draws(TorchFunctionMode):
+    """Asks before and after each function of torch whether its generators moved."""
+
+    def __init__(self, state: Callable[[], object], note: Callable[[str], None]) -> None:
+        super().__init__()
+        self._state = state
+        self._note = note
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self._state()
+        result = func(*args, **(kwargs or {}))
+        if before != self._state():
+            name = resolve_name(func) or getattr(func, "__name__", "a function of torch")
+            self._note(f"{name.replace('torch.nn.functional', 'F')}(...)")
+        return result
+
+
+class _PlainTensor:
+    """A tensor of the user's, with the few verbs of a Keras variable that the adapter uses."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.value = tensor
+        self.shape = tensor.shape
+
+    def assign(self, value: torch.Tensor) -> None:
+        self.value.data.copy_(value)
+
+
+class _Generator:
+    """The state of a generator of the user's, with the same verbs."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    @property
+    def value(self) -> torch.Tensor:
+        return self._generator.get_state()
+
+    def assign(self, value: torch.Tensor) -> None:
+        self._generator.set_state(value)

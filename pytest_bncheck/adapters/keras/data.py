@@ -1,0 +1,290 @@
+"""What goes into a Keras model and comes out: batches, optimizers, structures of outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from pytest_bncheck.adapters.hints import kind
+from pytest_bncheck.adapters.keras import hints
+from pytest_bncheck.adapters.keras.backends.base import tensor_like, to_numpy
+from pytest_bncheck.maths.dealing import deal
+from pytest_bncheck.types import InputError, Recipe
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array
+
+_TARGET_KEYS = ("labels", "targets", "target", "y")
+
+
+class Batch:
+    """One batch of the user's as tensors.
+
+    Attributes
+    ----------
+    whole, inputs, targets, weights
+        Everything; what the model gets; what the loss gets; how much each sample counts in it.
+        None where there are none.
+    size
+        Samples; None if nothing tells.
+    """
+
+    def __init__(self, batch: Any, recipe: Recipe, model: Any) -> None:
+        self._recipe, self._model = recipe, model
+        self.whole = _tensors(batch)
+        self.inputs: Any = None
+        self.targets: Any = None
+        self.weights: Any = None
+        if isinstance(self.whole, dict):
+            key = next((key for key in _TARGET_KEYS if key in self.whole), None)
+            self.inputs, self.targets = self.whole, None if key is None else self.whole[key]
+            if key is not None and _ignores(model, key):
+                # A functional model takes values by their order, so it must not see others.
+                self.inputs = {k: v for k, v in self.whole.items() if k != key}
+        elif isinstance(self.whole, (list, tuple)) and len(self.whole) in (2, 3):
+            self.inputs, self.targets, self.weights = (*self.whole, None)[:3]
+        elif recipe.forward is None or recipe.train_step is None:
+            known = ("model(batch[0])",) if isinstance(batch, (list, tuple)) and batch else ()
+            raise hints.no_forward_and_step(
+                "batch: expected (inputs, targets), with sample weights as a third if there are "
+                f"any, or a dict, got {kind(batch)}",
+                *known,
+            )
+        if self.targets is None and recipe.train_step is None and not has_own_step(model):
+            raise hints.no_step(
+                f"batch: {kind(batch)} has no targets under any of the keys "
+                f"{', '.join(map(repr, _TARGET_KEYS))}; add them, or"
+            )
+        if recipe.forward is None:
+            _refuse_inputs(model, self.inputs)
+        leaves = keras.tree.flatten(self.whole if self.inputs is None else self.inputs)
+        shapes = [leaf.shape for leaf in leaves if getattr(leaf, "shape", ())]
+        self.size = int(shapes[0][0]) if shapes else None
+        if self.size == 0:
+            raise InputError(
+                f"the batch is empty: its first array has shape {tuple(shapes[0])}; "
+                "at least one sample is needed"
+            )
+
+    @property
+    def data(self) -> tuple[Any, ...]:
+        """As ``fit`` hands it to the model's own ``train_step``."""
+        given = self.inputs, self.targets, self.weights
+        return tuple(part for part in given if part is not None)
+
+    def with_inputs(self, inputs: Any) -> Batch:
+        """The same batch with other tensors for inputs."""
+        other = copy.copy(self)
+        other.inputs = inputs
+        return other
+
+    def half(self) -> Batch:
+        """The first half of the samples, of which there are two or more."""
+        size = self.size or 0
+        return self.remade(by_sample(lambda leaf: leaf[: size // 2], self.whole, size))
+
+    def first_half_again(self) -> Batch:
+        """The inputs of the first half over again, for what is compiled for the whole."""
+        size = self.size or 0
+        rows = np.resize(np.arange(size // 2), size)
+        return self.with_inputs(by_sample(lambda leaf: rows_of(leaf, rows), self.inputs, size))
+
+    def remade(self, whole: Any) -> Batch:
+        """Another batch for the same model."""
+        return Batch(whole, self._recipe, self._model)
+
+
+def rows_of(tensor: Any, rows: Any) -> Any:
+    """Some rows, by way of the host: taking them where they are could be a program to compile."""
+    return tensor_like(to_numpy(tensor)[rows], tensor)
+
+
+def by_sample(change: Callable[[Any], Any], value: Any, size: int | None) -> Any:
+    """`value` with `change` made to whatever in it has a row for each of so many samples."""
+
+    def changed(leaf: Any) -> Any:
+        shape = getattr(leaf, "shape", ())
+        return change(leaf) if shape and shape[0] == size else leaf
+
+    return keras.tree.map_structure(changed, value)
+
+
+def has_own_step(model: Any) -> bool:
+    """Whether the model brings a ``train_step`` of its own."""
+    return "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step
+
+
+def remixed(batches: Sequence[Batch]) -> list[Batch]:
+    """The samples of some batches dealt anew, each new batch from all.
+
+    None where something is not cut by samples; see `deal`.
+    """
+    flat = [keras.tree.flatten(batch.whole) for batch in batches]
+    sizes = [batch.size or 0 for batch in batches]
+    leaves = [leaf for own in flat for leaf in own]
+    if not all(keras.ops.is_tensor(leaf) and leaf.shape for leaf in leaves):
+        return []
+    fits = all(leaf.shape[0] == size for own, size in zip(flat, sizes, strict=True) for leaf in own)
+    kinds = {tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in own) for own in flat}
+    if not fits or len(kinds) > 1:
+        return []
+    joined = [keras.ops.concatenate(same) for same in zip(*flat, strict=True)]
+    return [
+        batches[0].remade(
+            keras.tree.pack_sequence_as(
+                batches[0].whole, [keras.ops.take(leaf, part, axis=0) for leaf in joined]
+            )
+        )
+        for part in deal(sizes)
+    ]
+
+
+def _ignores(model: Any, key: str) -> bool:
+    """Whether a functional model has no input of this name."""
+    expected = getattr(model, "_inputs_struct", None)
+    names = {getattr(tensor, "name", None) for tensor in keras.tree.flatten(expected)}
+    return expected is not None and key not in names | set(
+        expected if isinstance(expected, dict) else ()
+    )
+
+
+def _refuse_inputs(model: Any, inputs: Any) -> None:
+    """Raise an InputError if there is no array, or a functional model has other inputs."""
+    leaves = keras.tree.flatten(inputs)
+    if not any(map(keras.ops.is_tensor, leaves)):
+        raise hints.no_forward(f"batch: there is no array in its inputs, {kind(inputs)}")
+    struct = getattr(model, "_inputs_struct", None)
+    if struct is None:
+        return
+    names = [str(tensor.name) for tensor in keras.tree.flatten(struct)]
+    if isinstance(inputs, dict):
+        known = {*names, *(struct if isinstance(struct, dict) else ())}
+        fits, found = len(known & set(inputs)) >= len(names), ", ".join(map(repr, inputs))
+        call = ", ".join(f'"{name}": ...' for name in names)
+        call = f"model({{{call}}})"
+    else:
+        fits, found = len(leaves) == len(names), f"{len(leaves)} of them"
+        call = f"model([{', '.join('...' for _ in names)}])"
+    if not fits:
+        raise hints.no_forward(
+            f"batch: its inputs ({found}) do not fit those of the model: "
+            f"{', '.join(map(repr, names))}",
+            call,
+        )
+
+
+def _tensors(value: Any) -> Any:
+    """Arrays as tensors in the same containers; lists of numbers are arrays, the rest stays."""
+    if isinstance(value, dict):
+        return {key: _tensors(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not _is_numbers(value):
+        items = [_tensors(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if keras.ops.is_tensor(value):
+        narrow = keras.backend.standardize_dtype(value.dtype) == "float64"
+        return keras.ops.cast(value, keras.backend.floatx()) if narrow else value
+    if hasattr(value, "__array__") or (isinstance(value, (list, tuple)) and value):
+        array = np.asarray(value)
+        dtype = keras.backend.floatx() if array.dtype == np.float64 else None  # as fit does
+        # A copy: on a CPU a tensor can share the memory of the user's array.
+        return keras.ops.convert_to_tensor(np.array(array, dtype=dtype))
+    return value
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether a list holds nothing but numbers, however nested."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(map(_is_numbers, value))
+    return isinstance(value, (bool, int, float, np.number))
+
+
+def check_optimizer(optimizer: Any, *, made: bool = False) -> Any:
+    """An optimizer or a function that makes one; refuses everything else."""
+    if optimizer is None and not made:
+        return None
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        return optimizer
+    if callable(optimizer) and not made:
+        return optimizer
+    what = "a function that returned " if made else ""
+    kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+    raise InputError(
+        "optimizer= must be a Keras optimizer, or a function optimizer(params) that returns one, "
+        f"for a Keras model; got {what}{kind}"
+    )
+
+
+def make_optimizer(chosen: Any, model: Any) -> Any:
+    """A fresh optimizer like the chosen, the compiled or the default one."""
+    if chosen is not None and not isinstance(chosen, keras.optimizers.Optimizer):
+        chosen = check_optimizer(chosen(model.trainable_variables), made=True)
+    chosen = chosen or getattr(model, "optimizer", None)
+    if chosen is not None:
+        return _clone(chosen)
+    adam = keras.optimizers.Adam(1e-3)
+    if model.dtype_policy.name == "mixed_float16":  # as compile() does
+        return keras.optimizers.LossScaleOptimizer(adam)
+    return adam
+
+
+def _clone(optimizer: Any) -> Any:
+    """A fresh optimizer with the same settings; a schedule is shared, since it has no state."""
+    config = optimizer.get_config()
+    rate = getattr(optimizer, "_learning_rate", None)
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        config["learning_rate"] = rate
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        config["inner_optimizer"] = _clone(optimizer.inner_optimizer)
+        return type(optimizer)(**config)
+    return type(optimizer).from_config(config)
+
+
+def floating(outputs: Any, size: int | None) -> dict[str, Array]:
+    """`batched` outputs in float64."""
+    return {
+        path: to_numpy(leaf).astype(np.float64) for path, leaf in batched(outputs, size).items()
+    }
+
+
+def batched(outputs: Any, size: int | None) -> dict[str, Any]:
+    """Floating outputs with one row per sample, by path; a lone tensor is ``output``."""
+    return {
+        "/".join(map(str, path)) or "output": leaf
+        for path, leaf in _leaves(outputs)
+        if keras.ops.is_tensor(leaf)
+        and keras.backend.is_float_dtype(leaf.dtype)
+        and leaf.shape
+        and size in (None, leaf.shape[0])
+    }
+
+
+def _leaves(outputs: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    return list(keras.tree.flatten_with_path(outputs))
+
+
+def structure(outputs: Any, size: int | None) -> str:
+    """Containers, types and shapes; the batch's size is B, so that half a batch looks the same."""
+
+    def describe(leaf: Any) -> str:
+        if not keras.ops.is_tensor(leaf):
+            return type(leaf).__name__
+        shape = [str(n) for n in leaf.shape]
+        if shape and leaf.shape[0] == size:
+            shape[0] = "B"
+        return f"{keras.backend.standardize_dtype(leaf.dtype)}[{', '.join(shape)}]"
+
+    return str(keras.tree.map_structure(describe, outputs))
+
+
+def form_of(inputs: Any) -> str:
+    """Containers, shapes and types: what is of one form goes through one program."""
+
+    def form(leaf: Any) -> str:
+        shape = getattr(leaf, "shape", None)
+        return repr(leaf) if shape is None else f"{leaf.dtype}{list(shape)}"
+
+    return str(keras.tree.map_structure(form, inputs))

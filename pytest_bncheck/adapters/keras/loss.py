@@ -1,0 +1,327 @@
+"""Loss and accuracy of a Keras model on a batch: the user's, the compiled one, or inferred."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import keras
+import numpy as np
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+
+from pytest_bncheck.adapters.hints import kind
+from pytest_bncheck.adapters.keras import hints
+from pytest_bncheck.adapters.keras.backends.base import Backend, tensor_like, to_numpy
+from pytest_bncheck.adapters.keras.data import Batch
+from pytest_bncheck.types import InputError, Recipe
+
+Tensor: TypeAlias = Any
+Host: TypeAlias = "np.ndarray[Any, Any]"
+
+_REGRESSIONS = {
+    "meansquarederror", "meanabsoluteerror", "meanabsolutepercentageerror",
+    "meansquaredlogarithmicerror", "huber", "logcosh", "poisson", "cosinesimilarity",
+}  # fmt: skip
+_ABBREVIATIONS = {"mse", "mae", "mape", "msle"}
+
+
+@dataclass(frozen=True)
+class Match:
+    """How targets fit outputs.
+
+    Attributes
+    ----------
+    kind
+        Class indices, rows with a single one, zeros and ones on one column, or real values.
+    targets
+        In the shape that the loss needs.
+    """
+
+    kind: Literal["indices", "one-hot", "binary", "values"]
+    targets: Host
+
+
+def match(shape: tuple[int, ...], targets: Host) -> Match:
+    """Tell what targets are from their type, their shape and that of the outputs.
+
+    Raises
+    ------
+    InputError
+        If they do not fit.
+    """
+    columns = shape[-1] if len(shape) > 1 else 1
+    integer = targets.dtype.kind in "iub"
+    if columns == 1:
+        rows = shape[:-1] if len(shape) > 1 else shape
+        if targets.shape in (rows, (*rows, 1)):
+            if np.isin(targets, (0, 1)).all():
+                return Match("binary", targets.reshape(shape))
+            if not integer:
+                return Match("values", targets.reshape(shape))
+            _check_labels(targets, 2, "for one column")
+    else:
+        if integer and targets.shape in (shape[:-1], (*shape[:-1], 1)):
+            _check_labels(targets, columns, f"for {columns} columns")
+            return Match("indices", targets.reshape(shape[:-1]))
+        if targets.shape == shape:
+            if np.isin(targets, (0, 1)).all() and (targets.sum(axis=-1) == 1).all():
+                return Match("one-hot", targets)
+            if not integer:
+                return Match("values", targets)
+    raise hints.no_loss(
+        f"loss: it cannot be inferred; the model's output has shape {shape}, the batch's targets "
+        f"have shape {targets.shape} and type {targets.dtype}; class indices are integers of "
+        f"shape {shape[:-1]}, everything else has the output's shape"
+    )
+
+
+def _check_labels(labels: Host, classes: int, why: str) -> None:
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.size:
+        raise hints.no_loss(
+            f"the batch's targets hold the label {int(wrong[0])}, but {why} of the model's output "
+            f"the allowed labels are 0..{classes - 1}; correct the targets, or"
+        )
+
+
+def only_leaf(structure: Any) -> Tensor | None:
+    """The tensor of a structure that holds just one, else None."""
+    leaves = keras.tree.flatten(structure)
+    return leaves[0] if len(leaves) == 1 and hasattr(leaves[0], "shape") else None
+
+
+class Objective:
+    """Loss and accuracy of one model.
+
+    Parameters
+    ----------
+    model
+        The user's model.
+    recipe
+        For its `loss`.
+    backend
+        The backend's own part.
+
+    Attributes
+    ----------
+    last_layer
+        The layer that ran last in a forward pass: its activation tells probabilities from logits.
+    """
+
+    def __init__(self, model: Any, recipe: Recipe, backend: Backend) -> None:
+        self._model, self._backend = model, backend
+        self._user_loss = recipe.loss
+        self._compiled: Any = None
+        self._jitted: Any = None
+        self._matches: dict[int, tuple[Tensor, tuple[int, ...], Match]] = {}
+        self._probabilities: bool | None = None
+        self.last_layer: Any = None
+
+    def settle(self, outputs: Any, batch: Batch) -> None:
+        """Find out by real outputs what those that are only traced do not tell."""
+        output = only_leaf(outputs)
+        if output is not None:
+            self._gives_probabilities(output)
+        if self._user_loss is None:
+            with contextlib.suppress(Exception):  # a step of the user's may need no loss of ours
+                self.loss(outputs, batch)
+
+    def losses(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss on the data, and the same with penalties and added losses: what is trained on."""
+        if self._user_loss is None and self._overrides_compute_loss():
+            total = scalar(
+                self._model._compute_loss(
+                    batch.inputs, batch.targets, outputs, batch.weights, training=True
+                )
+            )
+            return total, total
+        loss = self.loss(outputs, batch)
+        extra = [keras.ops.sum(keras.ops.cast(x, loss.dtype)) for x in self._model.losses]
+        return loss, loss + sum(extra) if extra else loss
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Loss on the data; a loss of the user's gets no sample weights.
+
+        Raises
+        ------
+        InputError
+            If there is none, or the targets do not fit.
+        """
+        targets = batch.targets
+        if self._user_loss is not None:
+            return scalar(self._user_loss(outputs, targets))
+        if targets is None:
+            raise hints.no_loss("the batch holds no targets, so there is no loss")
+        if self._overrides_compute_loss():
+            own = self._model._compute_loss
+            return scalar(own(None, targets, outputs, batch.weights, training=False))
+        if getattr(self._model, "_compile_loss", None) is not None:
+            return self._compiled_loss(outputs, targets, batch.weights)
+        return self._inferred_loss(outputs, targets, batch.weights)
+
+    def accuracy(self, outputs: Any, targets: Any) -> float | None:
+        """Share of right decisions, None where the targets are not classes."""
+        output, target = only_leaf(outputs), only_leaf(targets)
+        if output is None or target is None or self._is_regression():
+            return None
+        try:
+            found = self._match(output, target)
+        except InputError:
+            return None
+        if found.kind == "values":
+            return None
+        scores = _host(output).astype(np.float64)
+        if found.kind == "binary":
+            right = (scores > (0.5 if self._gives_probabilities(output) else 0.0)) == found.targets
+        else:
+            labels = found.targets if found.kind == "indices" else found.targets.argmax(axis=-1)
+            right = scores.argmax(axis=-1) == labels
+        mask = get_keras_mask(output)
+        if mask is not None and tuple(mask.shape) == right.shape:
+            right = right[_host(mask).astype(bool)]  # no loss trains what is padding
+        return float(right.mean())
+
+    def constant_loss(self, outputs: Any, batch: Batch) -> float | None:
+        """Loss of answering every sample with the mean output; None if it cannot be computed."""
+        output = only_leaf(outputs)
+        if output is None or not output.shape or not keras.backend.is_float_dtype(output.dtype):
+            return None
+        # On the host: elsewhere the mean and its copies could be a program each to compile.
+        host = _host(output)
+        same = host.mean(axis=0, keepdims=True, dtype=np.float64).astype(host.dtype)
+        mean = tensor_like(np.broadcast_to(same, host.shape), output)
+        set_keras_mask(mean, get_keras_mask(output))
+        try:
+            return float(self.loss(keras.tree.pack_sequence_as(outputs, [mean]), batch))
+        except Exception:  # a loss of the user's that the real outputs suit may need more of them
+            return None
+
+    # the three sources ------------------------------------------------------------------------
+
+    def _overrides_compute_loss(self) -> bool:
+        return type(self._model).compute_loss is not keras.Model.compute_loss
+
+    def _compiled_loss(self, outputs: Any, targets: Any, weights: Any) -> Tensor:
+        if self._compiled is None:
+            # The model's own would count in its metrics.
+            own = self._model._compile_loss
+            self._compiled = type(own)(
+                own._user_loss, own._user_loss_weights, output_names=own.output_names
+            )
+            self._jitted = self._backend.jitted(self._compiled)
+        output, target, single = only_leaf(outputs), only_leaf(targets), self._single_compiled()
+        if output is not None and target is not None and "sparse" in _name(single):
+            ignored = getattr(single, "ignore_class", None)
+            labels = _host(target)
+            labels = labels if ignored is None else labels[labels != ignored]
+            columns = output.shape[getattr(single, "axis", -1)]
+            _check_labels(labels, columns, f"for {columns} columns")
+        alone = output is outputs and target is targets and get_keras_mask(output) is None
+        pure = alone and self._backend.concrete(output) is output and _is_library(single)
+        return scalar((self._jitted if pure else self._compiled)(targets, outputs, weights))
+
+    def _inferred_loss(self, outputs: Any, targets: Any, weights: Any) -> Tensor:
+        output, target = only_leaf(outputs), only_leaf(targets)
+        if output is None or target is None:
+            given = [leaf for leaf in keras.tree.flatten(outputs) if keras.ops.is_tensor(leaf)]
+            if not given:
+                raise hints.no_forward(f"outputs: {_in_words(outputs)} holds no tensor")
+            raise hints.no_loss(
+                "loss: none was given and it cannot be inferred from outputs, "
+                f"{_in_words(outputs)}, and targets, {_in_words(targets)}; one array each would do",
+                outputs,
+                targets,
+            )
+        found = self._match(output, target)
+        from_logits = found.kind != "values" and not self._gives_probabilities(output)
+        loss: Any
+        if found.kind == "indices":
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+        elif found.kind == "one-hot":
+            loss = keras.losses.CategoricalCrossentropy(from_logits=from_logits)
+        elif found.kind == "binary":
+            loss = keras.losses.BinaryCrossentropy(from_logits=from_logits)
+        else:
+            loss = keras.losses.MeanSquaredError()
+        return loss(found.targets, output, sample_weight=weights)
+
+    # what is known of outputs and targets -----------------------------------------------------
+
+    def _match(self, output: Tensor, target: Tensor) -> Match:
+        shape = tuple(output.shape)
+        known = self._matches.get(id(target))
+        if known is None or known[0] is not target or known[1] != shape:
+            known = target, shape, match(shape, _host(target))
+            self._matches[id(target)] = known
+        return known[2]
+
+    def _gives_probabilities(self, output: Tensor) -> bool:
+        """Whether softmax or sigmoid come last; decided on the first real output."""
+        if self._probabilities is None:
+            single = self._single_compiled()
+            if "crossentropy" in _name(single) and self._user_loss is None:
+                self._probabilities = not getattr(single, "from_logits", False)
+            else:
+                # Keras marks what comes out of its softmax and sigmoid.
+                self._probabilities = hasattr(output, "_keras_logits") or _squashes(self.last_layer)
+            columns = output.shape[-1] if len(output.shape) > 1 else 1
+            if not self._probabilities and single is None and columns > 1:
+                # Rows that sum to one are no accident; values of one column in [0, 1] can be.
+                rows = _host(output).astype(np.float64)
+                self._probabilities = bool(
+                    (rows >= 0).all() and np.allclose(rows.sum(axis=-1), 1.0, atol=1e-2)
+                )
+        return self._probabilities
+
+    def _single_compiled(self) -> Any:
+        """The compiled loss where it is one for one output, else None."""
+        loss = getattr(self._model, "loss", None) if self._user_loss is None else None
+        leaves = keras.tree.flatten(loss)
+        return leaves[0] if len(leaves) == 1 else None
+
+    def _is_regression(self) -> bool:
+        name = _name(self._single_compiled())
+        return name in _REGRESSIONS or name in _ABBREVIATIONS
+
+
+def scalar(loss: Any) -> Tensor:
+    """A loss as one number, still on the tape.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
+    if loss is None or isinstance(loss, (str, dict)):
+        raise hints.no_loss(f"loss= returned {kind(loss)}; it must return the loss, as a tensor")
+    value = keras.ops.convert_to_tensor(loss)
+    return keras.ops.mean(value) if value.shape else value
+
+
+def _in_words(value: Any) -> str:
+    if not keras.ops.is_tensor(value):
+        return kind(value)
+    return f"a tensor of shape {tuple(value.shape)}"
+
+
+def _host(tensor: Tensor) -> Host:
+    array: Host = to_numpy(tensor)
+    return array
+
+
+def _name(loss: Any) -> str:
+    """Name of a loss without case and underscores: ``sparsecategoricalcrossentropy``."""
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    return str(name).lower().replace("_", "")
+
+
+def _is_library(loss: Any) -> bool:
+    """Whether a compiled loss is code of Keras."""
+    found = None if loss is None else keras.losses.get(loss)
+    return str(getattr(found, "__module__", "")).split(".")[0] == "keras"
+
+
+def _squashes(layer: Any) -> bool:
+    activation = getattr(getattr(layer, "activation", None), "__name__", "")
+    return isinstance(layer, keras.layers.Softmax) or activation in ("softmax", "sigmoid")

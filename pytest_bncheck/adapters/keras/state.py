@@ -1,0 +1,290 @@
+"""What a check can change in a Keras model and around it, and the way back."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.backend.common import global_state
+from keras.src.layers.layer import CallContext
+
+from pytest_bncheck.adapters.keras.backends.base import Backend, Tensor, Variable, to_numpy
+
+_SEED_GENERATOR = "global_seed_generator"
+_NAMES = "object_name_uids"
+_CALL_CONTEXT = "current_call_ctx"
+_DTYPE_POLICY = "dtype_policy"
+_WRAPPERS = "tensorflow.python.trackable.data_structures"
+
+
+def value_of(variable: Variable) -> Tensor:
+    """The tensor in a variable of Keras; a plain one of TensorFlow is its own value."""
+    value = getattr(variable, "value", variable)
+    return variable if callable(value) else value
+
+
+def host_arrays(variables: Iterable[Variable]) -> list[np.ndarray[Any, Any]]:
+    """The variables' values as flat arrays of their own types, in one transfer per type."""
+    tensors = list(map(value_of, variables))
+    kinds: dict[str, list[int]] = {}
+    for k, tensor in enumerate(tensors):
+        kinds.setdefault(str(tensor.dtype), []).append(k)
+    found: dict[int, np.ndarray[Any, Any]] = {}
+    for members in kinds.values():
+        flat = [keras.ops.reshape(tensors[k], (-1,)) for k in members]
+        host = to_numpy(keras.ops.concatenate(flat))
+        ends = np.cumsum([part.shape[0] for part in flat])[:-1]
+        found.update(zip(members, np.split(host, ends), strict=True))
+    return [found[k] for k in range(len(tensors))]
+
+
+# random state ---------------------------------------------------------------------------------
+
+
+def fingerprint(backend: Backend, seeds: Iterable[Variable]) -> tuple[object, ...]:
+    """Something that differs once a random number was drawn."""
+    state: Any = np.random.get_state()
+    fields = state if isinstance(state, tuple) else (repr(state),)
+    generator = global_state.get_global_attribute(_SEED_GENERATOR)
+    states = [*seeds, *([] if generator is None else [generator.state])]
+    return (
+        random.getstate(),
+        *(f.tobytes() if isinstance(f, np.ndarray) else f for f in fields),
+        backend.random_state(),
+        *contents(states),
+    )
+
+
+def contents(variables: Iterable[Variable]) -> list[bytes]:
+    """The variables bit by bit, so that NaN equals itself."""
+    return [array.tobytes() for array in host_arrays(variables)]
+
+
+# attributes and variables ---------------------------------------------------------------------
+
+
+class Attributes:
+    """Attributes of one object and the contents of the containers among them."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._values = dict(vars(owner))
+        self._containers: dict[int, tuple[Any, list[Any]]] = {}
+        for value in self._values.values():
+            self._remember(value)
+
+    def _remember(self, value: Any) -> None:
+        for held in _holders(value):
+            if id(held) not in self._containers:
+                items = _items(held)
+                self._containers[id(held)] = held, items
+                for item in items:
+                    self._remember(item[1] if _container(held) is not list else item)
+
+    def changed(self) -> set[str]:
+        """Names of the attributes that are other objects now, or hold other ones."""
+        now: dict[str, Any] = vars(self._owner)
+        names = now.keys() ^ self._values.keys()
+        names |= {name for name, value in self._values.items() if now.get(name) is not value}
+        return names | {name for name, value in self._values.items() if self._holds_others(value)}
+
+    def _holds_others(self, value: Any) -> bool:
+        for held in _holders(value)[:1]:
+            kept = self._containers.get(id(held))
+            return kept is not None and _differ(_items(held), kept[1], _container(held))
+        return False
+
+    def restore(self) -> None:
+        # The methods of the plain types, and vars() instead of setattr: those of Keras would
+        # register a variable or a layer twice, or refuse because the layer is built.
+        now: dict[str, Any] = self._owner.__dict__
+        for name in now.keys() - self._values.keys():
+            del now[name]
+        now.update(self._values)
+        for value, items in self._containers.values():
+            if _differ(_items(value), items, _container(value)):
+                _refill(value, items)
+
+
+def _holders(value: Any) -> list[Any]:
+    """The plain containers that a container consists of, first the one of its elements."""
+    if type(value).__module__ != _WRAPPERS:
+        return [value] if _container(value) else []
+    # TensorFlow wraps the lists and dicts among a model's attributes, and keeps books on them.
+    inside = getattr(value, "_storage", None), getattr(value, "__wrapped__", None)
+    return [held for held in (*inside, vars(value)) if _container(held)]
+
+
+def _container(value: Any) -> type | None:
+    return next((t for t in (OrderedDict, dict, list, set) if issubclass(type(value), t)), None)
+
+
+def _items(value: Any) -> list[Any]:
+    """Elements of a list; pairs of a dictionary; each element of a set twice, as a pair."""
+    kind = _container(value)
+    if kind is list:
+        return list(value)
+    return [(v, v) for v in value] if kind is set else list(dict.items(value))
+
+
+def _differ(now: list[Any], items: list[Any], kind: type | None) -> bool:
+    """Whether a container holds other objects than it did."""
+    return len(now) != len(items) or any(
+        a is not b
+        for pair in zip(now, items, strict=True)
+        for a, b in (zip(*pair, strict=True) if kind is not list else [pair])
+    )
+
+
+def _refill(value: Any, items: list[Any]) -> None:
+    kind: Any = _container(value)
+    kind.clear(value)
+    if kind is list:
+        list.extend(value, items)
+    else:
+        kind.update(value, [i[0] for i in items] if kind is set else items)
+
+
+class Snapshot:
+    """Everything of a model, and of Keras, that a check can change.
+
+    Parameters
+    ----------
+    model
+        A built model.
+    backend
+        The backend's own part.
+    functions
+        Functions of the user's, for the optimizers that they close over.
+
+    Attributes
+    ----------
+    variables
+        The variables that `restore` puts back.
+    """
+
+    def __init__(self, model: Any, backend: Backend, functions: Iterable[Any] = ()) -> None:
+        layers = model._flatten_layers()
+        optimizers = _optimizers(layers, functions)
+        compiled = (getattr(model, name, None) for name in ("_compile_loss", "_compile_metrics"))
+        owners = [*layers, *optimizers, *(owner for owner in compiled if owner is not None)]
+        owners += [o._tracker for o in owners if hasattr(o, "_tracker")]
+        self._attributes = [Attributes(owner) for owner in owners]
+
+        seeds, untracked = seed_variables(layers, backend), untracked_variables(layers, backend)
+        seed_ids = {id(v) for v in seeds}
+        weights = [v for v in model.variables if id(v) not in seed_ids]
+        others = [*model.metrics_variables, *(v for o in optimizers for v in o.variables)]
+        self._weights = [(v, backend.copy(v)) for v in (*weights, *untracked)]
+        self._rest = [(v, backend.copy(v)) for v in (*seeds, *others)]
+        self.variables = [variable for variable, _ in (*self._weights, *self._rest)]
+        self._trainable = [(v, v.trainable) for v in weights]
+        self._keep = backend.keep(layers, weights)
+        self._flags = backend.flags(), _flags()
+        self._names = dict(global_state.get_global_attribute(_NAMES) or {})
+        self._context = global_state.get_global_attribute(_CALL_CONTEXT)
+
+    def restore(self, *, keep_weights: bool = False) -> None:
+        """Put everything back, the model's weights unless they are to be kept."""
+        for put_back in self._flags:  # first: what follows computes
+            put_back()
+        # An exception inside a model's call can leave the call open.
+        global_state.set_global_attribute(_CALL_CONTEXT, self._context)
+        for attributes in self._attributes:
+            attributes.restore()
+        for variable, value in ([] if keep_weights else self._weights) + self._rest:
+            variable.assign(value)
+        for variable, trainable in self._trainable:
+            variable.trainable = trainable
+        self._keep()
+        names = global_state.get_global_attribute(_NAMES)
+        if names is not None:
+            names.clear()
+            names.update(self._names)
+
+
+def _flags() -> Callable[[], None]:
+    """Keras' settings of the whole process; the way back."""
+    floatx, epsilon = keras.config.floatx(), keras.config.epsilon()
+    data_format = keras.config.image_data_format()
+    policy = global_state.get_global_attribute(_DTYPE_POLICY)
+
+    def back() -> None:
+        keras.config.set_floatx(floatx)
+        keras.config.set_epsilon(epsilon)
+        keras.config.set_image_data_format(data_format)
+        global_state.set_global_attribute(_DTYPE_POLICY, policy)
+
+    return back
+
+
+def _optimizers(layers: Iterable[Any], functions: Iterable[Any]) -> list[Any]:
+    """Optimizers among the layers' attributes and the variables that functions close over."""
+    values = [value for layer in layers for value in vars(layer).values()]
+    for function in functions:
+        cells = getattr(inspect.unwrap(function), "__closure__", None) if function else None
+        for cell in cells or ():
+            with contextlib.suppress(ValueError):  # not assigned yet
+                values.append(cell.cell_contents)
+    found: dict[int, Any] = {}
+    for value in values:
+        for optimizer in (value, getattr(value, "inner_optimizer", None)):
+            if isinstance(optimizer, keras.optimizers.Optimizer):
+                found[id(optimizer)] = optimizer
+    return list(found.values())
+
+
+def seed_variables(layers: Iterable[Any], backend: Backend) -> list[Variable]:
+    """States of the random generators that layers own."""
+    found: dict[int, Variable] = {}
+    for layer in layers:
+        own = [generator.state for generator in layer._seed_generators]
+        own += [v for value in vars(layer).values() for v in backend.own_seeds(value)]
+        found.update((id(v), v) for v in own)
+    return list(found.values())
+
+
+def untracked_variables(layers: Iterable[Any], backend: Backend) -> list[Variable]:
+    """Variables of the backend that layers hold without Keras knowing."""
+    found: dict[int, Variable] = {}
+    for layer in layers:
+        for value in vars(layer).values():
+            found.update((id(v), v) for v in backend.own_variables(value))
+    return list(found.values())
+
+
+# changes for the time of a pass ---------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def put_back(variables: Sequence[Variable], backend: Backend) -> Iterator[None]:
+    """Variables end as they began."""
+    values = [backend.copy(v) for v in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+
+@contextlib.contextmanager
+def in_mode(model: Any, training: bool | None) -> Iterator[None]:
+    """Code that calls the model without a mode calls it in this one, as if from a layer's call."""
+    if training is None:
+        yield
+        return
+    before = global_state.get_global_attribute(_CALL_CONTEXT)
+    context = CallContext(entry_layer=None)
+    context.training = training
+    global_state.set_global_attribute(_CALL_CONTEXT, context)
+    model._clear_losses()  # only the outermost call does, and that is ours now
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(_CALL_CONTEXT, before)

@@ -1,0 +1,434 @@
+"""PyTorch: any `torch.nn.Module`, every layer in it that keeps a running mean and variance."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bncheck.adapters.base import Adapter
+from pytest_bncheck.adapters.devices import pick, rounding
+from pytest_bncheck.adapters.hints import kind
+from pytest_bncheck.adapters.random_state import RandomState
+from pytest_bncheck.adapters.torch import hints, lightning
+from pytest_bncheck.adapters.torch import loss as losses
+from pytest_bncheck.adapters.torch import step as steps
+from pytest_bncheck.adapters.torch.batch import batch_length
+from pytest_bncheck.adapters.torch.data import (
+    batched,
+    devices,
+    first_half,
+    float_outputs,
+    leaves,
+    remixed,
+    to_tensors,
+)
+from pytest_bncheck.adapters.torch.layers import Layers, Raw
+from pytest_bncheck.adapters.torch.passes import Passes, equal, is_library_leaf, moved, number
+from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, refuse_synchronised
+from pytest_bncheck.adapters.torch.replicas import Replicas
+from pytest_bncheck.adapters.torch.slopes import slopes
+from pytest_bncheck.adapters.torch.state import Snapshot, as_written, overwrite, random_fingerprint
+from pytest_bncheck.adapters.torch.tracing import Tracer, Watch, depends_on_mode
+from pytest_bncheck.maths.predictions import gap
+from pytest_bncheck.types import (
+    Calls,
+    Dialect,
+    Layer,
+    Prediction,
+    Recipe,
+    Statistics,
+    Streams,
+    Trace,
+)
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array, Slope
+
+T = TypeVar("T")
+
+DIALECT = Dialect(
+    set_momentum=lambda kind, rate: f"nn.{kind}(..., momentum={rate:g})",
+    recalibrate="torch.optim.swa_utils.update_bn(train_loader, model)",
+    momentum_of=lambda rate: rate,
+    training_mode="model.train()",
+    mode="self.training",
+    freeze="Keep the frozen part in eval mode, in the model's class:\n"
+    "def train(self, mode=True):\n"
+    "    super().train(mode)\n"
+    "    self.backbone.eval()  # the frozen part\n"
+    "    return self",
+    running_in_eval="Let it use running statistics in eval mode (track_running_stats=True, "
+    "training=self.training)",
+    copy_statistics="copy.load_state_dict(model.state_dict())  # parameters and buffers",
+    unbiased=True,
+)
+
+
+class TorchAdapter(Adapter):
+    """See `Adapter`. The running variance of torch's layers is unbiased; here it becomes biased."""
+
+    framework = "torch"
+    backend = "torch"
+    dialect = DIALECT
+
+    @classmethod
+    def accepts(cls, model: Any) -> bool:
+        """Whether this adapter can take the model."""
+        return isinstance(model, nn.Module)
+
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Any], recipe: Recipe, device: str | None
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        refuse_model(model)
+        self._to = None if device is None else torch.device(pick(device, devices()))
+        home = self._to or next((t.device for t in _tensors(model)), torch.device("cpu"))
+        self.device = str(home)
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        self._layers = Layers(model)
+        self._batches = [to_tensors(batch, home, dtype) for batch in batches]
+        self._sizes = [batch_length(batch) for batch in self._batches]
+        self.batch_size = self._sizes[0]
+        if None in self._sizes and None in (recipe.forward, recipe.train_step):
+            raise hints.no_forward_and_step(
+                f"batch: no tensor or array of samples in {kind(batches[0])}; "
+                "expected (inputs, targets) or a dict, of tensors or arrays"
+            )
+        self._criterion = losses.Criterion(recipe.loss)
+        self._log: list[Raw] = []
+        self._read_log: list[Statistics] = []
+        self._losses: list[Any] = []
+        self._idle: dict[nn.Module, None] = {}
+        self._trained_on: dict[int, Statistics] = {}
+        self._around = ExitStack()
+        self.noise = rounding(_name(dtype), self.device)
+
+    # before -----------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        __tracebackhide__ = True
+        if any(nn.parameter.is_lazy(tensor) for tensor in _tensors(self.model)):
+            self._materialise()
+        self._snapshot = Snapshot(self.model, *vars(self.recipe).values(), self._batches)
+        if self._to is not None:
+            self.model.to(self._to)
+        lightning.attach(self.model)
+        self._layers = Layers(self.model)
+        self._passes = self._make_passes(self._snapshot.paths)
+        self._replicas = Replicas(self.model)
+        self.follows = self._replicas.follows
+        self._step, self._passes.users = steps.make(
+            self.model, self.recipe, self._passes.forward, self._criterion
+        )
+        self._around.enter_context(as_written())
+
+    def _make_passes(self, paths: Mapping[nn.Module, str]) -> Passes:
+        return Passes(self.model, self.recipe, self._layers, self._criterion, paths)
+
+    def _materialise(self) -> None:
+        """Give lazy modules their parameters, which takes a forward; nothing else changes."""
+        __tracebackhide__ = True
+        modes = {module: module.training for module in self.model.modules()}
+        for module in modes:
+            module.training = False
+        try:
+            with torch.no_grad(), as_written():
+                self._make_passes({}).forward(self._batches[0])
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def restore(self, *, keep_weights: bool = False) -> None:
+        kept: list[tuple[Tensor, Tensor]] = []
+        if keep_weights:
+            kept = [(tensor, tensor.detach().clone()) for tensor in _tensors(self.model)]
+        self._around.close()
+        self._snapshot.restore()
+        for tensor, values in kept:
+            overwrite(tensor.data, values)
+
+    # training ---------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        __tracebackhide__ = True
+        self._passes.begin()
+        refuse_synchronised(self.model, torch.device(self.device))
+        self._layers.watch()
+        if len(self._layers.rates) < len(self._layers.modules):
+            state = RandomState.capture()
+            with torch.no_grad():
+                self._passes.in_training(
+                    lambda: self._layers.measure_silent_rates(
+                        lambda: self._passes.forward(self._batches[0])
+                    )
+                )
+            state.restore()
+            self._passes.enter_training()
+        self._layers.reset_counters()
+        self._log, self._calls = [self._layers.raw()], self._layers.counted()
+
+    def train_step(self, batch: int) -> None:
+        __tracebackhide__ = True
+        first, ran = not self._losses, Watch()
+        before = random_fingerprint() if first else None
+        with torch.enable_grad(), ran.open(), self._layers.step():
+            loss = self._step(self._batches[batch])
+        self._losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
+        self._log.append(self._layers.raw())
+        self._idle.update({m: None for m in ran.inference if m not in ran.training})
+        if first:
+            self.stochastic = before != random_fingerprint()
+            self._log = self._layers.order_by_call(self._log)
+        self._calls = self._layers.counted()
+
+    @property
+    def losses(self) -> list[float]:
+        return [number(loss) for loss in self._losses]
+
+    @property
+    def history(self) -> list[Statistics]:
+        for raw in self._log[len(self._read_log) :]:
+            self._read_log.append(self._layers.biased(raw))
+        return self._read_log
+
+    @property
+    def calls(self) -> Calls:
+        return self._calls
+
+    def gather(self) -> list[Statistics]:
+        self._replicas.settle()
+        each = self._replicas.gather(self._layers.raw())
+        return [self._layers.biased(raw) for raw in each]
+
+    def agree(self, value: bool) -> bool:
+        return self._replicas.agree(value, torch.device(self.device))
+
+    @property
+    def streams(self) -> Mapping[str, Streams]:
+        return self._layers.streams(*self._log[-2:]) if self._losses else {}
+
+    # looking ----------------------------------------------------------------------------------
+
+    def not_finite(self, batch: int) -> str | None:
+        return not_finite(self._batches[batch])
+
+    @property
+    def idle(self) -> list[str]:
+        paths = self._snapshot.paths
+        return [
+            paths[module]
+            for module in self._idle
+            if self._passes.modes.get(module, False) and module in paths and depends_on_mode(module)
+        ]
+
+    @property
+    def asleep(self) -> list[str]:
+        found: dict[nn.Module, None] = {}
+        for part in self.model.modules():
+            members = [m for m in part.modules() if not self._passes.modes.get(m, True)]
+            if self._passes.mixed and part in members and any(part.children()) and _trains(members):
+                found.update({m: None for m in members if m in self._idle and depends_on_mode(m)})
+        return [self._snapshot.paths[module] for module in found]
+
+    @property
+    def unsaved(self) -> list[str]:
+        try:
+            state = self.model.state_dict(keep_vars=True)
+        except Exception:  # a state of the user's own making
+            return []
+        saved = {id(leaf): leaf for _, leaf in leaves(state) if isinstance(leaf, Tensor)}
+        return [
+            name
+            for name, module in self._layers.modules.items()
+            if not all(_is_among(t, saved) for t in (module.running_mean, module.running_var))
+        ]
+
+    def layers(self) -> list[Layer]:
+        return self._layers.describe({id(m) for m, mode in self._passes.modes.items() if not mode})
+
+    def read(self, *, exact: bool = False) -> Statistics:
+        return self._layers.biased(self._layers.raw(), exact)
+
+    def write(self, statistics: Statistics, *, exact: bool = False) -> None:
+        self._layers.write(statistics, exact)
+
+    # passes -----------------------------------------------------------------------------------
+
+    def predict(self, batch: int, *, observe: bool = True) -> Prediction:
+        __tracebackhide__ = True
+        self._passes.enter_eval()
+        if not observe:
+            return self._passes.run(self._batches[batch], self._sizes[batch], observe=False)
+        watch, own = Watch(), self._layers.named_buffers()
+        before = {name: buffer.detach().clone() for name, buffer in own.items()}
+        with watch.open():
+            prediction = self._passes.run(self._batches[batch], self._sizes[batch])
+        if watch.low_precision is not None:  # autocast, whatever the parameters' own dtype
+            self.noise = rounding(_name(watch.low_precision), self.device)
+        updated = moved([(name, buffer, before[name]) for name, buffer in own.items()])
+        stuck = [
+            self._snapshot.paths[module]
+            for module in watch.training
+            if module in self._snapshot.paths and depends_on_mode(module)
+        ]
+        return dataclasses.replace(
+            prediction, mutated=(*prediction.mutated, *updated), in_training=tuple(stuck)
+        )
+
+    def predict_half(self, batch: int) -> Prediction | None:
+        half = first_half(self._batches[batch], self._sizes[batch])
+        if half is None:
+            return None
+        self.model.eval()
+        try:
+            return self._passes.run(half, (self._sizes[batch] or 0) // 2)
+        except Exception:  # a model for one batch size only has no half to compare
+            return None
+
+    def trace(self, batch: int) -> list[Trace]:
+        self.model.eval()
+        tracer = Tracer(self._snapshot.paths)
+        with torch.no_grad(), tracer.watch():
+            self._passes.forward(self._batches[batch])
+        return tracer.found
+
+    def sticky(self, batch: int) -> list[str]:
+        before, paths = self._passes.attributes or {}, self._snapshot.paths
+        self._passes.enter_training()
+        changed = self._passes.changed_attributes()
+        if not changed:
+            return []
+        state, results = RandomState.capture(), []
+        for values in (changed, {place: before[place] for place in changed}):
+            for (module, key), value in values.items():
+                vars(module)[key] = value
+            state.restore()
+            results.append(self._passes.in_training(lambda: self._training_outputs(batch)))
+        differs = gap(*results)
+        if differs is not None and differs <= self.noise:
+            return []
+        return [f"{paths[module]}.{key}".removeprefix(".") for module, key in changed]
+
+    def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
+        __tracebackhide__ = True
+        return self._with_batch_statistics(self._batches[batch], self._sizes[batch])
+
+    def predict_remixed(self, batches: int) -> list[Prediction]:
+        __tracebackhide__ = True
+        sizes = [size for size in self._sizes[:batches] if size is not None]
+        dealt = remixed(self._batches[:batches], sizes) if len(sizes) == batches else []
+        with self._layers.of_other_sizes():
+            return [self._with_batch_statistics(batch, size)[0] for batch, size in dealt]
+
+    def _with_batch_statistics(
+        self, batch: Any, size: int | None
+    ) -> tuple[Prediction, Statistics, Calls]:
+        __tracebackhide__ = True
+        self._passes.enter_eval()
+        active = self._active()
+        for module in active.values():
+            module.training = True
+        prediction, filled, calls = self._filling(active, lambda: self._passes.run(batch, size))
+        return prediction, self._layers.batch_statistics(filled, active, calls), calls
+
+    def batch_statistics(self, batch: int) -> Statistics:
+        __tracebackhide__ = True
+        if batch in self._trained_on:
+            return self._trained_on[batch]
+        active = self._active()
+
+        def run() -> Statistics:
+            with self._passes.as_trained(), torch.no_grad():
+                _, filled, calls = self._filling(
+                    active, lambda: self._passes.forward(self._batches[batch])
+                )
+            return self._layers.batch_statistics(filled, active, calls)
+
+        return self._passes.in_training(run)
+
+    def predict_on_training_path(self, batch: int) -> Prediction | None:
+        __tracebackhide__ = True
+        self._passes.enter_training()
+        active = self._active()
+        live = {id(module) for module in active.values()}
+        other = False
+        for module in self.model.modules():
+            if is_library_leaf(module):
+                other |= module.training != (id(module) in live) and depends_on_mode(module)
+                module.training = id(module) in live
+        try:
+            with self._passes.as_trained():
+                prediction, filled, calls = self._filling(
+                    active, lambda: self._passes.run(self._batches[batch], self._sizes[batch])
+                )
+        except Exception:
+            if not self._passes.users:
+                raise
+            return None  # in training mode the model wants more than its inputs
+        if not other and not prediction.random:  # then it is the whole pass in training mode
+            self._trained_on[batch] = self._layers.batch_statistics(filled, active, calls)
+        return prediction
+
+    def slopes(self, batch: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
+        __tracebackhide__ = True
+        self._passes.enter_eval()
+        for parameter in self.model.parameters():
+            parameter.grad = None  # training is over, and a backward pass needs the memory
+        return slopes(
+            self._layers.modules,
+            lambda: batched(self._passes.forward(self._batches[batch]), self._sizes[batch]),
+            direction,
+        )
+
+    # inside -----------------------------------------------------------------------------------
+
+    def _filling(self, active: Iterable[str], run: Callable[[], T]) -> tuple[T, Raw, Calls]:
+        """What a pass gives, what it leaves in the statistics of active layers, and its calls."""
+        __tracebackhide__ = True
+        with self._layers.emptied(active):
+            self._layers.reset_counters()
+            found = run()
+            return found, self._replicas.led(self._layers.raw()), self._layers.counted()
+
+    def _training_outputs(self, batch: int) -> Any:
+        with self._layers.emptied(self._active()), torch.no_grad():
+            return float_outputs(self._passes.forward(self._batches[batch]), self._sizes[batch])
+
+    def _active(self) -> dict[str, Any]:
+        """The layers that used batch statistics in training, or would have."""
+        pairs = zip(self._layers.modules.items(), self._calls.training, strict=True)
+        return {
+            name: module
+            for (name, module), calls in pairs
+            if (calls if self._losses else self._passes.modes[module])
+            and not self._layers.is_constant(name)
+        }
+
+
+def _trains(modules: Sequence[nn.Module]) -> bool:
+    """Whether parameters of the modules themselves train, other than a normalisation's."""
+    own = [m for m in modules if "Norm" not in type(m).__name__]
+    return any(p.requires_grad for m in own for p in m.parameters(recurse=False))
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    """A type's name as frameworks share it: ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _is_among(tensor: Tensor, some: Mapping[int, Tensor]) -> bool:
+    """Whether a tensor, or one like it, is there; `some` has their ids."""
+    return id(tensor) in some or any(
+        each.shape == tensor.shape and bool(equal(each, tensor.to(each))) for each in some.values()
+    )

@@ -1,0 +1,190 @@
+"""What a batch means to a PyTorch model: the arguments of its call, the targets, the size."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from pytest_bncheck.adapters.hints import kind
+from pytest_bncheck.adapters.torch import hints
+from pytest_bncheck.adapters.torch.data import leaves
+from pytest_bncheck.types import InputError
+
+TARGETS = ("labels", "label", "targets", "target", "y")
+"""Keys of a dict that hold targets."""
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+
+_WHOLE = ("batch", "inputs", "features", "data")
+"""Names of a model's only argument that stand for a whole dict."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The call that a batch stands for: ``model(*args, **kwargs)``, and what it should return."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    targets: Any
+
+
+def understand(model: nn.Module, batch: Any) -> Call:
+    """The call that a batch stands for.
+
+    A pair is (inputs, targets); inputs that are a tuple, a list or a dict are several arguments,
+    but two lists, of samples and of dicts with their targets, stay lists. Of a dict the model
+    gets the keys that it has arguments for, targets included if it makes its own loss; what is
+    left, or is called "labels" or the like, are the targets.
+
+    Raises
+    ------
+    InputError
+        If the batch is neither, or a dict's keys are not the model's arguments.
+    """
+    if isinstance(batch, Mapping):
+        return _understand_dict(model, dict(batch))
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        known: tuple[str, ...] = ()
+        if isinstance(batch, (tuple, list)) and len(batch) > 2:
+            known = _guesses("model(batch[0])", f"batch[{len(batch) - 1}]")
+        raise hints.no_forward_and_step(
+            f"batch: expected (inputs, targets) or a dict, got {kind(batch)}", *known
+        )
+    inputs, targets = batch
+    if per_sample(batch):
+        return Call((inputs,), {}, targets)
+    if isinstance(inputs, Mapping):
+        return Call(*_keywords(model, dict(inputs)), targets)
+    return Call(tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}, targets)
+
+
+def targets_of(model: nn.Module, batch: Any) -> Any:
+    """The targets in a batch, or None where it says nothing about them."""
+    try:
+        return understand(model, batch).targets
+    except InputError:
+        if isinstance(batch, Mapping):
+            return next((batch[key] for key in TARGETS if key in batch), None)
+        return None
+
+
+def per_sample(batch: Any) -> bool:
+    """Whether a batch is two lists, samples and dicts of their targets, as detectors take it."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        return False
+    inputs, targets = batch
+    lists = isinstance(inputs, (tuple, list)) and isinstance(targets, (tuple, list))
+    return (
+        lists
+        and len(inputs) == len(targets) > 0
+        and all(isinstance(target, Mapping) for target in targets)
+    )
+
+
+def batch_length(batch: Any) -> int | None:
+    """Samples in the batch: the leading axis of its first tensor; None if it has no tensor.
+
+    Raises
+    ------
+    InputError
+        If that axis is empty.
+    """
+    if per_sample(batch):
+        return len(batch[0])
+    for _, leaf in leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            if leaf.shape[0] == 0:
+                raise InputError("batch: it holds no sample (its leading axis has length 0)")
+            return int(leaf.shape[0])
+    return None
+
+
+def _understand_dict(model: nn.Module, batch: dict[str, Any]) -> Call:
+    named = next((key for key in TARGETS if key in batch), None)
+    args, kwargs = _keywords(model, batch, named)
+    left = [key for key in batch if key not in kwargs] if kwargs else []
+    if named is None and len(left) == 1:
+        named = left[0]
+    return Call(args, kwargs, None if named is None else batch[named])
+
+
+def _keywords(
+    model: nn.Module, inputs: dict[str, Any], targets: str | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments from a dict; `targets` is the key that may be left out."""
+    parameters = _parameters(model)
+    kinds = {parameter.kind for parameter in parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return (), inputs
+    required = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind != parameter.VAR_POSITIONAL
+    ]
+    accepted = {key: value for key, value in inputs.items() if key in parameters}
+    if accepted and set(required) <= set(accepted):
+        return (), accepted
+    others = [key for key in inputs if key != targets]
+    if len(required) == 1 and not accepted:
+        if required[0] in _WHOLE:
+            return (inputs,), {}
+        if len(others) == 1 and (targets is not None or len(inputs) == 1):
+            return (inputs[others[0]],), {}
+    problem = (
+        f"batch: its keys {_words(inputs)} do not fit the arguments of "
+        f"{type(model).__name__}.forward: {_words(parameters) or 'none'}"
+    )
+    taken = others[: max(len(required), 1)]
+    call = f"model({', '.join(map(_item, taken))})"
+    if targets is not None:
+        raise hints.no_forward(problem, f"{call}  # its predictions")
+    left = [key for key in others if key not in taken]
+    raise hints.no_forward_and_step(problem, *(_guesses(call, _item(left[-1])) if left else ()))
+
+
+def refuse_arguments(model: nn.Module, call: Call) -> None:
+    """Raise an InputError if a model's `forward` does not take the arguments of a call."""
+    parameters = list(_parameters(model).values())
+    try:
+        inspect.Signature(parameters).bind(*call.args, **call.kwargs)
+    except TypeError as error:
+        names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        outputs = f"model({', '.join(f'{name}=...' for name in names)})"
+        name = type(_inner(model)).__name__
+        raise hints.no_forward(
+            f"batch: its inputs do not fit the arguments of {name}.forward: "
+            f"{_words(names) or 'none'} ({error})",
+            f"{outputs}  # each from batch",
+        ) from None
+
+
+def _item(key: str) -> str:
+    return f'batch["{key}"]'
+
+
+def _guesses(outputs: str, targets: str) -> tuple[str, str]:
+    """What the predictions and the loss could be."""
+    indent = 12 * " "
+    loss = f"torch.nn.functional.cross_entropy(\n{indent}    {outputs}, {targets}\n{indent})"
+    return f"{outputs}  # its predictions", loss
+
+
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """What the model's own `forward` takes, also where something is wrapped around it."""
+    return inspect.signature(_inner(model).forward).parameters
+
+
+def _inner(model: nn.Module) -> Any:
+    inner: Any = getattr(model, "_orig_mod", model)
+    while isinstance(inner, _WRAPPERS):
+        inner = inner.module
+    return inner
+
+
+def _words(names: Any) -> str:
+    return ", ".join(f'"{name}"' for name in names)

@@ -1,0 +1,170 @@
+"""Batches and outputs of PyTorch, nested containers of tensors, and where they are."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pytest_bncheck.adapters.hints import kind
+from pytest_bncheck.maths.dealing import deal
+from pytest_bncheck.types import InputError
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array
+
+
+def to_tensors(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """The batch with arrays and numbers as tensors on `device`; floating arrays get `dtype`.
+
+    The user's own tensors keep their dtype and are not copied without need.
+    """
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            if leaf.is_meta:
+                raise InputError("batch: a tensor on the meta device holds no numbers")
+            return leaf.to(device)
+        if isinstance(leaf, (np.ndarray, np.generic)):
+            array = np.asarray(leaf)
+            if array.dtype.kind not in "fiub":
+                raise InputError(
+                    f"batch: an array of dtype {array.dtype} cannot become a torch tensor"
+                )
+            tensor = torch.tensor(array, device=device)
+            if tensor.is_floating_point():
+                return tensor.to(dtype or torch.get_default_dtype())
+            return tensor if array.dtype.kind == "b" else tensor.long()
+        return leaf
+
+    return _map(batch, convert)
+
+
+def first_half(batch: Any, size: int | None) -> Any:
+    """The first half of the samples, or None if something in the batch is not cut by samples."""
+    tensors = [leaf for _, leaf in leaves(batch) if _has_axis(leaf)]
+    sliceable = (leaf.shape[0] == size and leaf.layout is torch.strided for leaf in tensors)
+    if size is None or size < 2 or not all(sliceable):
+        return None
+    return _map(batch, lambda leaf: leaf[: size // 2] if _has_axis(leaf) else leaf)
+
+
+def remixed(batches: Sequence[Any], sizes: Sequence[int | None]) -> list[tuple[Any, int]]:
+    """The samples of some batches dealt anew, each new batch from all, with their numbers.
+
+    None where something is not cut by samples; see `deal`.
+    """
+    known = [size for size in sizes if size is not None]
+    whole = _stacked(list(zip(batches, sizes, strict=True)))
+    if whole is None or len(known) < len(sizes):
+        return []
+
+    def take(part: Any) -> Any:
+        return _map(whole, lambda leaf: leaf[part] if _has_axis(leaf) else leaf)
+
+    return [(take(part), len(part)) for part in deal(known)]
+
+
+def _stacked(pairs: Sequence[tuple[Any, int | None]]) -> Any:
+    """Batches as one; None where they differ in structure or something is not cut by samples."""
+    each = [[leaf for _, leaf in leaves(batch) if _has_axis(leaf)] for batch, _ in pairs]
+    rows = [(leaf, size) for own, (_, size) in zip(each, pairs, strict=True) for leaf in own]
+    cut = all(leaf.shape[0] == size and leaf.layout is torch.strided for leaf, size in rows)
+    shapes = {tuple((leaf.shape[1:], leaf.dtype) for leaf in own) for own in each}
+    if not cut or len(shapes) > 1:
+        return None
+    joined = iter([torch.cat(same) for same in zip(*each, strict=True)])
+    return _map(pairs[0][0], lambda leaf: next(joined) if _has_axis(leaf) else leaf)
+
+
+def _has_axis(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+def float_outputs(outputs: Any, size: int | None) -> dict[str, Array]:
+    """`batched` outputs in float64."""
+    return {
+        path: leaf.detach().cpu().double().numpy() for path, leaf in batched(outputs, size).items()
+    }
+
+
+def batched(outputs: Any, size: int | None) -> dict[str, Tensor]:
+    """Every floating output whose leading axis is the batch, by its path.
+
+    Where the size of the batch is unknown, every one that has an axis.
+    """
+    return {path or "output": leaf for path, leaf in leaves(outputs) if _is_batched(leaf, size)}
+
+
+def mean_output(outputs: Any, size: int | None) -> Any:
+    """The same outputs with every sample's replaced by the mean over the batch."""
+
+    def mean(leaf: Any) -> Any:
+        if not _is_batched(leaf, size):
+            return leaf
+        return leaf.mean(dim=0, keepdim=True).expand_as(leaf).contiguous()
+
+    return _map(outputs, mean)
+
+
+def _is_batched(leaf: Any, size: int | None) -> bool:
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.dim():
+        return False
+    return size is None or leaf.shape[0] == size
+
+
+def describe(outputs: Any) -> str:
+    """The structure of outputs: paths, shapes, dtypes."""
+    return "; ".join(
+        f"{path}{tuple(leaf.shape)}{leaf.dtype}"
+        if isinstance(leaf, Tensor)
+        else f"{path}:{kind(leaf)}"
+        for path, leaf in leaves(outputs)
+    )
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of nested containers and dataclasses with its path."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}[{key!r}]")
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from leaves(item, f"{path}[{index}]")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from leaves(getattr(value, field.name), f"{path}.{field.name}")
+    else:
+        yield path, value
+
+
+def _map(value: Any, convert: Callable[[Any], Any]) -> Any:
+    """`value` with every leaf converted; containers keep their type."""
+    if isinstance(value, MutableMapping):
+        mapped: Any = copy.copy(value)
+        for key, item in value.items():
+            mapped[key] = _map(item, convert)
+        return mapped
+    if isinstance(value, Mapping):
+        return {key: _map(item, convert) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map(item, convert) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_map(item, convert) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        mapped = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(mapped, field.name, _map(getattr(value, field.name), convert))
+        return mapped
+    return convert(value)
+
+
+def devices() -> list[str]:
+    """The devices that are there."""
+    there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    return [*there, "mps"] if torch.backends.mps.is_available() else there

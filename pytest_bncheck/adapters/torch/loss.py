@@ -1,0 +1,247 @@
+"""Which loss a PyTorch model and its targets ask for, and what accuracy means for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pytest_bncheck.adapters.hints import kind as in_words
+from pytest_bncheck.adapters.torch import hints
+from pytest_bncheck.adapters.torch.data import leaves
+from pytest_bncheck.types import InputError
+
+Loss = Callable[[Any, Any], Any]
+
+IGNORED = -100
+"""The class index that torch's cross-entropy leaves out."""
+
+_VIEWS = ("View", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Select", "Alias", "Clone")
+
+
+class Criterion:
+    """The loss of outputs and targets: the user's, or what both suggest.
+
+    Parameters
+    ----------
+    loss
+        The user's, or None to infer it from the first outputs.
+
+    Attributes
+    ----------
+    loss
+        None while unknown.
+    kind
+        `last_operation` of the outputs, None if nobody asked.
+    settled
+        Whether `loss` is final: there is nothing to infer, or nothing could be.
+    """
+
+    def __init__(self, loss: Loss | None) -> None:
+        self.loss, self.settled = loss, loss is not None
+        self.kind: str | None = None
+
+    def __call__(self, outputs: Any, targets: Any) -> Any:
+        """The loss; with gradients on if it is still to be inferred.
+
+        None where a model makes its own loss in training mode only.
+
+        Raises
+        ------
+        InputError
+            If it cannot be inferred.
+        """
+        __tracebackhide__ = True
+        output = main_output(outputs)
+        if self.kind is None and isinstance(output, Tensor) and output.grad_fn is not None:
+            self.kind = last_operation(output)
+        if self.loss is None:
+            self.settle(infer(outputs, targets), self.kind)
+        assert self.loss is not None
+        return self.loss(outputs, targets)
+
+    def settle(self, loss: Loss | None, kind: str | None) -> None:
+        """Decide on a loss, or that it stays unknown."""
+        self.loss, self.kind, self.settled = self.loss or loss, self.kind or kind, True
+
+
+def own_loss(outputs: Any) -> Any:
+    """The loss that a model made itself and returned with its outputs, or None."""
+    if isinstance(outputs, Mapping):
+        return outputs.get("loss")
+    return getattr(outputs, "loss", None)
+
+
+def main_output(outputs: Any) -> Any:
+    """The tensor that a loss looks at.
+
+    The output itself, its ``logits`` or ``out``, the first of a tuple or list, or the only tensor
+    in another container; where there is none of these, the outputs as they are.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    for key in ("logits", "out"):
+        value = outputs.get(key) if isinstance(outputs, Mapping) else getattr(outputs, key, None)
+        if isinstance(value, Tensor):
+            return value
+    if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
+        return outputs[0]
+    tensors = [leaf for _, leaf in leaves(outputs) if isinstance(leaf, Tensor) and leaf.dim()]
+    return tensors[0] if len(tensors) == 1 else outputs
+
+
+def last_operation(output: Tensor) -> str:
+    """softmax, log_softmax, sigmoid or logits, read from the autograd graph.
+
+    Values cannot tell: most untrained networks with one output stay within [0, 1].
+    """
+    node: Any = output.grad_fn
+    while node is not None and any(node.name().startswith(view) for view in _VIEWS):
+        node = node.next_functions[0][0] if node.next_functions else None
+    name = "" if node is None else node.name()
+    for operation, kind in (("LogSoftmax", "log_softmax"), ("Softmax", "softmax")):
+        if name.startswith(operation):
+            return kind
+    return "sigmoid" if name.startswith("Sigmoid") else "logits"
+
+
+def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
+    """The loss for these outputs and targets.
+
+    Without `kind`, `last_operation` is asked, and the outputs have to be made with gradients on.
+
+    Raises
+    ------
+    InputError
+        If the targets do not say, or a label is out of range.
+    """
+    if own_loss(outputs) is not None:
+        return lambda out, _: own_loss(out)
+    output = main_output(outputs)
+    if not isinstance(output, Tensor) or not isinstance(targets, Tensor):
+        raise _unclear(outputs, targets)
+    kind = kind or last_operation(output)
+    if classes(output, targets):
+        check_labels(output, targets)
+        return lambda out, to: _cross_entropy(main_output(out), to, kind)
+    if targets.shape == output.shape and _is_one_hot(targets):
+        return lambda out, to: _cross_entropy(main_output(out), to.argmax(dim=1), kind)
+    if _is_one_column(output) and targets.numel() == output.numel() and _is_binary(targets):
+        entropy = (
+            functional.binary_cross_entropy
+            if kind == "sigmoid"
+            else functional.binary_cross_entropy_with_logits
+        )
+        return lambda out, to: entropy(main_output(out), _like(main_output(out), to))
+    if targets.shape == output.shape and targets.is_floating_point():
+        return lambda out, to: functional.mse_loss(main_output(out), to)
+    raise _unclear(outputs, targets)
+
+
+def accuracy(outputs: Any, targets: Any, kind: str | None) -> float | None:
+    """Share of right decisions in [0, 1]; None where the targets are not classes.
+
+    `kind` is `last_operation`'s answer, None if nobody asked; a single column needs it.
+    """
+    output = main_output(outputs)
+    if not isinstance(output, Tensor) or not isinstance(targets, Tensor):
+        return None
+    if classes(output, targets):
+        counted = targets != IGNORED
+        right = (output.argmax(dim=1) == targets)[counted]
+    elif targets.shape == output.shape and _is_one_hot(targets):
+        right = output.argmax(dim=1) == targets.argmax(dim=1)
+    elif kind and _is_one_column(output) and targets.numel() == output.numel():
+        if not _is_binary(targets):
+            return None
+        threshold = 0.5 if kind == "sigmoid" else 0.0
+        right = (output > threshold) == (targets.reshape(output.shape) > 0.5)
+    else:
+        return None
+    return right.double().mean().item() if right.numel() else None
+
+
+def classes(output: Tensor, targets: Tensor) -> bool:
+    """Whether targets of shape (N, ...) are class indices for outputs of shape (N, C, ...)."""
+    return (
+        output.dim() >= 2
+        and output.shape[1] >= 2
+        and not targets.is_floating_point()
+        and targets.dtype != torch.bool
+        and targets.shape == (output.shape[0], *output.shape[2:])
+    )
+
+
+def check_labels(output: Tensor, targets: Tensor) -> None:
+    """Raise an InputError if a class index has no output."""
+    counted = targets[targets != IGNORED]
+    if not counted.numel():
+        raise InputError(
+            f"the batch's targets are {IGNORED} throughout, which cross-entropy leaves out; "
+            "at least one label is needed"
+        )
+    if counted.min() < 0 or counted.max() >= output.shape[1]:
+        wrong = counted[(counted < 0) | (counted >= output.shape[1])][0].item()
+        raise InputError(
+            f"the batch's targets hold the label {wrong}, but the model has {output.shape[1]} "
+            f"outputs: labels from 0 to {output.shape[1] - 1} are allowed"
+        )
+
+
+def _cross_entropy(output: Tensor, labels: Tensor, kind: str) -> Tensor:
+    labels = labels.long()  # torch's own take no other integers
+    if kind == "log_softmax":
+        return functional.nll_loss(output, labels)
+    if kind == "softmax":
+        return functional.nll_loss(output.clamp_min(1e-12).log(), labels)
+    return functional.cross_entropy(output, labels)
+
+
+def _like(output: Tensor, targets: Tensor) -> Tensor:
+    """Targets in the shape and dtype of the outputs."""
+    return targets.reshape(output.shape).to(output.dtype)
+
+
+def _is_one_column(output: Tensor) -> bool:
+    return output.dim() == 1 or math.prod(output.shape[1:]) == 1
+
+
+def _is_binary(targets: Tensor) -> bool:
+    return bool(((targets == 0) | (targets == 1)).all())
+
+
+def _is_one_hot(targets: Tensor) -> bool:
+    return (
+        targets.dim() >= 2
+        and targets.shape[1] >= 2
+        and _is_binary(targets)
+        and bool((targets.sum(dim=1) == 1).all())
+    )
+
+
+def _unclear(outputs: Any, targets: Any) -> InputError:
+    tensors = [leaf for _, leaf in leaves(outputs) if isinstance(leaf, Tensor)]
+    if not tensors:
+        return hints.no_forward(f"outputs: {_describe(outputs)} holds no tensor")
+    if isinstance(outputs, Mapping) and not any(leaf.dim() for leaf in tensors):
+        keys = ", ".join(f'"{key}"' for key in outputs)
+        return hints.no_step(
+            f"outputs: in training mode the model returns losses ({keys}) and no predictions",
+            "sum(model(*batch).values())",
+        )
+    return hints.no_loss(
+        "loss: none was given and it cannot be inferred from outputs, "
+        f"{_describe(outputs)}, and targets, {_describe(targets)}",
+        outputs,
+        targets,
+    )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} ({str(value.dtype).removeprefix('torch.')})"
+    return in_words(value)

@@ -1,0 +1,235 @@
+"""Forward passes of a PyTorch model: the modes they run in, and what they give and change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bncheck.adapters.base import TooFewValues
+from pytest_bncheck.adapters.torch import hints, lightning
+from pytest_bncheck.adapters.torch import loss as losses
+from pytest_bncheck.adapters.torch.batch import refuse_arguments, targets_of, understand
+from pytest_bncheck.adapters.torch.data import describe, float_outputs, mean_output
+from pytest_bncheck.adapters.torch.layers import Layers
+from pytest_bncheck.adapters.torch.refusals import dtype_note
+from pytest_bncheck.adapters.torch.state import plain_name, random_fingerprint
+from pytest_bncheck.adapters.torch.tracing import attributes
+from pytest_bncheck.types import InputError, Prediction, Recipe
+
+T = TypeVar("T")
+
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torchmetrics")
+"""Packages whose layers are library layers on the training path."""
+
+
+class Passes:
+    """The passes of one check.
+
+    Parameters
+    ----------
+    model, recipe
+        The user's.
+    layers, criterion
+        What is known of them.
+    paths
+        The way to each module.
+
+    Attributes
+    ----------
+    users
+        Whether the training step is the user's own code.
+    mixed
+        Whether the model was handed over with some modules in training mode and some not.
+    modes
+        Whether each module is in training mode when the model trains.
+    attributes
+        Plain attributes of all modules before the first pass in eval mode.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        layers: Layers,
+        criterion: losses.Criterion,
+        paths: Mapping[nn.Module, str],
+    ) -> None:
+        self._model, self._recipe, self._paths = model, recipe, paths
+        self._layers, self._criterion = layers, criterion
+        self.users, self.mixed = False, False
+        self.modes: dict[nn.Module, bool] = {}
+        self.attributes: dict[tuple[nn.Module, str], Any] | None = None
+
+    # modes ------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Enter training mode as the user does, and remember it."""
+        self.mixed = len({module.training for module in self._model.modules()}) > 1
+        if not self.mixed:
+            self._model.train()
+        if self._recipe.train_step is None:
+            lightning.begin(self._model)
+        self.modes = {module: module.training for module in self._model.modules()}
+
+    def enter_eval(self) -> None:
+        """The user's own eval mode."""
+        if self.attributes is None:  # the first pass in eval mode is the first to change them
+            self.attributes = attributes(self._paths)
+        self._model.eval()
+
+    def changed_attributes(self) -> dict[tuple[nn.Module, str], Any]:
+        """The plain attributes that are not what they were before the first pass in eval mode."""
+        return {
+            (module, key): vars(module).get(key)
+            for (module, key), value in (self.attributes or {}).items()
+            if vars(module).get(key) != value
+        }
+
+    @contextmanager
+    def as_trained(self) -> Iterator[None]:
+        """What passes in eval mode left in attributes is undone for a while."""
+        changed, before = self.changed_attributes(), self.attributes or {}
+        for module, key in changed:
+            vars(module)[key] = before[module, key]
+        try:
+            yield
+        finally:
+            for (module, key), value in changed.items():
+                vars(module)[key] = value
+
+    def enter_training(self) -> None:
+        """The modes that `begin` found."""
+        if not self.mixed:
+            self._model.train()
+        for module, training in self.modes.items():
+            module.training = training
+
+    def in_training(self, run: Callable[[], T]) -> T:
+        """`run` in training mode.
+
+        A model that then wants more than its inputs (the targets, of which only the user's own
+        step knows) is told to predict, while its layers are told to train.
+        """
+        __tracebackhide__ = True
+        self.enter_training()
+        try:
+            return run()
+        except TooFewValues:
+            raise
+        except Exception:
+            if not self.users:
+                raise
+        self._model.eval()
+        own = {id(module) for module in self._layers.modules.values()}
+        for module, training in self.modes.items():
+            if is_library_leaf(module) or id(module) in own:
+                module.training = training
+        return run()
+
+    # one pass ---------------------------------------------------------------------------------
+
+    def forward(self, batch: Any) -> Any:
+        """The model's outputs.
+
+        Raises
+        ------
+        TooFewValues
+            If a layer refuses to train on a single value per channel.
+        """
+        __tracebackhide__ = True
+        try:
+            return self._call(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error) and self._layers.last is not None:
+                raise TooFewValues(self._layers.last) from None
+            raise
+        except RuntimeError as error:
+            note = dtype_note(self._model, batch)
+            if note is not None:
+                error.add_note(note)
+            raise
+
+    def _call(self, batch: Any) -> Any:
+        __tracebackhide__ = True
+        if self._recipe.forward is not None:
+            return self._recipe.forward(self._model, batch)
+        call = understand(self._model, batch)
+        if not lightning.has_forward(self._model):
+            raise hints.no_forward(
+                f"{type(self._model).__name__} defines no forward, which is what it predicts"
+            )
+        try:
+            return self._model(*call.args, **call.kwargs)
+        except TypeError:
+            refuse_arguments(self._model, call)
+            raise
+
+    def run(self, batch: Any, size: int | None, *, observe: bool = True) -> Prediction:
+        """One forward without gradients in the modes that the modules are in."""
+        __tracebackhide__ = True
+        random_before = random_fingerprint() if observe else []
+        others = self._other_buffers() if observe else []
+        targets = targets_of(self._model, batch)
+        # Only the autograd graph tells logits from probabilities, so the first pass may need it.
+        with torch.set_grad_enabled(not self._criterion.settled):
+            outputs = self.forward(batch)
+            loss, constant = self._scores(outputs, targets, size)
+        return Prediction(
+            outputs=float_outputs(outputs, size),
+            structure=describe(outputs),
+            loss=loss,
+            accuracy=losses.accuracy(outputs, targets, self._criterion.kind),
+            constant_loss=constant,
+            random=observe and random_before != random_fingerprint(),
+            mutated=tuple(moved(others)),
+        )
+
+    def _scores(
+        self, outputs: Any, targets: Any, size: int | None
+    ) -> tuple[float | None, float | None]:
+        """Loss of the outputs, and of the mean output for every sample; None if unknown."""
+        __tracebackhide__ = True
+        if self._criterion.settled and self._criterion.loss is None:
+            return None, None
+        try:
+            loss = self._criterion(outputs, targets)
+        except InputError:
+            if not self.users:
+                raise
+            return None, None  # the user's own step knows the loss, nobody else does
+        if loss is None or losses.own_loss(outputs) is not None:  # the latter knows no other output
+            return None if loss is None else number(loss), None
+        return number(loss), number(self._criterion(mean_output(outputs, size), targets))
+
+    def _other_buffers(self) -> list[tuple[str, Tensor, Tensor]]:
+        own = {id(buffer) for buffer in self._layers.named_buffers().values()}
+        others = [(n, b) for n, b in self._model.named_buffers() if id(b) not in own]
+        return [(plain_name(name), buffer, buffer.detach().clone()) for name, buffer in others]
+
+
+def is_library_leaf(module: nn.Module) -> bool:
+    """Whether a module is one of a library's layers, and not the user's own code."""
+    return type(module).__module__.split(".")[0] in LIBRARIES and not any(module.children())
+
+
+def number(loss: Any) -> float:
+    """A loss on the host."""
+    return float(loss.detach() if isinstance(loss, Tensor) else loss)
+
+
+def equal(left: Tensor, right: Tensor) -> Tensor:
+    """Equality in which NaN equals itself; still on the device."""
+    return ((left == right) | ((left != left) & (right != right))).all()
+
+
+def moved(buffers: Sequence[tuple[str, Tensor, Tensor]]) -> list[str]:
+    """Names of the buffers that are not as they were before, found out in one transfer."""
+    if not buffers:
+        return []
+    home = buffers[0][1].device
+    same = torch.stack([equal(now, then).to(home) for _, now, then in buffers]).tolist()
+    return [name for (name, *_), kept in zip(buffers, same, strict=True) if not kept]

@@ -1,0 +1,157 @@
+"""PyTorch: a finished program, traced, scripted or exported, of which only the behaviour shows.
+
+Nothing in it can be watched or told to train, so it is judged as it is: whether it predicts the
+same again, sample by sample, and leaves its buffers alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pytest_bncheck.adapters.base import Adapter
+from pytest_bncheck.adapters.devices import rounding
+from pytest_bncheck.adapters.torch.adapter import DIALECT
+from pytest_bncheck.adapters.torch.batch import batch_length, understand
+from pytest_bncheck.adapters.torch.data import describe, first_half, float_outputs, to_tensors
+from pytest_bncheck.adapters.torch.state import Snapshot, random_fingerprint
+from pytest_bncheck.types import Calls, InputError, Layer, Prediction, Recipe, Statistics
+
+NOTHING = Statistics((), ())
+
+
+class TorchProgramAdapter(Adapter):
+    """A `torch.jit.ScriptModule` or what `torch.export` makes; see `Adapter`."""
+
+    framework = "torch"
+    backend = "torch"
+    dialect = DIALECT
+
+    @classmethod
+    def accepts(cls, model: Any) -> bool:
+        """Whether this adapter can take the model."""
+        if isinstance(model, (torch.jit.ScriptModule, torch.export.ExportedProgram)):
+            return True
+        # An exported program as a module refuses to change its mode.
+        return isinstance(model, torch.fx.GraphModule) and "train" in vars(model)
+
+    def __init__(
+        self, model: Any, batches: Sequence[Any], recipe: Recipe, device: str | None
+    ) -> None:
+        kind = "torch.jit.ScriptModule"
+        if not isinstance(model, torch.jit.ScriptModule):
+            kind = "program of torch.export"
+        self.program = f"a {kind}"
+        if isinstance(model, torch.export.ExportedProgram):
+            model = model.module()
+        if device is not None:
+            raise InputError(f"device: {self.program} stays where it is; leave device out")
+        self._model, self._forward = model, recipe.forward
+        tensors = [*model.parameters(), *model.buffers()]
+        home = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+        self.device = str(home)
+        self.noise = rounding(str(dtype).removeprefix("torch."), self.device)
+        self._batches = [to_tensors(batch, home, dtype) for batch in batches]
+        self._sizes = [batch_length(batch) for batch in self._batches]
+        self.batch_size = self._sizes[0]
+
+    # before -----------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        self._snapshot = Snapshot(self._model, self._forward, self._batches)
+        self._modes = {module: module.training for module in self._model.modules()}
+
+    def restore(self, *, keep_weights: bool = False) -> None:
+        for module, training in self._modes.items():
+            module.training = training
+        self._snapshot.restore()
+
+    # training ---------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        with contextlib.suppress(NotImplementedError):  # what was exported has one mode
+            self._model.eval()
+
+    def train_step(self, batch: int) -> None:
+        raise InputError(
+            f"model: it is {self.program}, which cannot be watched while it trains; pass the "
+            "Python model that it was made from, or steps=0 to judge it as it is"
+        )
+
+    @property
+    def losses(self) -> list[float]:
+        return []
+
+    @property
+    def history(self) -> list[Statistics]:
+        return [NOTHING]
+
+    @property
+    def calls(self) -> Calls:
+        return Calls((), (), ())
+
+    # looking ----------------------------------------------------------------------------------
+
+    def layers(self) -> list[Layer]:
+        return []
+
+    def read(self, *, exact: bool = False) -> Statistics:
+        return NOTHING
+
+    def write(self, statistics: Statistics, *, exact: bool = False) -> None:
+        return
+
+    # passes -----------------------------------------------------------------------------------
+
+    def predict(self, batch: int, *, observe: bool = True) -> Prediction:
+        __tracebackhide__ = True
+        return self._pass(self._batches[batch], self._sizes[batch])
+
+    def predict_half(self, batch: int) -> Prediction | None:
+        size = self._sizes[batch]
+        half = first_half(self._batches[batch], size)
+        if half is None or size is None:
+            return None
+        try:
+            return self._pass(half, size // 2)
+        except Exception:  # a program for one batch size only
+            return None
+
+    def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
+        __tracebackhide__ = True
+        return self.predict(batch), NOTHING, self.calls
+
+    def batch_statistics(self, batch: int) -> Statistics:
+        return NOTHING
+
+    def predict_on_training_path(self, batch: int) -> None:
+        return
+
+    def _pass(self, batch: Any, size: int | None) -> Prediction:
+        __tracebackhide__ = True
+        before = {name: b.detach().clone() for name, b in self._model.named_buffers()}
+        random = random_fingerprint()
+        with torch.no_grad():
+            outputs = self._call(batch)
+        moved = [
+            name
+            for name, buffer in self._model.named_buffers()
+            if not torch.equal(torch.nan_to_num(buffer), torch.nan_to_num(before[name]))
+        ]
+        return Prediction(
+            outputs=float_outputs(outputs, size),
+            structure=describe(outputs),
+            random=random != random_fingerprint(),
+            mutated=tuple(moved),
+        )
+
+    def _call(self, batch: Any) -> Any:
+        __tracebackhide__ = True
+        if self._forward is not None:
+            return self._forward(self._model, batch)
+        call = understand(self._model, batch)
+        return self._model(*call.args, **call.kwargs)

@@ -1,0 +1,207 @@
+"""One training step of a PyTorch model: its own from a loss and an optimizer, or the user's."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from pytest_bncheck.adapters.hints import kind as in_words
+from pytest_bncheck.adapters.torch import hints, lightning
+from pytest_bncheck.adapters.torch.batch import per_sample, targets_of
+from pytest_bncheck.adapters.torch.loss import Criterion, Loss, infer, last_operation, main_output
+from pytest_bncheck.adapters.torch.refusals import refuse_optimizer, refuse_training
+from pytest_bncheck.types import InputError, Recipe
+
+Step: TypeAlias = Callable[[Any], Any]
+"""Trains on one batch and returns the loss."""
+
+SAME = 0.02
+"""Relative difference of two values of one loss, computed in other precisions."""
+
+
+def make(
+    model: nn.Module, recipe: Recipe, forward: Callable[[Any], Any], criterion: Criterion
+) -> tuple[Step, bool]:
+    """The step of a model, and whether it is the user's own code.
+
+    The user's `train_step` comes before Lightning's ``training_step``, which comes before the
+    step that is made here; a `loss` that is given leads to the latter.
+    """
+    if recipe.train_step is not None:
+        return _UsersStep(model, recipe.train_step, criterion, "train_step"), True
+    if lightning.is_module(model) and recipe.loss is None:
+        wish = recipe.optimizer
+        step = lightning.Step(model, lambda: optimizer_for(model, wish), wish is not None)
+        return _UsersStep(model, lambda _, batch: step(batch), criterion, "training_step"), True
+    return _OwnStep(model, recipe.optimizer, forward, criterion), False
+
+
+def optimizer_for(model: nn.Module, wish: Any) -> torch.optim.Optimizer:
+    """The optimizer that the user wants, or Adam(1e-3).
+
+    Raises
+    ------
+    InputError
+        If nothing can be trained, or the wish leads to something else.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError(
+            "model: no parameter requires a gradient, so it cannot be trained; "
+            "steps=0 judges it as it is"
+        )
+    refuse_training(model)
+    if wish is None:
+        return torch.optim.Adam(parameters, lr=1e-3)
+    made = wish if isinstance(wish, torch.optim.Optimizer) else wish(parameters)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InputError(
+            "optimizer: expected a torch.optim.Optimizer or a function of the parameters "
+            f"that returns one, got a {type(made).__name__}"
+        )
+    refuse_optimizer(made, model)
+    return made
+
+
+class _OwnStep:
+    """Forward, loss, backward and one update of an optimizer."""
+
+    def __init__(
+        self, model: nn.Module, wish: Any, forward: Callable[[Any], Any], criterion: Criterion
+    ) -> None:
+        self._model, self._wish = model, wish
+        self._forward, self._criterion = forward, criterion
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    def __call__(self, batch: Any) -> Any:
+        __tracebackhide__ = True
+        if per_sample(batch) and self._criterion.loss is None:
+            raise hints.no_step(
+                "batch: samples with a dict of targets each are for a model that makes its own "
+                "loss from both",
+                "sum(model(*batch).values())",
+            )
+        if self._optimizer is None:
+            self._optimizer = optimizer_for(self._model, self._wish)
+        if _wants_closure(self._optimizer):
+            return self._optimizer.step(lambda: self._gradients(batch))
+        loss = self._gradients(batch)
+        self._optimizer.step()
+        return loss
+
+    def _gradients(self, batch: Any) -> Any:
+        """The loss, after forward and backward."""
+        __tracebackhide__ = True
+        assert self._optimizer is not None
+        self._optimizer.zero_grad()
+        loss = self._criterion(self._forward(batch), targets_of(self._model, batch))
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise hints.no_loss(
+                "loss: expected one number that depends on the model's parameters, a tensor "
+                f"with a gradient; got {_describe(loss)}"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+
+def _wants_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step computes the loss itself, as often as it likes: LBFGS."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
+
+
+class _UsersStep:
+    """A step of the user's, of which only the returned loss is known.
+
+    In the first one it is watched whether some output gives the same number with the loss that
+    the targets suggest. Only then can predictions be scored on the same scale later.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step: Callable[[Any, Any], Any],
+        criterion: Criterion,
+        name: str,
+    ) -> None:
+        self._model, self._step, self._criterion, self._name = model, step, criterion, name
+        self._first = True
+
+    def __call__(self, batch: Any) -> Any:
+        __tracebackhide__ = True
+        if not self._first:
+            return self._checked(self._step(self._model, batch))
+        self._first, witness = False, _Witness(targets_of(self._model, batch))
+        with witness.watch():
+            loss = self._checked(self._step(self._model, batch))
+        kind = witness.match(float(loss))
+        self._criterion.settle(None if kind is None else _like(kind), kind)
+        return loss
+
+    def _checked(self, loss: Any) -> Any:
+        if loss is None:
+            raise hints.no_step(f"{self._name} returned None; it has to return the loss")
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            return loss.detach()
+        try:
+            return float(loss)
+        except (TypeError, ValueError):
+            raise hints.no_step(
+                f"{self._name} returned {_describe(loss)}; it has to return the loss, one number"
+            ) from None
+
+
+class _Witness:
+    """Collects what the inferred loss would be of every output that fits the targets."""
+
+    def __init__(self, targets: Any) -> None:
+        self._targets = targets
+        self._found: list[tuple[float, str]] = []
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Collect for the time of a ``with`` block."""
+        handle = register_module_forward_hook(self._see)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def match(self, value: float) -> str | None:
+        """The kind of the last output whose inferred loss has this value, or None."""
+        for candidate, kind in reversed(self._found):
+            if math.isclose(candidate, value, rel_tol=SAME):
+                return kind
+        return None
+
+    def _see(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        output = main_output(outputs)
+        try:
+            kind = last_operation(output) if isinstance(output, Tensor) else "logits"
+            with torch.no_grad():
+                self._found.append((float(_like(kind)(outputs, self._targets)), kind))
+        except Exception:  # most outputs are not what the targets are for
+            return
+
+
+def _like(kind: str) -> Loss:
+    """The loss that is inferred anew from outputs of a known kind.
+
+    What gave it away may have been a part's output, and the model may return something else.
+    """
+    return lambda outputs, targets: infer(outputs, targets, kind)(outputs, targets)
+
+
+def _describe(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return in_words(value)
+    if value.numel() != 1:
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a tensor without a gradient ({value.item():g})"
