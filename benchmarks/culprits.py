@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from pytest_bncheck import check
+from pytest_bncheck.adapters.base import Mode
 from pytest_bncheck.adapters.torch.adapter import TorchAdapter
 from pytest_bncheck.types import Recipe, Statistics
 
@@ -104,7 +105,8 @@ def _shapley(model: nn.Module, batch: Any) -> np.ndarray:
     lab = TorchAdapter(model, [batch], Recipe(), None)
     lab.save()
     lab.begin()
-    train, right, _ = lab.predict_with_batch_statistics(0)
+    found = lab.run(0, Mode.BATCH_STATISTICS)
+    train, right = found.prediction, found.statistics
     off = lab.read(exact=True)
     count = len(off)
 

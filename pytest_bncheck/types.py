@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Verdict: TypeAlias = Literal["pass", "warn", "fail", "error"]
 BNVerdict: TypeAlias = Literal["healthy", "degraded", "broken"]
 Severity: TypeAlias = Literal["error", "warning"]
+Capability: TypeAlias = Literal["watching", "sampling", "streams", "replicas", "slopes"]
+"""What an adapter may offer besides its required members; see `adapters.base`."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import random
 
 import numpy as np
 
-from pytest_bncheck.adapters.base import Adapter
+from pytest_bncheck.adapters.base import Adapter, Mode, Pass, Sampling
 from pytest_bncheck.types import (
     Calls,
     Dialect,
@@ -66,7 +66,7 @@ def cross_entropy(logits, labels):
     return float(-logs[rows, labels].mean()), gradient / len(labels)
 
 
-class ToyAdapter(Adapter):
+class ToyAdapter(Adapter, Sampling):
     framework = "toy"
     backend = "numpy"
     dialect = Dialect(
@@ -84,9 +84,6 @@ class ToyAdapter(Adapter):
         self.batches = batches
         self.recipe = recipe
         self.batch_size = len(batches[0][0])
-        self._losses: list[float] = []
-        self._history: list[Statistics] = []
-        self._calls = 0
 
     def save(self):
         self._saved = copy.deepcopy(vars(self.model))
@@ -103,48 +100,28 @@ class ToyAdapter(Adapter):
 
     def begin(self):
         self.model.training = True
-        self._history.append(self.read())
 
-    def train_step(self, batch):
-        inputs, labels = self.batches[batch]
-        before = self.model.updates
+    def step(self, index):
+        inputs, labels = self.batches[index]
         if self.recipe.train_step is not None:
-            loss = self.recipe.train_step(self.model, self.batches[batch])
+            loss = self.recipe.train_step(self.model, self.batches[index])
         else:
             frozen = copy.deepcopy(vars(self.model))
             features = self.model.normalise(np.asarray(inputs, float))
             vars(self.model).update(frozen)
-            loss, gradient = self._loss(self._forward(batch), labels)
+            loss, gradient = self._loss(self._forward(index), labels)
             rate = 1.0 if self.recipe.optimizer is None else self.recipe.optimizer(self.model)
             self.model.weight = self.model.weight - rate * features.T @ gradient
             self.model.bias = self.model.bias - rate * gradient.sum(0)
-        self._calls += self.model.updates - before
-        self._losses.append(float(loss))
-        self._history.append(self.read())
+        return loss
 
-    def _forward(self, batch):
+    def _forward(self, index):
         if self.recipe.forward is not None:
-            return self.recipe.forward(self.model, self.batches[batch])
-        return self.model(self.batches[batch][0])
+            return self.recipe.forward(self.model, self.batches[index])
+        return self.model(self.batches[index][0])
 
     def _loss(self, outputs, labels):
         return (self.recipe.loss or cross_entropy)(outputs, labels)
-
-    @property
-    def losses(self):
-        return self._losses
-
-    @property
-    def history(self):
-        return self._history
-
-    @property
-    def calls(self):
-        return Calls((self._calls,), (0,), (self.batch_size,))
-
-    @property
-    def idle(self):
-        return []
 
     def layers(self):
         return [
@@ -165,42 +142,29 @@ class ToyAdapter(Adapter):
     def write(self, statistics, *, exact=False):
         self.model.mean, self.model.var = statistics.mean[0].copy(), statistics.var[0].copy()
 
-    def predict(self, batch, *, observe=True):
-        self.model.training = False
-        return self._prediction(batch)
+    def run(self, index, mode, *, observe=True):
+        if mode is Mode.EVAL:
+            self.model.training = False
+            return Pass(self._prediction(index))
+        inputs = np.asarray(self.batches[index][0], float)
+        before = copy.deepcopy(vars(self.model))
+        self.model.training = True
+        try:
+            prediction = self._prediction(index)
+        finally:
+            vars(self.model).update(before)
+        found = Statistics((inputs.mean(0),), (inputs.var(0),))
+        return Pass(prediction, found, Calls((1,), (0,), (len(inputs),)))
 
-    def predict_half(self, batch):
-        inputs, labels = self.batches[batch]
+    def predict_half(self, index):
+        inputs, labels = self.batches[index]
         if len(inputs) < 2:
             return None
         half = slice(len(inputs) // 2)
         return ToyAdapter(self.model, [(inputs[half], labels[half])], self.recipe, None).predict(0)
 
-    def trace(self, batch):
-        return []
-
-    def sticky(self, batch):
-        return []
-
-    def predict_with_batch_statistics(self, batch):
-        inputs = np.asarray(self.batches[batch][0], float)
-        before = copy.deepcopy(vars(self.model))
-        self.model.training = True
-        try:
-            prediction = self._prediction(batch)
-        finally:
-            vars(self.model).update(before)
-        found = Statistics((inputs.mean(0),), (inputs.var(0),))
-        return prediction, found, Calls((1,), (0,), (len(inputs),))
-
-    def batch_statistics(self, batch):
-        return self.predict_with_batch_statistics(batch)[1]
-
-    def predict_on_training_path(self, batch):
-        return self.predict_with_batch_statistics(batch)[0]
-
-    def _prediction(self, batch):
-        outputs, labels = self._forward(batch), self.batches[batch][1]
+    def _prediction(self, index):
+        outputs, labels = self._forward(index), self.batches[index][1]
         return Prediction(
             outputs={"output": outputs},
             structure=f"array {outputs.shape}",

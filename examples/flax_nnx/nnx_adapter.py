@@ -18,14 +18,14 @@ import optax
 from flax import nnx
 
 from pytest_bncheck import InputError
-from pytest_bncheck.adapters.base import Adapter
+from pytest_bncheck.adapters.base import Adapter, Mode, Pass, Sampling
 from pytest_bncheck.types import Calls, Dialect, Layer, Prediction, Recipe, Statistics
 
 MODES = ("use_running_average", "deterministic")
 RANDOM = (nnx.RngCount, nnx.RngKey)
 
 
-class NNXAdapter(Adapter):
+class NNXAdapter(Adapter, Sampling):
     framework = "flax"
     backend = "jax"
     dialect = Dialect(
@@ -50,8 +50,6 @@ class NNXAdapter(Adapter):
         self.batches = [jax.tree.map(jnp.asarray, batch) for batch in batches]
         self.batch_size = len(jax.tree.leaves(self.batches[0])[0])
         self._norms = {name: layer for name, layer in _modules(model) if _is_norm(layer)}
-        self._losses: list[float] = []
-        self._history: list[Statistics] = []
         self._watch = Watch()
         self._optimizer: nnx.Optimizer | None = None
         self._frozen: set[str] = set()
@@ -77,18 +75,16 @@ class NNXAdapter(Adapter):
 
     def begin(self) -> None:
         self.model.train()
-        self._history.append(self.read())
 
-    def train_step(self, batch: int) -> None:
+    def step(self, index: int) -> Any:
         drawn = self._random_state()
         if self.recipe.train_step is not None:
             with self._watch.over(self.model):
-                loss = self.recipe.train_step(self.model, self.batches[batch])
+                loss = self.recipe.train_step(self.model, self.batches[index])
         else:
-            loss = self._own_step(self.batches[batch])
+            loss = self._own_step(self.batches[index])
         self.stochastic |= drawn != self._random_state()
-        self._losses.append(float(loss))
-        self._history.append(self.read())
+        return loss
 
     def _own_step(self, batch: Any) -> jax.Array:
         """Gradients of a copy of the model, as pure functions want it."""
@@ -121,14 +117,6 @@ class NNXAdapter(Adapter):
         if jnp.issubdtype(targets.dtype, jnp.integer):
             return optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
         return jnp.mean((outputs - targets) ** 2)
-
-    @property
-    def losses(self) -> list[float]:
-        return self._losses
-
-    @property
-    def history(self) -> list[Statistics]:
-        return self._history
 
     @property
     def calls(self) -> Calls:
@@ -166,41 +154,36 @@ class NNXAdapter(Adapter):
 
     # passes -----------------------------------------------------------------------------------
 
-    def predict(self, batch: int, *, observe: bool = True) -> Prediction:
-        self.model.eval()
-        return self._predict(self.batches[batch])
+    def run(self, index: int, mode: Mode, *, observe: bool = True) -> Pass:
+        if mode is Mode.TRAINING_PATH:
+            return Pass(None)  # NNX has no mode that user code could ask for but the layers' own
+        if mode is Mode.TRAINING:
+            self.model.train()
+        else:
+            self.model.eval()
+        batch = self.batches[index]
+        return Pass(self._predict(batch)) if mode is Mode.EVAL else self._normalising(batch)
 
-    def predict_half(self, batch: int) -> Prediction | None:
+    def predict_half(self, index: int) -> Prediction | None:
         if self.batch_size is None or self.batch_size < 2:
             return None
-        half = jax.tree.map(lambda part: part[: self.batch_size // 2], self.batches[batch])
+        half = jax.tree.map(lambda part: part[: self.batch_size // 2], self.batches[index])
         self.model.eval()
         return self._predict(half)
 
-    def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
-        self.model.eval()
-        return self._with_batch_statistics(batch)
-
-    def batch_statistics(self, batch: int) -> Statistics:
-        self.model.train()
-        return self._with_batch_statistics(batch)[1]
-
-    def predict_on_training_path(self, batch: int) -> Prediction | None:
-        """NNX has no mode that user code could ask for, other than the layers' own."""
-        return None
-
-    def _with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
+    def _normalising(self, batch: Any) -> Pass:
+        """A pass in which every normalisation uses batch statistics."""
         own, watch = self.read(), Watch()
         for layer in self._norms.values():
             layer.use_running_average = False
         try:
-            prediction = self._predict(self.batches[batch], watch)
+            prediction = self._predict(batch, watch)
         finally:
             self.write(own)
         found = [watch.statistics(name) for name in self._norms]
         mean = tuple(seen[0] if seen else m for seen, m in zip(found, own.mean, strict=True))
         var = tuple(seen[1] if seen else v for seen, v in zip(found, own.var, strict=True))
-        return prediction, Statistics(mean, var), watch.calls(self._norms)
+        return Pass(prediction, Statistics(mean, var), watch.calls(self._norms))
 
     def _predict(self, batch: Any, watch: Watch | None = None) -> Prediction:
         chosen, watch = watch, watch or Watch()

@@ -8,16 +8,24 @@ Three rules:
   is an update rate and a biased variance.
 * `save` comes before anything is changed, and `restore` puts back everything that `save` saw,
   bit for bit, whatever happened in between.
+
+An adapter needs nine members (see `Adapter`). What only some rules need is a capability: a class
+to inherit from besides (`Watching`, `Sampling`, `Streaming`, `Replicated`, `Sloping`). Without it
+those rules stay silent, and the report names them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_bncheck.types import (
     Calls,
+    Capability,
     Dialect,
     Layer,
     Prediction,
@@ -31,6 +39,10 @@ if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
 
 
+NO_STATISTICS = Statistics((), ())
+NO_CALLS = Calls((), (), ())
+
+
 class TooFewValues(Exception):
     """A layer refused to train on a single value per channel."""
 
@@ -39,8 +51,52 @@ class TooFewValues(Exception):
         self.layer = layer
 
 
+class Mode(Enum):
+    """The mode that a pass runs in."""
+
+    EVAL = "eval mode"
+    """The user's own eval mode, untouched."""
+
+    BATCH_STATISTICS = "batch statistics"
+    """Eval mode, but the layers that trained use batch statistics; stochastic layers are off."""
+
+    TRAINING = "training mode"
+    """Full training mode, stochastic layers on."""
+
+    TRAINING_PATH = "training path"
+    """As `BATCH_STATISTICS`, but the user's own code is told that it trains.
+
+    The framework's other layers stay in inference mode, so that only code of the user's that
+    depends on the mode can make a difference.
+    """
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward pass gave. Running statistics are afterwards what they were before.
+
+    Attributes
+    ----------
+    prediction
+        None where none was asked for (`Mode.TRAINING`), or the model cannot run so on its inputs
+        alone (`Mode.TRAINING_PATH`).
+    statistics
+        Batch statistics of each layer, in every mode but `EVAL`. Of a layer that used none its
+        running ones; of one that ran c times the value to which c calls a step lead.
+    calls
+        Calls of each layer in this pass.
+    """
+
+    prediction: Prediction | None
+    statistics: Statistics = NO_STATISTICS
+    calls: Calls = NO_CALLS
+
+
 class Adapter(ABC):
     """One model under test, with its batches, in one framework.
+
+    Required are `__init__`, `save`, `restore`, `begin`, `step`, `layers`, `read`, `write` and
+    `run`. `index` is always the number of a mini-batch in `batches`.
 
     Parameters
     ----------
@@ -76,11 +132,6 @@ class Adapter(ABC):
     program
         What a finished program is that can neither be watched nor trained: ``a ScriptModule``;
         None for a model.
-    follows
-        Whether another process's batches make the running statistics here; their batch statistics
-        are then given instead of the own ones.
-    stores_biased
-        Whether running variances are biased, so that `exact` makes no difference.
     """
 
     framework: str
@@ -91,14 +142,17 @@ class Adapter(ABC):
     noise: float = 1e-4
     batch_size: int | None = None
     expected_steps: int = 0
-    follows: bool = False
     program: str | None = None
-    stores_biased: bool = False
 
     @abstractmethod
     def __init__(
         self, model: Any, batches: Sequence[Any], recipe: Recipe, device: str | None
     ) -> None: ...
+
+    @classmethod
+    def accepts(cls, model: Any) -> bool:
+        """Whether this adapter can take the model; asked of the built-in adapters only."""
+        return False
 
     # before -----------------------------------------------------------------------------------
 
@@ -125,8 +179,8 @@ class Adapter(ABC):
         """Enter training mode as the user does, and note which layers stay frozen by design."""
 
     @abstractmethod
-    def train_step(self, batch: int) -> None:
-        """One optimizer step on ``batches[batch]``; logs loss, running statistics and calls.
+    def step(self, index: int) -> Any:
+        """One optimizer step on a mini-batch; returns its loss, a number or a scalar tensor.
 
         Raises
         ------
@@ -136,74 +190,56 @@ class Adapter(ABC):
             If a layer refuses to train on a single value per channel.
         """
 
-    @property
-    @abstractmethod
-    def losses(self) -> list[float]:
-        """The loss of every training step so far."""
+    def train_step(self, index: int) -> None:
+        """`step`, with its loss and the running statistics after it logged."""
+        if not self._history:
+            self._history.append(self.read())
+        self._losses.append(self.step(index))
+        self._history.append(self.read())
 
-    @property
-    @abstractmethod
-    def history(self) -> list[Statistics]:
-        """Running statistics before the first step and after each: steps + 1 entries."""
-
-    @property
-    @abstractmethod
-    def calls(self) -> Calls:
-        """Calls of each layer over all training steps together."""
-
-    @property
-    def streams(self) -> Mapping[str, Streams]:
-        """What each call in the last training step normalised, by the layer's name.
-
-        Only layers that were called more than once. Empty if the adapter does not look.
-        """
-        return {}
-
-    def gather(self) -> list[Statistics]:
-        """Training is over: the running statistics in every process that trains the same model.
-
-        As the next forward would find them. Empty where there is only one process. All of them
-        have to come here.
-        """
+    @cached_property
+    def _losses(self) -> list[Any]:
         return []
 
-    def agree(self, value: bool) -> bool:
-        """Whether it is so in every process that trains the same model.
+    @cached_property
+    def _history(self) -> list[Statistics]:
+        return []
 
-        For what decides on a pass in training mode, which may wait for the others.
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every training step so far."""
+        return [float(loss) for loss in self._losses]
+
+    @property
+    def history(self) -> list[Statistics]:
+        """Running statistics before the first step and after each: steps + 1 entries."""
+        return self._history or [self.read()]
+
+    @property
+    def calls(self) -> Calls:
+        """Calls of each layer over all training steps together.
+
+        By default each step calls a layer as often as one pass with batch statistics does.
         """
-        return value
+        one, steps = self._calls_in_pass, len(self._losses)
+        return Calls(
+            tuple(steps * count for count in one.training),
+            tuple(steps * count for count in one.inference),
+            one.values,
+        )
+
+    @cached_property
+    def _calls_in_pass(self) -> Calls:
+        return self.run(0, Mode.BATCH_STATISTICS).calls
 
     # looking ----------------------------------------------------------------------------------
 
-    @property
-    def idle(self) -> list[str]:
-        """Normalisation and dropout layers that ran in inference mode only, in some training step.
-
-        Without those that are frozen by design. Empty if the adapter does not look.
-        """
-        return []
-
-    def not_finite(self, batch: int) -> str | None:
+    def not_finite(self, index: int) -> str | None:
         """Where a mini-batch holds NaN or infinity, as a message says it; None if nowhere.
 
         Asked where the first loss is not finite.
         """
         return None
-
-    @property
-    def asleep(self) -> list[str]:
-        """Normalisation and dropout layers in a part that came in eval mode, though it trains.
-
-        Frozen layers come in eval mode too, but alone, or with a part whose parameters are frozen.
-        Empty if the adapter does not look.
-        """
-        return []
-
-    @property
-    def unsaved(self) -> list[str]:
-        """Layers whose running statistics are not part of the state that the model saves."""
-        return []
 
     @abstractmethod
     def layers(self) -> list[Layer]:
@@ -230,52 +266,88 @@ class Adapter(ABC):
         ----------
         exact
             Store the biased variances as they are, so that eval mode repeats the batch's own
-            normalisation; otherwise in the convention in which the framework stores them.
+            normalisation; otherwise in the convention in which the framework stores them
+            (`Dialect.unbiased`).
         """
 
     # passes -----------------------------------------------------------------------------------
 
     @abstractmethod
-    def predict(self, batch: int, *, observe: bool = True) -> Prediction:
-        """The user's own eval mode, untouched.
+    def run(self, index: int, mode: Mode, *, observe: bool = True) -> Pass:
+        """One forward pass without a training step.
 
         Parameters
         ----------
         observe
-            Look for random numbers, changed buffers and modules in training mode; a pass that was
-            looked at once need not be again, and is quicker.
+            In eval mode: look for random numbers, changed buffers and modules in training mode. A
+            pass that was looked at once need not be again, and is quicker.
         """
 
-    def predict_half(self, batch: int) -> Prediction | None:
+    def predict(self, index: int, *, observe: bool = True) -> Prediction:
+        """The prediction in the user's own eval mode."""
+        __tracebackhide__ = True
+        prediction = self.run(index, Mode.EVAL, observe=observe).prediction
+        if prediction is None:
+            raise TypeError(f"{type(self).__name__}.run gave no prediction in eval mode")
+        return prediction
+
+    # capabilities -----------------------------------------------------------------------------
+
+    @property
+    def offers(self) -> frozenset[Capability]:
+        """The capabilities that this adapter has besides the required members."""
+        return frozenset(name for name, kind in CAPABILITIES.items() if isinstance(self, kind))
+
+
+class Watching(ABC):
+    """Capability "watching": what single modules and calls did."""
+
+    @property
+    @abstractmethod
+    def idle(self) -> list[str]:
+        """Normalisation and dropout layers that ran in inference mode only, in some training step.
+
+        Without those that are frozen by design.
+        """
+
+    @property
+    def asleep(self) -> list[str]:
+        """Normalisation and dropout layers in a part that came in eval mode, though it trains.
+
+        Frozen layers come in eval mode too, but alone, or with a part whose parameters are frozen.
+        """
+        return []
+
+    @property
+    def unsaved(self) -> list[str]:
+        """Layers whose running statistics are not part of the state that the model saves."""
+        return []
+
+    @abstractmethod
+    def trace(self, index: int) -> list[Trace]:
+        """One pass in eval mode that finds the calls in it that behave as in training."""
+
+    @abstractmethod
+    def sticky(self, index: int) -> list[str]:
+        """Attributes that an eval pass changed for good, and that change training with them.
+
+        Called after a pass in eval mode; looks at the attributes as they were before it, and only
+        if some changed runs the model in training mode with both values.
+        """
+
+
+class Sampling(ABC):
+    """Capability "sampling": batches cut and mixed by samples."""
+
+    @abstractmethod
+    def predict_half(self, index: int) -> Prediction | None:
         """Eval mode on the first half of the samples, with or without their loss.
 
         None where the batch cannot be cut in two or the model does not take another size.
         """
-        return None
-
-    def trace(self, batch: int) -> list[Trace]:
-        """One pass in eval mode that finds the calls in it that behave as in training."""
-        return []
-
-    def sticky(self, batch: int) -> list[str]:
-        """Attributes that an eval pass changed for good, and that change training with them.
-
-        Called after `predict`; looks at the attributes as they were before it, and only if some
-        changed runs the model in training mode with both values.
-        """
-        return []
-
-    @abstractmethod
-    def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
-        """Eval mode, but the layers that were training use batch statistics.
-
-        Dropout and other stochastic layers are off. Running statistics are as before afterwards.
-        The batch statistics of a layer that did not use any are its running ones. A layer that
-        ran c times gives the value to which c calls a step lead.
-        """
 
     def predict_remixed(self, batches: int) -> list[Prediction]:
-        """As `predict_with_batch_statistics`, on the samples of the first batches dealt anew.
+        """As `Mode.BATCH_STATISTICS`, with the samples of the first batches mixed.
 
         Each new batch takes its samples from all of the old ones and is as large as they were; of
         batches of one sample there is a single new one. Empty where batches cannot be cut by
@@ -283,20 +355,52 @@ class Adapter(ABC):
         """
         return []
 
-    @abstractmethod
-    def batch_statistics(self, batch: int) -> Statistics:
-        """Batch statistics of a pass in full training mode, stochastic layers on."""
 
-    @abstractmethod
-    def predict_on_training_path(self, batch: int) -> Prediction | None:
-        """As `predict_with_batch_statistics`, but the user's own code is told that it trains.
+class Streaming(ABC):
+    """Capability "streams": what each call of a layer normalised."""
 
-        Layers of the framework other than the normalisation itself stay in inference mode, so
-        that only code of the user's that depends on the mode can make a difference. None where
-        the model cannot run so on its inputs alone.
+    @property
+    @abstractmethod
+    def streams(self) -> Mapping[str, Streams]:
+        """What each call in the last training step normalised, by the layer's name.
+
+        Only layers that were called more than once.
         """
 
-    def slopes(self, batch: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
+
+class Replicated(ABC):
+    """Capability "replicas": the same model trained in several processes.
+
+    Attributes
+    ----------
+    follows
+        Whether running statistics are broadcast from the first process; batch statistics are then
+        the first process's.
+    """
+
+    follows: bool = False
+
+    @abstractmethod
+    def gather(self) -> list[Statistics]:
+        """Training is over: the running statistics in every process that trains the same model.
+
+        As the next forward would find them. Empty where there is only one process. All of them
+        have to come here.
+        """
+
+    @abstractmethod
+    def agree(self, value: bool) -> bool:
+        """Whether it is so in every process that trains the same model.
+
+        For what decides on a pass in training mode, which may wait for the others.
+        """
+
+
+class Sloping(ABC):
+    """Capability "slopes": gradients, for each layer's share in the gap."""
+
+    @abstractmethod
+    def slopes(self, index: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
         """How eval mode reacts to the normalised output of each layer.
 
         For y = γ·x̂ + β, with c over channels: γ·∂/∂γ and γ·∂/∂β of the inner product of the
@@ -312,4 +416,13 @@ class Adapter(ABC):
         list of pairs of arrays of shape (channels,)
             None for a layer whose scale is unknown; None as a whole where there is no gradient.
         """
-        return None
+
+
+CAPABILITIES: Mapping[Capability, type] = {
+    "watching": Watching,
+    "sampling": Sampling,
+    "streams": Streaming,
+    "replicas": Replicated,
+    "slopes": Sloping,
+}
+"""The classes to inherit from, by the names that rules and reports use."""

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pytest_bncheck import rules
-from pytest_bncheck.adapters.base import Adapter, TooFewValues
+from pytest_bncheck.adapters.base import (
+    Adapter,
+    Mode,
+    Replicated,
+    Sampling,
+    Streaming,
+    TooFewValues,
+    Watching,
+)
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.experiment import conclude, culprits, remedies
@@ -146,7 +154,7 @@ def _train(lab: Adapter, batches: int, settings: Settings, progress: Progress | 
         if step == 0:
             _refuse_numbers(lab)
         look = settings.steps == "auto" and _is_look(step + 1)
-        settled = look and lab.agree(_settled(lab))
+        settled = look and _agree(lab, _settled(lab))
         if progress is not None:
             most = step + 1 if settled else steps
             progress(step + 1, most, settings.steps != "auto", lambda: lab.losses[-1])
@@ -200,21 +208,25 @@ def _hides_its_start(layer: Layer, calls: int, readable: Any) -> bool:
 
 def _measure(lab: Adapter, panel: Panel, settings: Settings) -> Evidence:
     __tracebackhide__ = True
-    streams, replicas = lab.streams, lab.gather()
+    streams = lab.streams if isinstance(lab, Streaming) else {}
+    replicas = lab.gather() if isinstance(lab, Replicated) else []
+    watching = lab if isinstance(lab, Watching) else None
     with _during("the pass with batch statistics"):
-        train, batch, calls_in_pass = lab.predict_with_batch_statistics(0)
+        found = lab.run(0, Mode.BATCH_STATISTICS)
+    train, batch, calls_in_pass = found.prediction, found.statistics, found.calls
     with _during("the pass in eval mode"):
         evaluated = lab.predict(0)
-    half = lab.predict_half(0)
+    half = lab.predict_half(0) if isinstance(lab, Sampling) else None
     noisy = batch
     if lab.stochastic:
         with _during("the pass in training mode"):
-            noisy = lab.batch_statistics(0)
+            noisy = lab.run(0, Mode.TRAINING).statistics
     with _during("the pass on the training path"):
-        path = lab.predict_on_training_path(0)
+        path = lab.run(0, Mode.TRAINING_PATH).prediction
     stop, layers = lab.read(), lab.layers()
-    if lab.stochastic and not lab.agree(_fit(stop, noisy, layers)):
-        noisy = running.mean([noisy, *(lab.batch_statistics(0) for _ in range(DRAWS - 1))])
+    if lab.stochastic and not _agree(lab, _fit(stop, noisy, layers)):
+        more = [lab.run(0, Mode.TRAINING).statistics for _ in range(DRAWS - 1)]
+        noisy = running.mean([noisy, *more])
     history = lab.history
     evidence = Evidence(
         settings=settings,
@@ -234,10 +246,10 @@ def _measure(lab: Adapter, panel: Panel, settings: Settings) -> Evidence:
         path=path,
         first=train,
         half=half,
-        idle=lab.idle,
-        asleep=lab.asleep,
-        sticky=lab.sticky(0),
-        unsaved=lab.unsaved,
+        idle=watching.idle if watching else [],
+        asleep=watching.asleep if watching else [],
+        sticky=watching.sticky(0) if watching else [],
+        unsaved=watching.unsaved if watching else [],
         noise=lab.noise,
         stochastic=lab.stochastic,
         history=history,
@@ -246,13 +258,13 @@ def _measure(lab: Adapter, panel: Panel, settings: Settings) -> Evidence:
         program=lab.program,
     )
     fits = not evidence.takes_another_path and _fit(stop, batch, layers)
-    if not lab.stochastic and not lab.agree(fits or not running.is_possible(stop)):
+    if not lab.stochastic and not _agree(lab, fits or not running.is_possible(stop)):
         # Running statistics come from the training path, and are measured against it.
-        evidence.noisy_batch = lab.batch_statistics(0)
+        evidence.noisy_batch = lab.run(0, Mode.TRAINING).statistics
     _repeat(lab, evidence)
     if panel.size > 1:
         _measure_stream(lab, panel, evidence)
-    elif lab.follows:
+    elif isinstance(lab, Replicated) and lab.follows and train is not None:
         _take_mean(panel, evidence, [train], [batch], [evidence.noisy_batch])
     if settings.planned_updates is not None:
         _project(panel, evidence)
@@ -274,21 +286,23 @@ def _repeat(lab: Adapter, evidence: Evidence) -> None:
     if evaluated is None or not (evaluated.random or (half is not None and half > lab.noise)):
         return
     evidence.again = lab.predict(0)
-    if evaluated.random and evidence.half is not None:
+    if evaluated.random and evidence.half is not None and isinstance(lab, Sampling):
         evidence.half_again = lab.predict_half(0)
-    evidence.traces = lab.trace(0)
+    if isinstance(lab, Watching):
+        evidence.traces = lab.trace(0)
 
 
 def _measure_stream(lab: Adapter, panel: Panel, evidence: Evidence) -> None:
     """Measure each of the first mini-batches as it was trained on."""
     own, clean = [], []
     for k in range(panel.size):
-        prediction, batch, _ = lab.predict_with_batch_statistics(k)
-        own.append(prediction)
-        clean.append(batch)
+        found = lab.run(k, Mode.BATCH_STATISTICS)
+        assert found.prediction is not None
+        own.append(found.prediction)
+        clean.append(found.statistics)
     noisy = clean
     if lab.stochastic:
-        noisy = [lab.batch_statistics(k) for k in range(panel.size)]
+        noisy = [lab.run(k, Mode.TRAINING).statistics for k in range(panel.size)]
     _take_mean(panel, evidence, own, clean, noisy)
 
 
@@ -339,7 +353,7 @@ def _diagnose(lab: Adapter, panel: Panel, evidence: Evidence) -> None:
         evidence.further_updates = remedies.further_updates(evidence.tried, trial.predict_with)
     if not gap <= verdict.DEGRADED_GAP:
         evidence.recalibrated = panel.predict_with(evidence.noisy_batch)
-        same = lab.stores_biased and evidence.batch is evidence.noisy_batch
+        same = not lab.dialect.unbiased and evidence.batch is evidence.noisy_batch
         known = evidence.recalibrated if same else evidence.settled
         evidence.replaced = known or panel.predict_with(evidence.batch, exact=True)
         if evidence.cured_by_converging:
@@ -359,7 +373,8 @@ def _without_initial_value(trial: Panel, evidence: Evidence) -> Prediction | Non
 
 def _look_at_mini_batches(lab: Adapter, panel: Panel, trial: Panel, evidence: Evidence) -> None:
     """Mix the mini-batches if only training mode is right on them; let each be the last one."""
-    if panel.size > 1 and not lab.agree(not evidence.fails(evidence.settled)):
+    right = panel.size == 1 or _agree(lab, not evidence.fails(evidence.settled))
+    if not right and isinstance(lab, Sampling):
         dealt = lab.predict_remixed(panel.size)
         evidence.remixed = joined(dealt) if dealt else None
     if evidence.forgetful:
@@ -401,6 +416,11 @@ def _refused(lab: Adapter, settings: Settings, layer: str) -> Evidence:
         noisy_batch=now,
         too_few=layer,
     )
+
+
+def _agree(lab: Adapter, value: bool) -> bool:
+    """Whether it is so in every process that trains the same model."""
+    return lab.agree(value) if isinstance(lab, Replicated) else value
 
 
 # around it --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytest_bncheck.adapters.base import Adapter
+from pytest_bncheck.adapters.base import Adapter, Sloping
 from pytest_bncheck.types import Prediction, Statistics
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class Panel:
     def slopes(self, direction: Mapping[str, Array]) -> list[Slope | None] | None:
         """See `Adapter.slopes`; of a single mini-batch."""
         (number,) = self._numbers
-        return self._lab.slopes(number, direction)
+        lab = self._lab
+        return lab.slopes(number, direction) if isinstance(lab, Sloping) else None
 
 
 def joined(each: Sequence[Prediction]) -> Prediction:

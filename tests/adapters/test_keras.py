@@ -15,6 +15,7 @@ pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
 from keras.src.backend.common import global_state  # noqa: E402
+from passes import in_training, on_training_path, with_batch_statistics  # noqa: E402
 
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
 from pytest_bncheck.adapters.keras.loss import match  # noqa: E402
@@ -148,7 +149,7 @@ def moments(x, axes):
 def test_batch_statistics_are_the_batchs_own():
     model = functional(momentum=0.999)
     lab = adapter(model, steps=3)
-    _, batch, calls = lab.predict_with_batch_statistics(0)
+    _, batch, calls = with_batch_statistics(lab)
     x = images()[0]
     h = host(model.layers[1](x))
     mean, var = moments(h, (0, 1, 2))
@@ -171,7 +172,7 @@ def test_batch_statistics_at_any_scale_and_momentum(sigma, momentum):
     x = np.random.default_rng(0).normal(0, sigma, (32, 5)).astype("float32")
     model = keras.Sequential([L.BatchNormalization(momentum=momentum), L.Dense(1)])
     lab = adapter(model, (x, x[:, :1]), steps=1)
-    _, batch, _ = lab.predict_with_batch_statistics(0)
+    _, batch, _ = with_batch_statistics(lab)
     np.testing.assert_allclose(batch.var[0], x.astype("f8").var(0), rtol=1e-5)
     assert model.layers[0].momentum == momentum
     assert lab.layers()[0].update_rate == pytest.approx(1 - momentum)
@@ -183,7 +184,7 @@ def test_statistics_that_are_not_finite_do_not_spoil_the_batchs():
     lab = adapter(model, steps=1)
     now = lab.read()
     lab.write(Statistics(tuple(m * np.nan for m in now.mean), now.var))
-    prediction, batch, _ = lab.predict_with_batch_statistics(0)
+    prediction, batch, _ = with_batch_statistics(lab)
     assert np.isfinite(batch.mean[0]).all()
     assert np.isfinite(output(prediction)).all()
     assert np.isnan(lab.read().mean[0]).all()
@@ -194,7 +195,7 @@ def test_statistics_that_are_not_finite_do_not_spoil_the_batchs():
 def test_exact_statistics_repeat_the_training_prediction(build):
     model = build()
     lab = adapter(model, steps=3)
-    trained, batch, calls = lab.predict_with_batch_statistics(0)
+    trained, batch, calls = with_batch_statistics(lab)
     before = lab.read()
     lab.write(batch, exact=True)
     if build is not shared:  # there one pair of statistics stands for two batches
@@ -210,7 +211,7 @@ def test_exact_statistics_repeat_the_training_prediction(build):
 def test_shared_layer_gives_what_its_calls_lead_to():
     model = shared()
     lab = adapter(model)
-    _, batch, calls = lab.predict_with_batch_statistics(0)
+    _, batch, calls = with_batch_statistics(lab)
     assert calls.training == (2,)
     with lab._own.nothing_traced():
         for _ in range(60):
@@ -228,7 +229,7 @@ def test_time_distributed_counts_every_step_of_time():
     lab = adapter(model, (x, x[:, 0, :1]), steps=2)
     assert lab.calls.training == (6,)
     assert lab.calls.values == (8,)
-    _, batch, _ = lab.predict_with_batch_statistics(0)
+    _, batch, _ = with_batch_statistics(lab)
     decay = 0.99 ** np.arange(3)[::-1]
     np.testing.assert_allclose(
         batch.mean[0], decay @ x.astype("f8").mean(0) / decay.sum(), atol=1e-6
@@ -242,7 +243,7 @@ def test_mask_leaves_fewer_values():
     x[:, 3:] = 0.0
     model = keras.Sequential([L.Masking(), L.BatchNormalization(), L.Flatten(), L.Dense(1)])
     lab = adapter(model, (x, x[:, 0, :1]))
-    _, batch, calls = lab.predict_with_batch_statistics(0)
+    _, batch, calls = with_batch_statistics(lab)
     assert calls.values == (12,)
     np.testing.assert_allclose(batch.mean[0], x[:, :3].mean((0, 1)), atol=1e-5)
     lab.restore()
@@ -256,7 +257,7 @@ def test_layers_that_use_their_statistics_in_training(subclass):
     bn = Renorm() if subclass else L.BatchNormalization(renorm=True)
     lab = adapter(keras.Sequential([bn, L.Dense(1)]), (x, x[:, :1]), steps=2)
     before = [v.numpy() for v in bn.variables]
-    _, batch, _ = lab.predict_with_batch_statistics(0)
+    _, batch, _ = with_batch_statistics(lab)
     assert not lab.layers()[0].stock
     np.testing.assert_allclose(batch.mean[0], x.mean(0), rtol=1e-5)
     np.testing.assert_allclose(batch.var[0], x.var(0), rtol=1e-3)
@@ -267,11 +268,11 @@ def test_layers_that_use_their_statistics_in_training(subclass):
 def test_batch_statistics_pass_has_dropout_off_and_the_training_pass_on():
     lab = adapter(functional(rate=0.5), steps=2)
     assert lab.stochastic
-    first, quiet, _ = lab.predict_with_batch_statistics(0)
-    again, _, _ = lab.predict_with_batch_statistics(0)
+    first, quiet, _ = with_batch_statistics(lab)
+    again, _, _ = with_batch_statistics(lab)
     np.testing.assert_array_equal(output(first), output(again))
     assert not first.random
-    noisy = lab.batch_statistics(0)
+    noisy = in_training(lab)
     np.testing.assert_allclose(noisy.mean[0], quiet.mean[0], atol=1e-6)
     assert np.abs(noisy.var[1] - quiet.var[1]).max() > 1e-3
     lab.restore()
@@ -281,9 +282,7 @@ def test_without_dropout_both_passes_agree_and_nothing_is_stochastic():
     lab = adapter(functional(), steps=2)
     assert not lab.stochastic
     before = lab.read()
-    np.testing.assert_array_equal(
-        lab.batch_statistics(0).var[1], lab.predict_with_batch_statistics(0)[1].var[1]
-    )
+    np.testing.assert_array_equal(in_training(lab).var[1], with_batch_statistics(lab)[1].var[1])
     np.testing.assert_array_equal(lab.read().mean[0], before.mean[0])
     lab.restore()
 
@@ -307,7 +306,7 @@ def test_history_is_the_moving_average_of_the_batch_statistics():
     lab = adapter(functional(momentum=0.8))
     seen = []
     for _ in range(4):
-        seen.append(lab.predict_with_batch_statistics(0)[1])
+        seen.append(with_batch_statistics(lab)[1])
         lab.train_step(0)
     assert len(lab.history) == 5
     assert len(lab.losses) == 4
@@ -398,10 +397,10 @@ def test_own_train_step_and_forward():
         forward=lambda m, b: m(b["image"]),
     )
     assert lab.calls.training == (3, 3)
-    trained, batch, calls = lab.predict_with_batch_statistics(0)
+    trained, batch, calls = with_batch_statistics(lab)
     assert calls.training == (1, 1)
     assert trained.loss is None
-    assert lab.batch_statistics(0).mean[0] == pytest.approx(batch.mean[0])
+    assert in_training(lab).mean[0] == pytest.approx(batch.mean[0])
     lab.restore()
     assert model.train_function is None
     assert not model.optimizer.built
@@ -414,7 +413,7 @@ def test_forward_is_called_in_the_mode_of_the_step():
 
     both = [adapter(functional(), steps=2, **recipe) for recipe in ({}, {"forward": forward})]
     assert both[1].calls.training == (2, 2)
-    assert both[1].predict_with_batch_statistics(0)[2].training == (1, 1)
+    assert with_batch_statistics(both[1])[2].training == (1, 1)
     for lab in reversed(both):
         lab.restore()
 
@@ -450,7 +449,7 @@ def test_frozen_layers_stay_in_inference_mode():
     assert [layer.frozen for layer in lab.layers()] == [True, False]
     assert lab.calls.training == (0, 2)
     assert lab.calls.inference == (2, 0)
-    _, batch, calls = lab.predict_with_batch_statistics(0)
+    _, batch, calls = with_batch_statistics(lab)
     assert calls.training == (0, 1)
     np.testing.assert_array_equal(batch.mean[0], lab.read().mean[0])
     np.testing.assert_array_equal(lab.history[0].mean[0], lab.history[2].mean[0])
@@ -463,7 +462,7 @@ def test_model_without_training_argument_never_updates():
     assert lab.calls.training == (0,)
     assert lab.calls.inference == (2,)
     np.testing.assert_array_equal(lab.history[2].mean[0], 0.0)
-    trained, _, calls = lab.predict_with_batch_statistics(0)
+    trained, _, calls = with_batch_statistics(lab)
     assert calls.training == (0,)
     np.testing.assert_array_equal(output(trained), output(lab.predict(0)))
     lab.restore()
@@ -471,7 +470,7 @@ def test_model_without_training_argument_never_updates():
 
 def test_without_steps_all_trainable_layers_use_batch_statistics():
     lab = adapter(functional())
-    assert lab.predict_with_batch_statistics(0)[2].training == (1, 1)
+    assert with_batch_statistics(lab)[2].training == (1, 1)
     assert lab.losses == []
     lab.restore()
 
@@ -492,8 +491,8 @@ def test_training_path_shows_user_code_that_knows_the_mode():
     x = L.Dropout(0.5)(L.BatchNormalization()(inputs))
     model = keras.Model(inputs, L.Dense(3)(L.Flatten()(Doubled()(x))))
     lab = adapter(model, steps=2)
-    trained, _, _ = lab.predict_with_batch_statistics(0)
-    path = lab.predict_on_training_path(0)
+    trained, _, _ = with_batch_statistics(lab)
+    path = on_training_path(lab)
     assert not path.random
     assert not path.mutated
     assert np.abs(output(path) - output(trained)).max() > 0.1
@@ -508,8 +507,8 @@ def test_training_path_is_the_same_with_layers_of_keras():
     model = keras.Model(inputs, L.Dense(2)(L.Dropout(0.5)(x)))
     rng = np.random.default_rng(0)
     lab = adapter(model, (rng.normal(size=(8, 6, 8)), np.arange(8) % 2), steps=2)
-    trained, _, _ = lab.predict_with_batch_statistics(0)
-    path = lab.predict_on_training_path(0)
+    trained, _, _ = with_batch_statistics(lab)
+    path = on_training_path(lab)
     assert not path.random
     assert not path.mutated
     np.testing.assert_array_equal(output(path), output(trained))
@@ -520,8 +519,8 @@ def test_training_path_leaves_frozen_layers_alone():
     model = functional()
     model.get_layer("conv1_bn").trainable = False
     lab = adapter(model, steps=3)
-    trained, _, _ = lab.predict_with_batch_statistics(0)
-    np.testing.assert_array_equal(output(lab.predict_on_training_path(0)), output(trained))
+    trained, _, _ = with_batch_statistics(lab)
+    np.testing.assert_array_equal(output(on_training_path(lab)), output(trained))
     lab.restore()
 
 
@@ -787,9 +786,9 @@ def test_everything_is_as_found():
     with seeded(0):
         lab = adapter(model, steps=2)
         assert state_of(model) != before
-        lab.predict_with_batch_statistics(0)
-        lab.batch_statistics(0)
-        lab.predict_on_training_path(0)
+        with_batch_statistics(lab)
+        in_training(lab)
+        on_training_path(lab)
         lab.predict(0)
         lab.restore()
     assert state_of(model) == before
@@ -900,8 +899,8 @@ def test_everything_is_as_found_after_an_exception(break_at):
         lab.begin()
         lab.train_step(0)
         lab.train_step(0)
-        lab.predict_with_batch_statistics(0)
-        lab.predict_on_training_path(0)
+        with_batch_statistics(lab)
+        on_training_path(lab)
         lab.predict(0)
 
     with seeded(0):
@@ -1268,7 +1267,7 @@ def test_own_train_step_of_the_model():
     assert lab.calls.training == (3,)
     assert lab.losses[0] > lab.losses[1] > lab.losses[2]
     # The logs are means over the steps since the last reset; each step shows its own.
-    expected = 3 * expected_loss(SPARSE, INDICES, output(lab.predict_with_batch_statistics(0)[0]),
+    expected = 3 * expected_loss(SPARSE, INDICES, output(with_batch_statistics(lab)[0]),
                                  from_logits=True)  # fmt: skip
     lab.train_step(0)
     assert lab.losses[3] == pytest.approx(expected, rel=1e-4)
@@ -1346,7 +1345,7 @@ def test_compiled_steps_are_those_made_eagerly(build):
         lab = adapter(model, steps=4, expected=expected)
         assert lab.execution == execution
         found.append((lab.losses, lab.history, lab.calls, model.get_weights(), lab.idle))
-        prediction, _, _ = lab.predict_with_batch_statistics(0)
+        prediction, _, _ = with_batch_statistics(lab)
         assert np.isfinite(output(prediction)).all()
         lab.restore()
     eager, compiled = found

@@ -14,6 +14,7 @@ keras = pytest.importorskip("keras")
 if keras.backend.backend() != "jax":
     pytest.skip("Keras runs on another backend", allow_module_level=True)
 import jax  # noqa: E402
+from passes import with_batch_statistics  # noqa: E402
 
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
 from pytest_bncheck.adapters.keras.backends.jax import Jax  # noqa: E402
@@ -114,11 +115,11 @@ def test_one_more_step_is_the_pass_with_batch_statistics(monkeypatch):
         lab.train_step(0)
     variables = [*model.variables, *model.optimizer.variables]
     before = [np.array(v) for v in variables]
-    by_step, statistics, calls = lab.predict_with_batch_statistics(0)
+    by_step, statistics, calls = with_batch_statistics(lab)
     assert lab._steps.once_more(lab._batches[0]) is not None
     assert all((np.array(v) == b).all() for v, b in zip(variables, before, strict=True))
     monkeypatch.setattr(Steps, "once_more", lambda self, batch: None)
-    by_pass, expected, calls_in_pass = lab.predict_with_batch_statistics(0)
+    by_pass, expected, calls_in_pass = with_batch_statistics(lab)
     np.testing.assert_allclose(by_step.outputs["output"], by_pass.outputs["output"], atol=1e-6)
     assert by_step.loss == pytest.approx(by_pass.loss, rel=1e-6)
     for found, other in ((statistics.mean, expected.mean), (statistics.var, expected.var)):
@@ -137,7 +138,7 @@ def test_no_step_stands_for_a_pass_where_it_stores_nothing():
     lab.train_step(0)
     assert lab.execution == "jit"
     assert lab._steps.once_more(lab._batches[0]) is None
-    statistics = lab.predict_with_batch_statistics(0)[1]
+    statistics = with_batch_statistics(lab)[1]
     np.testing.assert_allclose(statistics.mean[0], X.mean(axis=0), rtol=1e-4)
 
 

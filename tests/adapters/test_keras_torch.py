@@ -13,6 +13,7 @@ keras = pytest.importorskip("keras")
 if keras.backend.backend() != "torch":
     pytest.skip("Keras runs on another backend", allow_module_level=True)
 import torch  # noqa: E402
+from passes import with_batch_statistics  # noqa: E402
 
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
 from pytest_bncheck.types import Recipe  # noqa: E402
@@ -60,7 +61,7 @@ def test_passes_make_no_graph():
     lab = trained(keras.Sequential([keras.layers.Dense(3), Looking()]))
     assert seen[-1]
     lab.predict(0)
-    lab.predict_with_batch_statistics(0)
+    with_batch_statistics(lab)
     assert seen[-2:] == [False, False]
     lab.restore()
 
@@ -96,7 +97,7 @@ def test_variance_by_cancellation_is_what_training_stores():
     x = (X + 1e4).astype("float32")
     model = keras.Sequential([keras.layers.BatchNormalization(momentum=0.0), keras.layers.Dense(3)])
     lab = trained(model, (x, Y))
-    _, batch, _ = lab.predict_with_batch_statistics(0)
+    _, batch, _ = with_batch_statistics(lab)
     np.testing.assert_array_equal(batch.var[0], lab.read().var[0])
     assert np.abs(batch.var[0] - x.astype("f8").var(0)).max() > 0.5
     lab.restore()

@@ -13,6 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from passes import in_training, on_training_path, with_batch_statistics  # noqa: E402
 from torch import nn  # noqa: E402
 
 from pytest_bncheck import InputError, check  # noqa: E402
@@ -69,7 +70,7 @@ def opened(model: nn.Module, batch: Any = None, steps: int = 0, **recipe: Any) -
 def test_batch_statistics_are_the_batch_s(momentum: float | None) -> None:
     model = conv(momentum)
     lab = opened(model)
-    _, batch, calls = lab.predict_with_batch_statistics(0)
+    _, batch, calls = with_batch_statistics(lab)
     x, _ = images()
     hidden = model[0](x).detach().double().numpy()
     np.testing.assert_allclose(batch.mean[0], hidden.mean(axis=(0, 2, 3)), rtol=2e-5)
@@ -97,10 +98,10 @@ def test_the_training_path_gives_its_batch_statistics_where_no_layer_draws(dropo
     model, forwards = Gated(dropout), []
     model.register_forward_hook(lambda *_: forwards.append(1))
     lab = opened(model)
-    own = lab.batch_statistics(0)
-    assert lab.predict_on_training_path(0) is not None
+    own = in_training(lab)
+    assert on_training_path(lab) is not None
     before = len(forwards)
-    again = lab.batch_statistics(0)
+    again = in_training(lab)
     assert len(forwards) == before + (dropout > 0)
     if dropout:
         assert again.var[0] == pytest.approx(own.var[0], rel=0.5)
@@ -112,7 +113,7 @@ def test_the_training_path_gives_its_batch_statistics_where_no_layer_draws(dropo
 
 def test_replaced_statistics_repeat_the_training_prediction() -> None:
     lab = opened(conv(0.01), steps=3)
-    train, batch, _ = lab.predict_with_batch_statistics(0)
+    train, batch, _ = with_batch_statistics(lab)
     lab.write(batch, exact=True)
     replaced = lab.predict(0)
     np.testing.assert_allclose(replaced.outputs["output"], train.outputs["output"], atol=1e-5)
@@ -152,7 +153,7 @@ def test_a_layer_called_twice_converges_to_what_two_calls_a_step_lead_to() -> No
     x = torch.randn(16, 4)
     model = Shared()
     lab = opened(model, (x, torch.arange(16) % 4))
-    _, batch, calls = lab.predict_with_batch_statistics(0)
+    _, batch, calls = with_batch_statistics(lab)
     assert calls.training == (2,)
     with torch.no_grad():
         for _ in range(200):

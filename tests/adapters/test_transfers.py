@@ -13,6 +13,8 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from passes import in_training, on_training_path, with_batch_statistics
+
 from pytest_bncheck.types import Recipe
 
 X = np.random.default_rng(0).normal(1.0, 2.0, (8, 5)).astype("float32")
@@ -115,11 +117,11 @@ def reads(adapter, model, batch, watch, **recipe) -> int:
         for _ in range(3):
             lab.train_step(0)
         assert len(lab.losses) == 3
-        train, batch_statistics, _ = lab.predict_with_batch_statistics(0)
+        train, batch_statistics, _ = with_batch_statistics(lab)
         shown = lab.predict(0)
         lab.predict_half(0)
-        lab.batch_statistics(0)
-        lab.predict_on_training_path(0)
+        in_training(lab)
+        on_training_path(lab)
         assert len(lab.history) == 4
         assert lab.layers()
         assert not lab.streams

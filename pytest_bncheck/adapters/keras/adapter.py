@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import keras
 import numpy as np
 
-from pytest_bncheck.adapters.base import Adapter
+from pytest_bncheck.adapters.base import Adapter, Mode, Pass, Sampling, Sloping, Streaming, Watching
 from pytest_bncheck.adapters.devices import pick, rounding
 from pytest_bncheck.adapters.keras.backends.base import own_backend, split, wide_type
 from pytest_bncheck.adapters.keras.calls import Order, batch_statistics_of, calls_of, streams_of
@@ -30,7 +30,8 @@ from pytest_bncheck.adapters.keras.data import (
 )
 from pytest_bncheck.adapters.keras.layers import DIALECT, Inventory, in_time, statistics_of
 from pytest_bncheck.adapters.keras.loss import Objective
-from pytest_bncheck.adapters.keras.passes import Pass, Passes
+from pytest_bncheck.adapters.keras.passes import Pass as Ran
+from pytest_bncheck.adapters.keras.passes import Passes
 from pytest_bncheck.adapters.keras.slopes import Slopes
 from pytest_bncheck.adapters.keras.state import Snapshot, put_back, value_of
 from pytest_bncheck.adapters.keras.step import Steps
@@ -54,12 +55,11 @@ Tensor: TypeAlias = Any
 Variable: TypeAlias = Any
 
 
-class KerasAdapter(Adapter):
+class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
     """A Keras model under test; see `Adapter`."""
 
     framework = "keras"
     dialect = DIALECT
-    stores_biased = True
 
     def __init__(
         self, model: Any, batches: Sequence[Any], recipe: Recipe, device: str | None
@@ -112,8 +112,8 @@ class KerasAdapter(Adapter):
             lambda batch: self._passes.forward(batch, training=True),
             self._packed,
         )
-        self._history: list[Statistics] = []
-        self._path: dict[int, Prediction] = {}
+        self._read_log: list[Statistics] = []
+        self._path: dict[int, Prediction | None] = {}
         self._trained_on: dict[int, Statistics] = {}
 
     # before -----------------------------------------------------------------------------------
@@ -185,13 +185,18 @@ class KerasAdapter(Adapter):
             self._steps.expected = self.expected_steps // len(self._batches)
             self._steps.begin()
 
-    def train_step(self, batch: int) -> None:
+    def train_step(self, index: int) -> None:
+        __tracebackhide__ = True
+        self.step(index)
+
+    def step(self, index: int) -> Tensor:
         __tracebackhide__ = True
         with self._on_device():
-            self._steps.make(self._batches[batch])
+            self._steps.make(self._batches[index])
             if len(self._steps.losses) == self.expected_steps and self.execution != "eager":
                 self._passes.prepare(self._batches[0])
         self.stochastic = self._steps.stochastic
+        return self._steps.losses[-1]
 
     @property
     def execution(self) -> str:
@@ -205,8 +210,8 @@ class KerasAdapter(Adapter):
     @property
     def history(self) -> list[Statistics]:
         log = self._steps.log
-        self._history += [self._unpacked(packed) for packed in log[len(self._history) :]]
-        return list(self._history)
+        self._read_log += [self._unpacked(packed) for packed in log[len(self._read_log) :]]
+        return list(self._read_log)
 
     @property
     def calls(self) -> Calls:
@@ -291,15 +296,27 @@ class KerasAdapter(Adapter):
 
     # passes -----------------------------------------------------------------------------------
 
-    def predict(self, batch: int, *, observe: bool = True) -> Prediction:
+    def run(self, index: int, mode: Mode, *, observe: bool = True) -> Pass:
+        __tracebackhide__ = True
+        match mode:
+            case Mode.EVAL:
+                return Pass(self._predict(index, observe))
+            case Mode.BATCH_STATISTICS:
+                return self._predict_with_batch_statistics(index)
+            case Mode.TRAINING:
+                return Pass(None, self._batch_statistics_in_training(index))
+            case Mode.TRAINING_PATH:
+                return Pass(self._predict_on_training_path(index))
+
+    def _predict(self, batch: int, observe: bool) -> Prediction:
         __tracebackhide__ = True
         # No layer has a mode of its own that it could miss a change of: `in_training` stays empty.
         with self._looking():
             found = self._passes.run(self._batches[batch], training=False, observe=observe)
             return self._prediction(self._batches[batch], found)
 
-    def predict_half(self, batch: int) -> Prediction | None:
-        whole = self._batches[batch]
+    def predict_half(self, index: int) -> Prediction | None:
+        whole = self._batches[index]
         if whole.size is None or whole.size < 2:
             return None
         samples = whole.size // 2
@@ -314,46 +331,47 @@ class KerasAdapter(Adapter):
                 return None
             return _without_loss(found, samples)
 
-    def trace(self, batch: int) -> list[Trace]:
+    def trace(self, index: int) -> list[Trace]:
         tracer = Tracer(self._parts, self._own)
         with self._looking(), put_back(self._parts.variables, self._own):
             forward = self._passes.forward
-            return tracer.run(lambda: forward(self._batches[batch], training=False))
+            return tracer.run(lambda: forward(self._batches[index], training=False))
 
-    def sticky(self, batch: int) -> list[str]:
+    def sticky(self, index: int) -> list[str]:
         before = self._passes.attributes or {}
 
         def forward() -> Any:
             with put_back([*self._parts.variables, *self._parts.seeds], self._own):
-                return self._passes.forward(self._batches[batch], training=True)
+                return self._passes.forward(self._batches[index], training=True)
 
         with self._looking():
             return sticky_attributes(self._parts.named, before, forward, self.noise)
 
-    def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
+    def _predict_with_batch_statistics(self, batch: int) -> Pass:
         __tracebackhide__ = True
         own = self._batches[batch]
         found = self._from_a_step(own) or self._with_batch_statistics(own)
         if self._parts.is_all_library and self._recipe.forward is None:
-            self._path[batch] = found[0]
+            self._path[batch] = found.prediction
             if self._parts.only_normalises and self._steps.losses:
-                self._trained_on[batch] = found[1]
+                self._trained_on[batch] = found.statistics
         return found
 
     def predict_remixed(self, batches: int) -> list[Prediction]:
         __tracebackhide__ = True
         with self._looking():
             dealt = remixed(self._batches[:batches])
-        return [self._with_batch_statistics(batch)[0] for batch in dealt]
+        passes = [self._with_batch_statistics(batch) for batch in dealt]
+        return [found.prediction for found in passes if found.prediction is not None]
 
-    def _with_batch_statistics(self, batch: Batch) -> tuple[Prediction, Statistics, Calls]:
+    def _with_batch_statistics(self, batch: Batch) -> Pass:
         __tracebackhide__ = True
         with self._looking():
             found = self._passes.run(batch, training=False, collect=True, force=True)
             prediction = self._prediction(batch, found)
-            return prediction, self._batch_statistics(found), calls_of(found.records)
+            return Pass(prediction, self._batch_statistics(found), calls_of(found.records))
 
-    def _from_a_step(self, batch: Batch) -> tuple[Prediction, Statistics, Calls] | None:
+    def _from_a_step(self, batch: Batch) -> Pass | None:
         """The same by the forward pass of one more training step, where that is the same."""
         with self._looking():
             found = self._steps.once_more(batch)
@@ -367,11 +385,11 @@ class KerasAdapter(Adapter):
                     # From 0, calls with a momentum get this share of the way.
                     share = 1.0 - float(layer.momentum) ** record.training
                     mean[k], var[k] = after.mean[k] / share, after.var[k] / share
-            seen = Pass(outputs, records, random=False, mutated=())
+            seen = Ran(outputs, records, random=False, mutated=())
             statistics = Statistics(tuple(mean), tuple(var))
-            return self._prediction(batch, seen), statistics, calls_of(records)
+            return Pass(self._prediction(batch, seen), statistics, calls_of(records))
 
-    def batch_statistics(self, batch: int) -> Statistics:
+    def _batch_statistics_in_training(self, batch: int) -> Statistics:
         __tracebackhide__ = True
         if batch in self._trained_on:
             return self._trained_on.pop(batch)  # training mode is nothing but batch statistics
@@ -379,7 +397,7 @@ class KerasAdapter(Adapter):
             found = self._passes.run(self._batches[batch], training=True, collect=True)
             return self._batch_statistics(found)
 
-    def predict_on_training_path(self, batch: int) -> Prediction:
+    def _predict_on_training_path(self, batch: int) -> Prediction | None:
         __tracebackhide__ = True
         if batch in self._path:
             return self._path.pop(batch)  # no code of the user's could make a difference
@@ -389,9 +407,9 @@ class KerasAdapter(Adapter):
             )
             return self._prediction(self._batches[batch], found)
 
-    def slopes(self, batch: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
+    def slopes(self, index: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
         __tracebackhide__ = True
-        own = self._batches[batch]
+        own = self._batches[index]
 
         def forward(inputs: Any) -> dict[str, Tensor]:
             return batched(self._passes.forward(own.with_inputs(inputs), training=False), own.size)
@@ -401,7 +419,7 @@ class KerasAdapter(Adapter):
                 direction, forward, own.inputs, compile_it=self._passes.compiles
             )
 
-    def _prediction(self, batch: Batch, found: Pass) -> Prediction:
+    def _prediction(self, batch: Batch, found: Ran) -> Prediction:
         outputs, judge = found.outputs, self._objective
         loss: float | None = None
         with contextlib.suppress(InputError):
@@ -413,11 +431,11 @@ class KerasAdapter(Adapter):
             constant_loss=None if loss is None else judge.constant_loss(outputs, batch),
         )
 
-    def _batch_statistics(self, found: Pass) -> Statistics:
+    def _batch_statistics(self, found: Ran) -> Statistics:
         return batch_statistics_of(self._parts.layers, found.records, self.read(), self._own)
 
 
-def _without_loss(found: Pass, size: int | None) -> Prediction:
+def _without_loss(found: Ran, size: int | None) -> Prediction:
     return Prediction(
         outputs=floating(found.outputs, size),
         structure=structure(found.outputs, size),

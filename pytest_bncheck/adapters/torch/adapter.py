@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pytest_bncheck.adapters.base import Adapter
+from pytest_bncheck.adapters.base import (
+    Adapter,
+    Mode,
+    Pass,
+    Replicated,
+    Sampling,
+    Sloping,
+    Streaming,
+    Watching,
+)
 from pytest_bncheck.adapters.devices import pick, rounding
 from pytest_bncheck.adapters.hints import kind
 from pytest_bncheck.adapters.random_state import RandomState
@@ -69,7 +78,7 @@ DIALECT = Dialect(
 )
 
 
-class TorchAdapter(Adapter):
+class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
     """See `Adapter`. The running variance of torch's layers is unbiased; here it becomes biased."""
 
     framework = "torch"
@@ -103,7 +112,6 @@ class TorchAdapter(Adapter):
         self._criterion = losses.Criterion(recipe.loss)
         self._log: list[Raw] = []
         self._read_log: list[Statistics] = []
-        self._losses: list[Any] = []
         self._idle: dict[nn.Module, None] = {}
         self._trained_on: dict[int, Statistics] = {}
         self._around = ExitStack()
@@ -173,19 +181,24 @@ class TorchAdapter(Adapter):
         self._layers.reset_counters()
         self._log, self._calls = [self._layers.raw()], self._layers.counted()
 
-    def train_step(self, batch: int) -> None:
+    def train_step(self, index: int) -> None:
+        __tracebackhide__ = True
+        loss = self.step(index)
+        self._losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
+
+    def step(self, index: int) -> Any:
         __tracebackhide__ = True
         first, ran = not self._losses, Watch()
         before = random_fingerprint() if first else None
         with torch.enable_grad(), ran.open(), self._layers.step():
-            loss = self._step(self._batches[batch])
-        self._losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
+            loss = self._step(self._batches[index])
         self._log.append(self._layers.raw())
         self._idle.update({m: None for m in ran.inference if m not in ran.training})
         if first:
             self.stochastic = before != random_fingerprint()
             self._log = self._layers.order_by_call(self._log)
         self._calls = self._layers.counted()
+        return loss
 
     @property
     def losses(self) -> list[float]:
@@ -215,8 +228,8 @@ class TorchAdapter(Adapter):
 
     # looking ----------------------------------------------------------------------------------
 
-    def not_finite(self, batch: int) -> str | None:
-        return not_finite(self._batches[batch])
+    def not_finite(self, index: int) -> str | None:
+        return not_finite(self._batches[index])
 
     @property
     def idle(self) -> list[str]:
@@ -260,7 +273,19 @@ class TorchAdapter(Adapter):
 
     # passes -----------------------------------------------------------------------------------
 
-    def predict(self, batch: int, *, observe: bool = True) -> Prediction:
+    def run(self, index: int, mode: Mode, *, observe: bool = True) -> Pass:
+        __tracebackhide__ = True
+        match mode:
+            case Mode.EVAL:
+                return Pass(self._predict(index, observe))
+            case Mode.BATCH_STATISTICS:
+                return self._with_batch_statistics(self._batches[index], self._sizes[index])
+            case Mode.TRAINING:
+                return Pass(None, self._batch_statistics(index))
+            case Mode.TRAINING_PATH:
+                return Pass(self._predict_on_training_path(index))
+
+    def _predict(self, batch: int, observe: bool) -> Prediction:
         __tracebackhide__ = True
         self._passes.enter_eval()
         if not observe:
@@ -281,24 +306,24 @@ class TorchAdapter(Adapter):
             prediction, mutated=(*prediction.mutated, *updated), in_training=tuple(stuck)
         )
 
-    def predict_half(self, batch: int) -> Prediction | None:
-        half = first_half(self._batches[batch], self._sizes[batch])
+    def predict_half(self, index: int) -> Prediction | None:
+        half = first_half(self._batches[index], self._sizes[index])
         if half is None:
             return None
         self.model.eval()
         try:
-            return self._passes.run(half, (self._sizes[batch] or 0) // 2)
+            return self._passes.run(half, (self._sizes[index] or 0) // 2)
         except Exception:  # a model for one batch size only has no half to compare
             return None
 
-    def trace(self, batch: int) -> list[Trace]:
+    def trace(self, index: int) -> list[Trace]:
         self.model.eval()
         tracer = Tracer(self._snapshot.paths)
         with torch.no_grad(), tracer.watch():
-            self._passes.forward(self._batches[batch])
+            self._passes.forward(self._batches[index])
         return tracer.found
 
-    def sticky(self, batch: int) -> list[str]:
+    def sticky(self, index: int) -> list[str]:
         before, paths = self._passes.attributes or {}, self._snapshot.paths
         self._passes.enter_training()
         changed = self._passes.changed_attributes()
@@ -309,35 +334,30 @@ class TorchAdapter(Adapter):
             for (module, key), value in values.items():
                 vars(module)[key] = value
             state.restore()
-            results.append(self._passes.in_training(lambda: self._training_outputs(batch)))
+            results.append(self._passes.in_training(lambda: self._training_outputs(index)))
         differs = gap(*results)
         if differs is not None and differs <= self.noise:
             return []
         return [f"{paths[module]}.{key}".removeprefix(".") for module, key in changed]
-
-    def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
-        __tracebackhide__ = True
-        return self._with_batch_statistics(self._batches[batch], self._sizes[batch])
 
     def predict_remixed(self, batches: int) -> list[Prediction]:
         __tracebackhide__ = True
         sizes = [size for size in self._sizes[:batches] if size is not None]
         dealt = remixed(self._batches[:batches], sizes) if len(sizes) == batches else []
         with self._layers.of_other_sizes():
-            return [self._with_batch_statistics(batch, size)[0] for batch, size in dealt]
+            passes = [self._with_batch_statistics(batch, size) for batch, size in dealt]
+        return [found.prediction for found in passes if found.prediction is not None]
 
-    def _with_batch_statistics(
-        self, batch: Any, size: int | None
-    ) -> tuple[Prediction, Statistics, Calls]:
+    def _with_batch_statistics(self, batch: Any, size: int | None) -> Pass:
         __tracebackhide__ = True
         self._passes.enter_eval()
         active = self._active()
         for module in active.values():
             module.training = True
         prediction, filled, calls = self._filling(active, lambda: self._passes.run(batch, size))
-        return prediction, self._layers.batch_statistics(filled, active, calls), calls
+        return Pass(prediction, self._layers.batch_statistics(filled, active, calls), calls)
 
-    def batch_statistics(self, batch: int) -> Statistics:
+    def _batch_statistics(self, batch: int) -> Statistics:
         __tracebackhide__ = True
         if batch in self._trained_on:
             return self._trained_on[batch]
@@ -352,7 +372,7 @@ class TorchAdapter(Adapter):
 
         return self._passes.in_training(run)
 
-    def predict_on_training_path(self, batch: int) -> Prediction | None:
+    def _predict_on_training_path(self, batch: int) -> Prediction | None:
         __tracebackhide__ = True
         self._passes.enter_training()
         active = self._active()
@@ -375,14 +395,14 @@ class TorchAdapter(Adapter):
             self._trained_on[batch] = self._layers.batch_statistics(filled, active, calls)
         return prediction
 
-    def slopes(self, batch: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
+    def slopes(self, index: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
         __tracebackhide__ = True
         self._passes.enter_eval()
         for parameter in self.model.parameters():
             parameter.grad = None  # training is over, and a backward pass needs the memory
         return slopes(
             self._layers.modules,
-            lambda: batched(self._passes.forward(self._batches[batch]), self._sizes[batch]),
+            lambda: batched(self._passes.forward(self._batches[index]), self._sizes[index]),
             direction,
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pytest_bncheck.adapters.base import Adapter
+from pytest_bncheck.adapters.base import NO_CALLS, NO_STATISTICS, Adapter, Mode, Pass, Sampling
 from pytest_bncheck.adapters.devices import rounding
 from pytest_bncheck.adapters.torch.adapter import DIALECT
 from pytest_bncheck.adapters.torch.batch import batch_length, understand
@@ -20,10 +20,8 @@ from pytest_bncheck.adapters.torch.data import describe, first_half, float_outpu
 from pytest_bncheck.adapters.torch.state import Snapshot, random_fingerprint
 from pytest_bncheck.types import Calls, InputError, Layer, Prediction, Recipe, Statistics
 
-NOTHING = Statistics((), ())
 
-
-class TorchProgramAdapter(Adapter):
+class TorchProgramAdapter(Adapter, Sampling):
     """A `torch.jit.ScriptModule` or what `torch.export` makes; see `Adapter`."""
 
     framework = "torch"
@@ -76,23 +74,15 @@ class TorchProgramAdapter(Adapter):
         with contextlib.suppress(NotImplementedError):  # what was exported has one mode
             self._model.eval()
 
-    def train_step(self, batch: int) -> None:
+    def step(self, index: int) -> None:
         raise InputError(
             f"model: it is {self.program}, which cannot be watched while it trains; pass the "
             "Python model that it was made from, or steps=0 to judge it as it is"
         )
 
     @property
-    def losses(self) -> list[float]:
-        return []
-
-    @property
-    def history(self) -> list[Statistics]:
-        return [NOTHING]
-
-    @property
     def calls(self) -> Calls:
-        return Calls((), (), ())
+        return NO_CALLS
 
     # looking ----------------------------------------------------------------------------------
 
@@ -100,36 +90,28 @@ class TorchProgramAdapter(Adapter):
         return []
 
     def read(self, *, exact: bool = False) -> Statistics:
-        return NOTHING
+        return NO_STATISTICS
 
     def write(self, statistics: Statistics, *, exact: bool = False) -> None:
         return
 
     # passes -----------------------------------------------------------------------------------
 
-    def predict(self, batch: int, *, observe: bool = True) -> Prediction:
+    def run(self, index: int, mode: Mode, *, observe: bool = True) -> Pass:
         __tracebackhide__ = True
-        return self._pass(self._batches[batch], self._sizes[batch])
+        if mode in (Mode.TRAINING, Mode.TRAINING_PATH):
+            return Pass(None)
+        return Pass(self._pass(self._batches[index], self._sizes[index]))
 
-    def predict_half(self, batch: int) -> Prediction | None:
-        size = self._sizes[batch]
-        half = first_half(self._batches[batch], size)
+    def predict_half(self, index: int) -> Prediction | None:
+        size = self._sizes[index]
+        half = first_half(self._batches[index], size)
         if half is None or size is None:
             return None
         try:
             return self._pass(half, size // 2)
         except Exception:  # a program for one batch size only
             return None
-
-    def predict_with_batch_statistics(self, batch: int) -> tuple[Prediction, Statistics, Calls]:
-        __tracebackhide__ = True
-        return self.predict(batch), NOTHING, self.calls
-
-    def batch_statistics(self, batch: int) -> Statistics:
-        return NOTHING
-
-    def predict_on_training_path(self, batch: int) -> None:
-        return
 
     def _pass(self, batch: Any, size: int | None) -> Prediction:
         __tracebackhide__ = True
