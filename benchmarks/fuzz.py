@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
-from tests.trust.random_cases import FAULTS, HEALTHY, draw, judge
+from random_cases import FAULTS, HEALTHY, draw, judge
 
 COLUMNS = "{:<24}{:>6}{:>8}{:>12}{:>10}"
 

@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from forked import pytest_in
 
+from forked import pytest_in
 from pytest_bncheck import __version__
 from pytest_bncheck.rules import RULES
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from opened import Page, flaws
 
+from opened import Page, flaws
 from pytest_bncheck.reports import wire
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -14,7 +14,6 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from passes import in_training, on_training_path, with_batch_statistics
-
 from pytest_bncheck.types import Recipe
 
 X = np.random.default_rng(0).normal(1.0, 2.0, (8, 5)).astype("float32")

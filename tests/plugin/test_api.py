@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import metadata
 
 import pytest
-from toy import ToyAdapter, ToyModel, toy_batch
 
 from pytest_bncheck import InputError, Report, adapters, check
+from toy import ToyAdapter, ToyModel, toy_batch
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import BROKEN
+
+from project import BROKEN
 
 FAILING = BROKEN + "@pytest.mark.bn_consistency(steps=5)\ndef test_model(): ...\n"
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import BROKEN
 
+from project import BROKEN
 from pytest_bncheck.plugin.collected import CRASHED
 
 pytest.importorskip("xdist")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conftest import BROKEN
+
 from opened import Page
+from project import BROKEN
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from conftest import BROKEN
 
+from project import BROKEN
 from pytest_bncheck.experiment import engine
 from pytest_bncheck.report import Predictions, Report
 from pytest_bncheck.reports import wire

@@ -7,7 +7,8 @@ import json
 import re
 
 import pytest
-from conftest import BROKEN
+
+from project import BROKEN
 
 pytest.importorskip("pytest_html")
 

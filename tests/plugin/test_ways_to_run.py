@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from conftest import BROKEN
+
+from project import BROKEN
 
 TESTS = (
     BROKEN

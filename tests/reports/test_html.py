@@ -10,6 +10,7 @@ import sys
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+
 from opened import Page, flaws
 
 pytest.importorskip("jinja2")

@@ -16,8 +16,7 @@ import pytest
 from pytest_bncheck import check
 from pytest_bncheck.report import Report
 from pytest_bncheck.rules import RULES
-
-from .conftest import EXAMPLES, load
+from rule_examples import EXAMPLES, load
 
 FRAMEWORKS = {"torch": "PyTorch", "keras": "Keras"}
 TABLE = Path(__file__).parents[2] / "docs" / "rules.md"

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
+from bad_inputs import CHECKS, FIXTURES, MARKERS, OPTIONS, Row
 from pytest_bncheck import InputError, check
-
-from .bad_inputs import CHECKS, FIXTURES, MARKERS, OPTIONS, Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 REWRITE = "BNCHECK_REWRITE_TABLE"

@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from .random_cases import FAULTS, HEALTHY, draw, judge, plan_of
-from .random_nets import Builder
+from random_cases import FAULTS, HEALTHY, draw, judge, plan_of
+from random_nets import Builder
 
 SEEDS = range(100)
 ONCE_WRONG = (1749, 2036, 10567, 10664, 11109, 11906, 11978)

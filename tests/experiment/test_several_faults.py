@@ -13,8 +13,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from pytest_bncheck import InputError, check  # noqa: E402
-
-from .rules.torch_nets import FAST, KINDS, NORMS, Net, data  # noqa: E402
+from torch_nets import FAST, KINDS, NORMS, Net, data  # noqa: E402
 
 KIND = pytest.mark.parametrize("kind", KINDS)
 

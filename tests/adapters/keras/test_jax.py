@@ -14,8 +14,8 @@ keras = pytest.importorskip("keras")
 if keras.backend.backend() != "jax":
     pytest.skip("Keras runs on another backend", allow_module_level=True)
 import jax  # noqa: E402
-from passes import with_batch_statistics  # noqa: E402
 
+from passes import with_batch_statistics  # noqa: E402
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
 from pytest_bncheck.adapters.keras.backends.jax import Jax  # noqa: E402
 from pytest_bncheck.adapters.keras.step import Steps  # noqa: E402

@@ -15,8 +15,7 @@ from torch.nn.utils import parametrizations  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from pytest_bncheck import check  # noqa: E402
-
-from .torch_nets import (  # noqa: E402
+from torch_nets import (  # noqa: E402
     CLASSES,
     FAST,
     KIND,

@@ -13,8 +13,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from pytest_bncheck import check  # noqa: E402
-
-from .torch_nets import (  # noqa: E402
+from torch_nets import (  # noqa: E402
     CLASSES,
     KIND,
     NORMS,

@@ -11,9 +11,7 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from pytest_bncheck import check  # noqa: E402
-
-from .keras_nets import (  # noqa: E402
+from keras_nets import (  # noqa: E402
     CLASSES,
     KIND,
     NORMS,
@@ -28,6 +26,7 @@ from .keras_nets import (  # noqa: E402
     silent,
     sole,
 )
+from pytest_bncheck import check  # noqa: E402
 
 BACKEND = keras.backend.backend()
 L = keras.layers

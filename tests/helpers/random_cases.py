@@ -17,8 +17,7 @@ from torch.nn import functional
 
 from pytest_bncheck import check
 from pytest_bncheck.types import Finding
-
-from .random_nets import (
+from random_nets import (
     AlwaysDropout,
     Builder,
     Checkpointed,

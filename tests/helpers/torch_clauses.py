@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .clauses import Clause
+from clauses import Clause
 
 
 def cudnn(_: object) -> tuple[bool, ...]:

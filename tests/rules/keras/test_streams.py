@@ -12,9 +12,7 @@ keras = pytest.importorskip("keras")
 
 from keras import layers  # noqa: E402
 
-from pytest_bncheck import check  # noqa: E402
-
-from .keras_nets import (  # noqa: E402
+from keras_nets import (  # noqa: E402
     CLASSES,
     KIND,
     SEED,
@@ -27,6 +25,7 @@ from .keras_nets import (  # noqa: E402
     silent,
     sole,
 )
+from pytest_bncheck import check  # noqa: E402
 
 View = Callable[[Any], Any]
 

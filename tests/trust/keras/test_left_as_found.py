@@ -21,9 +21,7 @@ keras = pytest.importorskip("keras")
 from keras.src.backend.common import global_state  # noqa: E402
 from keras.src.layers.layer import CallContext  # noqa: E402
 
-from pytest_bncheck import check  # noqa: E402
-
-from .clauses import (  # noqa: E402
+from clauses import (  # noqa: E402
     INTERRUPTIONS,
     PROCESS,
     Clause,
@@ -39,6 +37,7 @@ from .clauses import (  # noqa: E402
     readings,
     throw,
 )
+from pytest_bncheck import check  # noqa: E402
 
 BACKEND = keras.backend.backend()
 STEPS = 3
@@ -252,7 +251,7 @@ if BACKEND == "tensorflow":
 elif BACKEND == "torch":
     import torch
 
-    from . import torch_clauses
+    import torch_clauses
 
     def modules(held: Any) -> list[tuple[Any, str, Any]]:
         layers = held.model._flatten_layers()

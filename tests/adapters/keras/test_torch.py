@@ -13,8 +13,8 @@ keras = pytest.importorskip("keras")
 if keras.backend.backend() != "torch":
     pytest.skip("Keras runs on another backend", allow_module_level=True)
 import torch  # noqa: E402
-from passes import with_batch_statistics  # noqa: E402
 
+from passes import with_batch_statistics  # noqa: E402
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
 from pytest_bncheck.types import Recipe  # noqa: E402
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy import ToyAdapter, ToyModel, toy_batch
 
 from pytest_bncheck.experiment import engine
 from pytest_bncheck.maths.running import remaining_weight
 from pytest_bncheck.report import Report
 from pytest_bncheck.types import InputError, Recipe, Settings
+from toy import ToyAdapter, ToyModel, toy_batch
 
 
 def model(rate: float = 0.1) -> ToyModel:

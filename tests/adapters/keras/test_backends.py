@@ -21,9 +21,9 @@ from pytest_bncheck import check  # noqa: E402
 
 BACKEND = keras.backend.backend()
 L = keras.layers
-FIGURES = Path(__file__).with_name("keras_figures.json")
+FIGURES = Path(__file__).with_name("figures.json")
 REWRITE = "BNCHECK_REWRITE_FIGURES"
-FIXTURES = Path(__file__).parents[2] / "fixtures"
+FIXTURES = Path(__file__).parents[3] / "fixtures"
 
 
 def convolutional(momentum):

@@ -13,9 +13,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from passes import in_training, on_training_path, with_batch_statistics  # noqa: E402
 from torch import nn  # noqa: E402
 
+from passes import in_training, on_training_path, with_batch_statistics  # noqa: E402
 from pytest_bncheck import InputError, check  # noqa: E402
 from pytest_bncheck.adapters.torch.adapter import TorchAdapter  # noqa: E402
 from pytest_bncheck.adapters.torch.loss import infer, last_operation  # noqa: E402

@@ -14,8 +14,7 @@ from torch.nn import functional as F  # noqa: E402
 from torch.optim.swa_utils import AveragedModel, update_bn  # noqa: E402
 
 from pytest_bncheck import check  # noqa: E402
-
-from .torch_nets import FAST, KIND, NORMS, SEED, SEEDS, Net, data, passes, sole  # noqa: E402
+from torch_nets import FAST, KIND, NORMS, SEED, SEEDS, Net, data, passes, sole  # noqa: E402
 
 
 def trained(model: nn.Module, batch: Any, steps: int = 100, follow: Any = None) -> nn.Module:

@@ -14,8 +14,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 
 from pytest_bncheck import check  # noqa: E402
-
-from .torch_nets import (  # noqa: E402
+from torch_nets import (  # noqa: E402
     CLASSES,
     FAST,
     KIND,

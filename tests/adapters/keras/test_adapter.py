@@ -15,8 +15,8 @@ pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
 from keras.src.backend.common import global_state  # noqa: E402
-from passes import in_training, on_training_path, with_batch_statistics  # noqa: E402
 
+from passes import in_training, on_training_path, with_batch_statistics  # noqa: E402
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
 from pytest_bncheck.adapters.keras.loss import match  # noqa: E402
 from pytest_bncheck.adapters.random_state import seed_everything, seeded  # noqa: E402

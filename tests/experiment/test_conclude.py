@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy import ToyAdapter, ToyModel, toy_batch
 
 from pytest_bncheck.experiment import engine
 from pytest_bncheck.report import Report
 from pytest_bncheck.types import Recipe, Settings
+from toy import ToyAdapter, ToyModel, toy_batch
 
 
 def run(rate: float = 0.01, batch: Any = None, adapter: Any = ToyAdapter, **options: Any) -> Report:
