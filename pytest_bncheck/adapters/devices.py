@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from pytest_bncheck.types import InputError
 
@@ -36,6 +38,13 @@ def pick(wish: str, there: Sequence[str]) -> str:
         if _plain(device) == _plain(name):
             return device
     raise InputError(f"device: {wish!r} is not there; this machine has {', '.join(there)}")
+
+
+def torch_devices() -> list[str]:
+    """The devices that PyTorch has."""
+    torch: Any = sys.modules["torch"]
+    found = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    return [*found, "mps"] if torch.backends.mps.is_available() else found
 
 
 def _plain(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_bncheck.types import InputError
 
-FORWARD = """\
+_FORWARD = """\
     @pytest.fixture
     def bncheck_forward():
         def forward(model, batch):
@@ -16,7 +16,7 @@ FORWARD = """\
         return forward
 """
 
-LOSS = """\
+_LOSS = """\
     @pytest.fixture
     def bncheck_loss():
         def loss(outputs, targets):
@@ -30,17 +30,56 @@ UNKNOWN_OUTPUTS = "model(...)  # its predictions, from batch"
 UNKNOWN_LOSS = "...  # your own, from model and batch"
 
 
-def error(problem: str, hooks: str, *code: str) -> InputError:
-    """The error that names the fixtures to override, with an example of each.
+class Hints:
+    """The errors of one framework that name fixtures to override, with an example of each.
 
     A problem that says itself what else can be done ends with ``or``.
+
+    Parameters
+    ----------
+    train_step
+        Example of ``bncheck_train_step``, with ``{loss}`` where the loss is computed.
+    loss
+        A loss as an expression of ``{outputs}`` and ``{targets}``.
     """
+
+    def __init__(self, train_step: str, loss: str) -> None:
+        self._train_step, self._loss = train_step, loss
+
+    def no_step(self, problem: str, loss: str = UNKNOWN_LOSS) -> InputError:
+        """The error where the training step has to come from the user."""
+        return _error(problem, "bncheck_train_step", self._train_step.format(loss=loss))
+
+    def no_forward(self, problem: str, outputs: str = UNKNOWN_OUTPUTS) -> InputError:
+        """The error where the call of the model has to come from the user."""
+        return _error(problem, "bncheck_forward", _FORWARD.format(outputs=outputs))
+
+    def no_forward_and_step(
+        self, problem: str, outputs: str = UNKNOWN_OUTPUTS, loss: str = UNKNOWN_LOSS
+    ) -> InputError:
+        """The error where only the user knows what the batch means."""
+        return _error(
+            problem,
+            "bncheck_forward and bncheck_train_step",
+            _FORWARD.format(outputs=outputs),
+            self._train_step.format(loss=loss),
+        )
+
+    def no_loss(self, problem: str, outputs: Any = None, targets: Any = None) -> InputError:
+        """The error where the loss has to come from the user, with an example for these values."""
+        loss = self._loss.format(
+            outputs=_first("outputs", outputs), targets=_first("targets", targets)
+        )
+        return _error(problem, "bncheck_loss", _LOSS.format(loss=loss))
+
+
+def _error(problem: str, fixtures: str, *code: str) -> InputError:
     stop = "" if problem.endswith(" or") else ";"
     text = "\n".join(code)
-    return InputError(f"{problem}{stop} override {hooks}, for example in conftest.py:\n\n{text}")
+    return InputError(f"{problem}{stop} override {fixtures}, for example in conftest.py:\n\n{text}")
 
 
-def part(name: str, value: Any) -> str:
+def _first(name: str, value: Any) -> str:
     """The expression for the first part of outputs or targets: ``outputs["a"]``."""
     if isinstance(value, Mapping) and value:
         return f"{name}[{next(iter(value))!r}]".replace("'", '"')

@@ -9,27 +9,29 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
-
-Restore: TypeAlias = Callable[[], None]
+from typing import Any, NamedTuple
 
 
 class RandomState:
     """The state of every global random generator at one moment."""
 
-    def __init__(self, restores: list[Restore]) -> None:
-        self._restores = restores
+    def __init__(self, states: dict[str, Any]) -> None:
+        self._states = states
 
     @classmethod
     def capture(cls) -> RandomState:
         """The state now."""
-        sources = ((_loaded(name), take) for name, (take, _) in _SOURCES.items())
-        return cls([take(module) for module, take in sources if module is not None])
+        return cls({name: source.read(module) for name, source, module in _in_use()})
 
     def restore(self) -> None:
         """Put every generator back, bit for bit."""
-        for restore in self._restores:
-            restore()
+        for name, state in self._states.items():
+            _SOURCES[name].write(sys.modules[name], state)
+
+
+def fingerprint() -> dict[str, Any]:
+    """The state of every global random generator, by its module, to compare before and after."""
+    return {name: _comparable(source.read(module)) for name, source, module in _in_use()}
 
 
 def seed_everything(seed: int) -> None:
@@ -40,10 +42,8 @@ def seed_everything(seed: int) -> None:
     seed
         From 0 to 2**32 - 1, the range of numpy.
     """
-    for name, (_, plant) in _SOURCES.items():
-        module = _loaded(name)
-        if module is not None:
-            plant(module, seed)
+    for _, source, module in _in_use():
+        source.seed(module, seed)
 
 
 @contextmanager
@@ -57,36 +57,45 @@ def seeded(seed: int) -> Iterator[None]:
         before.restore()
 
 
-def _loaded(name: str) -> Any:
-    """A module that is imported to its end, or None."""
-    module = sys.modules.get(name)
-    spec = getattr(module, "__spec__", None)
-    return None if getattr(spec, "_initializing", False) else module
+class _Source(NamedTuple):
+    """How to read, write and seed the generators of one module."""
+
+    read: Callable[[Any], Any]
+    write: Callable[[Any, Any], None]
+    seed: Callable[[Any, int], None]
 
 
-# Each source: how to take its state, which gives the way back, and how to seed it. ----------------
+def _in_use() -> Iterator[tuple[str, _Source, Any]]:
+    """Every source whose module is imported to its end."""
+    for name, source in _SOURCES.items():
+        module = sys.modules.get(name)
+        spec = getattr(module, "__spec__", None)
+        if module is not None and not getattr(spec, "_initializing", False):
+            yield name, source, module
 
 
-def _take_python(module: Any) -> Restore:
-    state = module.getstate()
-    return lambda: module.setstate(state)
+def _comparable(state: Any) -> Any:
+    """A state with its arrays as bytes, so that ``==`` gives one answer."""
+    if isinstance(state, dict):
+        return {key: _comparable(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_comparable(value) for value in state]
+    array = state.numpy() if type(state).__module__ == "torch" else state
+    return array.tobytes() if hasattr(array, "tobytes") else state
 
 
-def _take_numpy(numpy: Any) -> Restore:
-    state = numpy.random.get_state(legacy=False)
-    return lambda: numpy.random.set_state(state)
+# the sources --------------------------------------------------------------------------------------
 
 
-def _take_torch(torch: Any) -> Restore:
-    state = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+def _read_torch(torch: Any) -> list[Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *cuda]
 
-    def restore() -> None:
-        torch.set_rng_state(state)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
 
-    return restore
+def _write_torch(torch: Any, states: list[Any]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 def _seed_torch(torch: Any, seed: int) -> None:
@@ -96,54 +105,60 @@ def _seed_torch(torch: Any, seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
-def _take_keras(global_state: Any) -> Restore:
+def _read_keras(global_state: Any) -> list[Any]:
     seed = global_state.get_global_attribute("global_random_seed")
     generator = global_state.get_global_attribute("global_seed_generator")
+    if generator is None:
+        return [seed, None, None]
+    return [seed, generator, sys.modules["numpy"].asarray(generator.state).copy()]
+
+
+def _write_keras(global_state: Any, state: list[Any]) -> None:
+    seed, generator, value = state
+    global_state.set_global_attribute("global_random_seed", seed)
+    global_state.set_global_attribute("global_seed_generator", generator)
     if generator is not None:
-        value = sys.modules["numpy"].asarray(generator.state).copy()
-
-    def restore() -> None:
-        global_state.set_global_attribute("global_random_seed", seed)
-        global_state.set_global_attribute("global_seed_generator", generator)
-        if generator is not None:
-            generator.state.assign(value)
-
-    return restore
+        generator.state.assign(value)
 
 
 def _seed_keras(global_state: Any, seed: int) -> None:
-    # The generator is made anew at its next use, with a seed from Python's generator.
+    # At its next use Keras makes a new generator, with a seed from Python's generator.
     global_state.set_global_attribute("global_random_seed", seed)
     global_state.set_global_attribute("global_seed_generator", None)
 
 
-def _take_tensorflow(eager: Any) -> Restore:
-    context = eager.context()
-    seed = eager.global_seed()
-    generator = getattr(context, "_rng", None)
-    state = generator.getstate() if generator is not None else None
-
-    def restore() -> None:
-        # set_global_seed would start a new sequence; TensorFlow has no public way back.
-        context._seed = seed
-        if generator is not None:
-            generator.setstate(state)
-            context._rng = generator
-        else:
-            vars(context).pop("_rng", None)
-        context.clear_kernel_cache()  # operations remember where their random numbers were
-
-    return restore
+def _read_tensorflow(eager: Any) -> list[Any]:
+    generator = getattr(eager.context(), "_rng", None)
+    state = None if generator is None else generator.getstate()
+    return [eager.global_seed(), generator, state]
 
 
-def _seed_tensorflow(eager: Any, seed: int) -> None:
-    eager.set_global_seed(seed)
+def _write_tensorflow(eager: Any, state: list[Any]) -> None:
+    context, (seed, generator, value) = eager.context(), state
+    # set_global_seed would start a new sequence; TensorFlow has no public way back.
+    context._seed = seed
+    if generator is not None:
+        generator.setstate(value)
+        context._rng = generator
+    else:
+        vars(context).pop("_rng", None)
+    context.clear_kernel_cache()  # operations remember where their random numbers were
 
 
-_SOURCES: dict[str, tuple[Callable[[Any], Restore], Callable[[Any, int], None]]] = {
-    random.__name__: (_take_python, lambda module, seed: module.seed(seed)),
-    "numpy": (_take_numpy, lambda numpy, seed: numpy.random.seed(seed)),
-    "torch": (_take_torch, _seed_torch),
-    "keras.src.backend.common.global_state": (_take_keras, _seed_keras),
-    "tensorflow.python.eager.context": (_take_tensorflow, _seed_tensorflow),
+_SOURCES = {
+    random.__name__: _Source(
+        lambda module: module.getstate(),
+        lambda module, state: module.setstate(state),
+        lambda module, seed: module.seed(seed),
+    ),
+    "numpy": _Source(
+        lambda numpy: numpy.random.get_state(legacy=False),
+        lambda numpy, state: numpy.random.set_state(state),
+        lambda numpy, seed: numpy.random.seed(seed),
+    ),
+    "torch": _Source(_read_torch, _write_torch, _seed_torch),
+    "keras.src.backend.common.global_state": _Source(_read_keras, _write_keras, _seed_keras),
+    "tensorflow.python.eager.context": _Source(
+        _read_tensorflow, _write_tensorflow, lambda eager, seed: eager.set_global_seed(seed)
+    ),
 }

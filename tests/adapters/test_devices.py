@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_bncheck.adapters.devices import pick, rounding
+from pytest_bncheck.adapters.devices import pick, rounding, torch_devices
 from pytest_bncheck.types import InputError
 
 TWO = ["cpu", "cuda:0", "cuda:1"]
@@ -33,12 +33,11 @@ def test_workers_are_spread_over_the_gpus(monkeypatch, wish, worker, count, devi
 
 def test_the_devices_of_pytorch_are_counted(monkeypatch):
     torch = pytest.importorskip("torch")
-    from pytest_bncheck.adapters.torch.data import devices
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw5")
-    assert devices()[:4] == ["cpu", "cuda:0", "cuda:1", "cuda:2"]
-    assert pick("cuda", devices()) == "cuda:2"
+    assert torch_devices()[:4] == ["cpu", "cuda:0", "cuda:1", "cuda:2"]
+    assert pick("cuda", torch_devices()) == "cuda:2"
 
 
 @pytest.mark.parametrize("worker", ["gw0", "gw1"])

@@ -35,7 +35,7 @@ from pytest_bncheck.adapters.keras.passes import Passes
 from pytest_bncheck.adapters.keras.slopes import Slopes
 from pytest_bncheck.adapters.keras.state import Snapshot, put_back, value_of
 from pytest_bncheck.adapters.keras.step import Steps
-from pytest_bncheck.adapters.keras.tracing import Tracer, sticky_attributes
+from pytest_bncheck.adapters.keras.tracing import Tracer
 from pytest_bncheck.adapters.random_state import RandomState
 from pytest_bncheck.types import (
     Calls,
@@ -338,14 +338,14 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
             return tracer.run(lambda: forward(self._batches[index], training=False))
 
     def sticky(self, index: int) -> list[str]:
-        before = self._passes.attributes or {}
+        attributes = self._passes.attributes
 
-        def forward() -> Any:
+        def outputs() -> Mapping[str, Array]:
             with put_back([*self._parts.variables, *self._parts.seeds], self._own):
-                return self._passes.forward(self._batches[index], training=True)
+                return floating(self._passes.forward(self._batches[index], training=True), None)
 
         with self._looking():
-            return sticky_attributes(self._parts.named, before, forward, self.noise)
+            return [] if attributes is None else attributes.sticky(outputs, self.noise)
 
     def _predict_with_batch_statistics(self, batch: int) -> Pass:
         __tracebackhide__ = True

@@ -34,11 +34,11 @@ def compiled(
     Whatever the trace left on layers is taken away again. `once` says that it runs a few times.
     """
     kept = [Attributes(layer) for layer, _ in parts.named]
-    random, before = RandomState.capture(), fingerprint(backend, ())
+    random, before = RandomState.capture(), fingerprint(())
     try:
         run = backend.compiled(function, variables, inputs, once=once)
         changed = set[str]().union(*(attributes.changed() for attributes in kept)) - _NOTES
-        return run if not changed and before == fingerprint(backend, ()) else None
+        return run if not changed and before == fingerprint(()) else None
     except Exception:  # what is wrong, if anything is, shows when it is run
         return None
     finally:

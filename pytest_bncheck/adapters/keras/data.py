@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from pytest_bncheck.adapters.batches import remix
 from pytest_bncheck.adapters.hints import kind
-from pytest_bncheck.adapters.keras import hints
 from pytest_bncheck.adapters.keras.backends.base import tensor_like, to_numpy
-from pytest_bncheck.maths.dealing import deal
+from pytest_bncheck.adapters.keras.hints import hints
 from pytest_bncheck.types import InputError, Recipe
 
 if TYPE_CHECKING:
@@ -119,28 +119,18 @@ def has_own_step(model: Any) -> bool:
 
 
 def remixed(batches: Sequence[Batch]) -> list[Batch]:
-    """The samples of some batches dealt anew, each new batch from all.
-
-    None where something is not cut by samples; see `deal`.
-    """
-    flat = [keras.tree.flatten(batch.whole) for batch in batches]
-    sizes = [batch.size or 0 for batch in batches]
-    leaves = [leaf for own in flat for leaf in own]
-    if not all(keras.ops.is_tensor(leaf) and leaf.shape for leaf in leaves):
+    """Batches with their samples mixed; see `remix`."""
+    leaves = [keras.tree.flatten(batch.whole) for batch in batches]
+    if not all(keras.ops.is_tensor(leaf) and leaf.shape for own in leaves for leaf in own):
         return []
-    fits = all(leaf.shape[0] == size for own, size in zip(flat, sizes, strict=True) for leaf in own)
-    kinds = {tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in own) for own in flat}
-    if not fits or len(kinds) > 1:
-        return []
-    joined = [keras.ops.concatenate(same) for same in zip(*flat, strict=True)]
-    return [
-        batches[0].remade(
-            keras.tree.pack_sequence_as(
-                batches[0].whole, [keras.ops.take(leaf, part, axis=0) for leaf in joined]
-            )
-        )
-        for part in deal(sizes)
-    ]
+    mixed = remix(
+        leaves,
+        [batch.size or 0 for batch in batches],
+        keras.ops.concatenate,
+        lambda leaf, rows: keras.ops.take(leaf, rows, axis=0),
+    )
+    first = batches[0]
+    return [first.remade(keras.tree.pack_sequence_as(first.whole, new)) for new, _ in mixed]
 
 
 def _ignores(model: Any, key: str) -> bool:

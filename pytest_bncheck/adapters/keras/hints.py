@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 
-from pytest_bncheck.adapters import hints
-from pytest_bncheck.adapters.hints import UNKNOWN_LOSS, UNKNOWN_OUTPUTS
-from pytest_bncheck.types import InputError
+from pytest_bncheck.adapters.hints import Hints
 
 _TENSORFLOW = """\
     @pytest.fixture
@@ -72,31 +68,7 @@ _JAX = """\
 
 _STEPS = {"tensorflow": _TENSORFLOW, "torch": _TORCH, "jax": _JAX}
 
-
-def no_step(problem: str, loss: str = UNKNOWN_LOSS) -> InputError:
-    """The error where the training step has to come from the user."""
-    return hints.error(problem, "bncheck_train_step", _step(loss))
-
-
-def no_forward(problem: str, outputs: str = UNKNOWN_OUTPUTS) -> InputError:
-    """The error where the call of the model has to come from the user."""
-    return hints.error(problem, "bncheck_forward", hints.FORWARD.format(outputs=outputs))
-
-
-def no_forward_and_step(
-    problem: str, outputs: str = UNKNOWN_OUTPUTS, loss: str = UNKNOWN_LOSS
-) -> InputError:
-    """The error where the batch means something to the user alone."""
-    forward = hints.FORWARD.format(outputs=outputs)
-    return hints.error(problem, "bncheck_forward and bncheck_train_step", forward, _step(loss))
-
-
-def no_loss(problem: str, outputs: Any = None, targets: Any = None) -> InputError:
-    """The error where the loss has to come from the user; it is of what these hold."""
-    arguments = f"{hints.part('targets', targets)}, {hints.part('outputs', outputs)}"
-    loss = f"keras.losses.mean_squared_error({arguments})"
-    return hints.error(problem, "bncheck_loss", hints.LOSS.format(loss=loss))
-
-
-def _step(loss: str) -> str:
-    return _STEPS[keras.backend.backend()].format(loss=loss)
+hints = Hints(
+    _STEPS.get(keras.backend.backend(), _TENSORFLOW),  # `own_backend` refuses every other one
+    "keras.losses.mean_squared_error({targets}, {outputs})",
+)

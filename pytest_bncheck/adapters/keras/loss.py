@@ -11,9 +11,9 @@ import numpy as np
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from pytest_bncheck.adapters.hints import kind
-from pytest_bncheck.adapters.keras import hints
 from pytest_bncheck.adapters.keras.backends.base import Backend, tensor_like, to_numpy
 from pytest_bncheck.adapters.keras.data import Batch
+from pytest_bncheck.adapters.keras.hints import hints
 from pytest_bncheck.types import InputError, Recipe
 
 Tensor: TypeAlias = Any

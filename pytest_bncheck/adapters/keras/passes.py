@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pytest_bncheck.adapters.attributes import PlainAttributes
 from pytest_bncheck.adapters.keras.backends.base import Backend
 from pytest_bncheck.adapters.keras.calls import (
     Record,
@@ -21,7 +22,6 @@ from pytest_bncheck.adapters.keras.compilation import Function, compiled
 from pytest_bncheck.adapters.keras.data import Batch, by_sample, form_of, rows_of
 from pytest_bncheck.adapters.keras.layers import Inventory
 from pytest_bncheck.adapters.keras.state import contents, fingerprint, in_mode, put_back
-from pytest_bncheck.adapters.keras.tracing import plain_attributes
 from pytest_bncheck.types import Recipe
 
 
@@ -78,7 +78,7 @@ class Passes:
         self._model, self._recipe, self._parts = model, recipe, parts
         self._backend, self._trains = backend, trains
         self._compiled: dict[object, tuple[Function | None, list[Record]]] = {}
-        self.attributes: dict[tuple[int, str], Any] | None = None
+        self.attributes: PlainAttributes | None = None
 
     def forward(self, batch: Batch, *, training: bool) -> Any:
         """The model's outputs, as ``fit`` or ``predict`` would have them.
@@ -121,7 +121,7 @@ class Passes:
         parts, backend = self._parts, self._backend
         records = [Record() for _ in parts.layers]
         if self.attributes is None and not training:
-            self.attributes = plain_attributes(parts.named)
+            self.attributes = PlainAttributes(parts.named)
         with contextlib.ExitStack() as changes:
             changes.enter_context(replaced_calls(without_idle_draws(parts.recurrent, backend)))
             if collect:
@@ -132,14 +132,14 @@ class Passes:
                 kept = [layer for k, layer in enumerate(parts.layers) if self._trains(k)]
                 changes.enter_context(replaced_calls(muted(self._model, kept)))
             watched = parts.watched(statistics=not collect) if observe else {}
-            random = fingerprint(backend, parts.seeds) if observe else ()
+            random = fingerprint(parts.seeds) if observe else ()
             state = contents(watched.values())
             outputs = self._outputs(batch, Kind(training, collect, force, mute), records)
             moved = zip(watched, state, contents(watched.values()), strict=True)
             return Pass(
                 outputs,
                 records,
-                random=observe and random != fingerprint(backend, parts.seeds),
+                random=observe and random != fingerprint(parts.seeds),
                 mutated=tuple(name for name, old, new in moved if old != new),
             )
 

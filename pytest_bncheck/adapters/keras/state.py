@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import random
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,9 +12,10 @@ import numpy as np
 from keras.src.backend.common import global_state
 from keras.src.layers.layer import CallContext
 
+from pytest_bncheck.adapters import random_state
+from pytest_bncheck.adapters.containers import container_type, holds, members_of, refill
 from pytest_bncheck.adapters.keras.backends.base import Backend, Tensor, Variable, to_numpy
 
-_SEED_GENERATOR = "global_seed_generator"
 _NAMES = "object_name_uids"
 _CALL_CONTEXT = "current_call_ctx"
 _DTYPE_POLICY = "dtype_policy"
@@ -47,18 +46,9 @@ def host_arrays(variables: Iterable[Variable]) -> list[np.ndarray[Any, Any]]:
 # random state ---------------------------------------------------------------------------------
 
 
-def fingerprint(backend: Backend, seeds: Iterable[Variable]) -> tuple[object, ...]:
-    """Something that differs once a random number was drawn."""
-    state: Any = np.random.get_state()
-    fields = state if isinstance(state, tuple) else (repr(state),)
-    generator = global_state.get_global_attribute(_SEED_GENERATOR)
-    states = [*seeds, *([] if generator is None else [generator.state])]
-    return (
-        random.getstate(),
-        *(f.tobytes() if isinstance(f, np.ndarray) else f for f in fields),
-        backend.random_state(),
-        *contents(states),
-    )
+def fingerprint(seeds: Iterable[Variable]) -> tuple[object, ...]:
+    """Something that differs once a random number was drawn, also from one of these `seeds`."""
+    return random_state.fingerprint(), *contents(seeds)
 
 
 def contents(variables: Iterable[Variable]) -> list[bytes]:
@@ -82,10 +72,10 @@ class Attributes:
     def _remember(self, value: Any) -> None:
         for held in _holders(value):
             if id(held) not in self._containers:
-                items = _items(held)
+                items = members_of(held)
                 self._containers[id(held)] = held, items
                 for item in items:
-                    self._remember(item[1] if _container(held) is not list else item)
+                    self._remember(item[-1])
 
     def changed(self) -> set[str]:
         """Names of the attributes that are other objects now, or hold other ones."""
@@ -97,7 +87,7 @@ class Attributes:
     def _holds_others(self, value: Any) -> bool:
         for held in _holders(value)[:1]:
             kept = self._containers.get(id(held))
-            return kept is not None and _differ(_items(held), kept[1], _container(held))
+            return kept is not None and not holds(held, kept[1])
         return False
 
     def restore(self) -> None:
@@ -108,47 +98,16 @@ class Attributes:
             del now[name]
         now.update(self._values)
         for value, items in self._containers.values():
-            if _differ(_items(value), items, _container(value)):
-                _refill(value, items)
+            refill(value, items)
 
 
 def _holders(value: Any) -> list[Any]:
     """The plain containers that a container consists of, first the one of its elements."""
     if type(value).__module__ != _WRAPPERS:
-        return [value] if _container(value) else []
+        return [value] if container_type(value) else []
     # TensorFlow wraps the lists and dicts among a model's attributes, and keeps books on them.
     inside = getattr(value, "_storage", None), getattr(value, "__wrapped__", None)
-    return [held for held in (*inside, vars(value)) if _container(held)]
-
-
-def _container(value: Any) -> type | None:
-    return next((t for t in (OrderedDict, dict, list, set) if issubclass(type(value), t)), None)
-
-
-def _items(value: Any) -> list[Any]:
-    """Elements of a list; pairs of a dictionary; each element of a set twice, as a pair."""
-    kind = _container(value)
-    if kind is list:
-        return list(value)
-    return [(v, v) for v in value] if kind is set else list(dict.items(value))
-
-
-def _differ(now: list[Any], items: list[Any], kind: type | None) -> bool:
-    """Whether a container holds other objects than it did."""
-    return len(now) != len(items) or any(
-        a is not b
-        for pair in zip(now, items, strict=True)
-        for a, b in (zip(*pair, strict=True) if kind is not list else [pair])
-    )
-
-
-def _refill(value: Any, items: list[Any]) -> None:
-    kind: Any = _container(value)
-    kind.clear(value)
-    if kind is list:
-        list.extend(value, items)
-    else:
-        kind.update(value, [i[0] for i in items] if kind is set else items)
+    return [held for held in (*inside, vars(value)) if container_type(held)]
 
 
 class Snapshot:

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 
 from pytest_bncheck.adapters.hints import kind
-from pytest_bncheck.adapters.keras import hints
 from pytest_bncheck.adapters.keras.backends.base import Backend, Tensor
 from pytest_bncheck.adapters.keras.calls import (
     Modes,
@@ -22,6 +21,7 @@ from pytest_bncheck.adapters.keras.calls import (
 )
 from pytest_bncheck.adapters.keras.compilation import compiled
 from pytest_bncheck.adapters.keras.data import Batch, has_own_step, make_optimizer
+from pytest_bncheck.adapters.keras.hints import hints
 from pytest_bncheck.adapters.keras.layers import Inventory, statistics_of
 from pytest_bncheck.adapters.keras.loss import Objective, scalar
 from pytest_bncheck.adapters.keras.state import fingerprint, value_of
@@ -123,7 +123,7 @@ class Steps:
         if id(batch) not in self._repeats:
             self._repeats[id(batch)] = self._compiled(batch)
         repeat, first = self._repeats[id(batch)], not self.losses
-        before = fingerprint(self._backend, self._parts.seeds) if first else ()
+        before = fingerprint(self._parts.seeds) if first else ()
         if repeat.run is not None:
             loss, packed, seen, _ = repeat.run(batch.inputs)
             for record, each, (between, masked) in zip(
@@ -148,7 +148,7 @@ class Steps:
         self.log.append(packed)
         self.execution = "eager" if repeat.run is None else str(self._backend.compilation)
         if first:
-            self.stochastic = before != fingerprint(self._backend, self._parts.seeds)
+            self.stochastic = before != fingerprint(self._parts.seeds)
 
     def once_more(self, batch: Batch) -> tuple[Any, Tensor, list[Record]] | None:
         """Outputs of one more step, running statistics packed, and calls; it changes nothing.

@@ -1,35 +1,27 @@
-"""A closer look at Keras' eval mode: calls in it that train, attributes it leaves behind."""
+"""Calls in Keras' eval mode that behave as in training."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import inspect
-import linecache
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
-import numpy as np
 
 from pytest_bncheck.adapters.keras.backends.base import Backend
 from pytest_bncheck.adapters.keras.calls import mode_of, replaced_calls, traced, without_idle_draws
-from pytest_bncheck.adapters.keras.data import floating
 from pytest_bncheck.adapters.keras.layers import Inventory, has_statistics, is_library
 from pytest_bncheck.adapters.keras.state import fingerprint
-from pytest_bncheck.adapters.random_state import RandomState
+from pytest_bncheck.adapters.sources import frames_within, line_of
 from pytest_bncheck.types import Trace
 
 KerasLayer: TypeAlias = Any
-Named: TypeAlias = Sequence[tuple[KerasLayer, str]]
 
-_PACKAGE = Path(__file__).parents[2]
-_OUTSIDE = str(Path(__file__).with_name("adapter.py"))
 _LIBRARIES = ("keras", "tensorflow", "torch", "jax", "contextlib", "functools", "random")
 _PUBLIC = {"keras.src.random": "keras.random", "tensorflow.python.ops": "tf.random"}
-_PLAIN = (bool, int, float, str, type(None))
 
 
 class Tracer:
@@ -63,7 +55,7 @@ class Tracer:
         return list(self._found)
 
     def _state(self) -> tuple[object, ...]:
-        return fingerprint(self._backend, self._parts.seeds)
+        return fingerprint(self._parts.seeds)
 
     def _looked_at(self, layer: KerasLayer, path: str) -> Callable[..., Any]:
         original = layer.call
@@ -140,20 +132,16 @@ def _user_line(call: str = "") -> tuple[str, str]:
 
     `call` is its name where no frame tells it.
     """
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename != _OUTSIDE:
+    for frame in frames_within(Tracer.run.__code__):
         module = str(frame.f_globals.get("__name__", ""))
-        ours = _PACKAGE in Path(frame.f_code.co_filename).parents
-        if not ours and module.split(".")[0] not in _LIBRARIES:
-            file, line = frame.f_code.co_filename, frame.f_lineno
-            return call, f"{Path(file).name}:{line}: {linecache.getline(file, line).strip()}"
+        if module.split(".")[0] not in _LIBRARIES:
+            return call, line_of(frame)
         public = next((name for start, name in _PUBLIC.items() if module.startswith(start)), None)
         owner = frame.f_locals.get("self")
         if isinstance(owner, keras.layers.Layer) and is_library(owner):
             call = _in_training(owner)
         elif public is not None and not frame.f_code.co_name.startswith("_"):
             call = f"{public}.{frame.f_code.co_name}(...)"
-        frame = frame.f_back  # type: ignore[assignment]
     return call, ""
 
 
@@ -171,73 +159,3 @@ def _in_training(layer: KerasLayer) -> str:
     rate = getattr(layer, "rate", None)
     setting = f"{rate:g}" if isinstance(rate, (int, float)) else "..."
     return f"{prefix}{name}({setting})(x, training=True)"
-
-
-# attributes ---------------------------------------------------------------------------------------
-
-
-def plain_attributes(named: Named) -> dict[tuple[int, str], Any]:
-    """Numbers, flags and texts among the layers' attributes."""
-    return {
-        (k, name): value
-        for k, (layer, _) in enumerate(named)
-        for name, value in vars(layer).items()
-        if isinstance(value, _PLAIN)
-    }
-
-
-def sticky_attributes(
-    named: Named,
-    before: dict[tuple[int, str], Any],
-    forward: Callable[[], Any],
-    noise: float,
-) -> list[str]:
-    """Those that differ from `before` and with which a training pass gives something else.
-
-    Parameters
-    ----------
-    forward
-        One pass in training mode, which leaves all variables as they are.
-    noise
-        Relative difference of two outputs that rounding explains.
-    """
-    now = plain_attributes(named)
-    changed = {
-        key: (before[key], value)
-        for key, value in now.items()
-        if key in before and not _same(before[key], value)
-    }
-
-    def outputs(settings: dict[tuple[int, str], Any]) -> dict[str, Any]:
-        for (k, name), value in settings.items():
-            named[k][0].__dict__[name] = value
-        random = RandomState.capture()
-        try:
-            return floating(forward(), None)
-        finally:
-            random.restore()
-
-    if not changed:
-        return []
-    found = []
-    old = {key: values[0] for key, values in changed.items()}
-    try:
-        first = outputs(old)
-        for key, (_, new) in changed.items():
-            if _differ(first, outputs({**old, key: new}), noise):
-                layer_path = named[key[0]][1]
-                found.append(f"{layer_path}.{key[1]}" if layer_path else key[1])
-    finally:
-        for (k, name), (_, new) in changed.items():
-            named[k][0].__dict__[name] = new
-    return found
-
-
-def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and (a == b or (a != a and b != b))
-
-
-def _differ(a: dict[str, Any], b: dict[str, Any], noise: float) -> bool:
-    if a.keys() != b.keys() or any(a[key].shape != b[key].shape for key in a):
-        return True
-    return any(not np.linalg.norm(a[key] - b[key]) <= noise * np.linalg.norm(a[key]) for key in a)

@@ -20,30 +20,29 @@ from pytest_bncheck.adapters.base import (
     Streaming,
     Watching,
 )
-from pytest_bncheck.adapters.devices import pick, rounding
+from pytest_bncheck.adapters.devices import pick, rounding, torch_devices
 from pytest_bncheck.adapters.hints import kind
-from pytest_bncheck.adapters.random_state import RandomState
-from pytest_bncheck.adapters.torch import hints, lightning
+from pytest_bncheck.adapters.random_state import RandomState, fingerprint
+from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import loss as losses
 from pytest_bncheck.adapters.torch import step as steps
 from pytest_bncheck.adapters.torch.batch import batch_length
 from pytest_bncheck.adapters.torch.data import (
     batched,
-    devices,
     first_half,
     float_outputs,
     leaves,
     remixed,
     to_tensors,
 )
+from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.adapters.torch.layers import Layers, Raw
 from pytest_bncheck.adapters.torch.passes import Passes, equal, is_library_leaf, moved, number
 from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, refuse_synchronised
 from pytest_bncheck.adapters.torch.replicas import Replicas
 from pytest_bncheck.adapters.torch.slopes import slopes
-from pytest_bncheck.adapters.torch.state import Snapshot, as_written, overwrite, random_fingerprint
+from pytest_bncheck.adapters.torch.state import Snapshot, as_written, overwrite
 from pytest_bncheck.adapters.torch.tracing import Tracer, Watch, depends_on_mode
-from pytest_bncheck.maths.predictions import gap
 from pytest_bncheck.types import (
     Calls,
     Dialect,
@@ -96,7 +95,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self.model = model
         self.recipe = recipe
         refuse_model(model)
-        self._to = None if device is None else torch.device(pick(device, devices()))
+        self._to = None if device is None else torch.device(pick(device, torch_devices()))
         home = self._to or next((t.device for t in _tensors(model)), torch.device("cpu"))
         self.device = str(home)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
@@ -189,13 +188,13 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
     def step(self, index: int) -> Any:
         __tracebackhide__ = True
         first, ran = not self._losses, Watch()
-        before = random_fingerprint() if first else None
+        before = fingerprint() if first else None
         with torch.enable_grad(), ran.open(), self._layers.step():
             loss = self._step(self._batches[index])
         self._log.append(self._layers.raw())
         self._idle.update({m: None for m in ran.inference if m not in ran.training})
         if first:
-            self.stochastic = before != random_fingerprint()
+            self.stochastic = before != fingerprint()
             self._log = self._layers.order_by_call(self._log)
         self._calls = self._layers.counted()
         return loss
@@ -318,27 +317,19 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
     def trace(self, index: int) -> list[Trace]:
         self.model.eval()
-        tracer = Tracer(self._snapshot.paths)
-        with torch.no_grad(), tracer.watch():
-            self._passes.forward(self._batches[index])
-        return tracer.found
+        with torch.no_grad():
+            return Tracer(self._snapshot.paths).run(
+                lambda: self._passes.forward(self._batches[index])
+            )
 
     def sticky(self, index: int) -> list[str]:
-        before, paths = self._passes.attributes or {}, self._snapshot.paths
+        attributes = self._passes.attributes
+        if attributes is None:
+            return []
         self._passes.enter_training()
-        changed = self._passes.changed_attributes()
-        if not changed:
-            return []
-        state, results = RandomState.capture(), []
-        for values in (changed, {place: before[place] for place in changed}):
-            for (module, key), value in values.items():
-                vars(module)[key] = value
-            state.restore()
-            results.append(self._passes.in_training(lambda: self._training_outputs(index)))
-        differs = gap(*results)
-        if differs is not None and differs <= self.noise:
-            return []
-        return [f"{paths[module]}.{key}".removeprefix(".") for module, key in changed]
+        return attributes.sticky(
+            lambda: self._passes.in_training(lambda: self._training_outputs(index)), self.noise
+        )
 
     def predict_remixed(self, batches: int) -> list[Prediction]:
         __tracebackhide__ = True

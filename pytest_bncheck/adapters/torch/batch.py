@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pytest_bncheck.adapters.hints import kind
-from pytest_bncheck.adapters.torch import hints
 from pytest_bncheck.adapters.torch.data import leaves
+from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.types import InputError
 
 TARGETS = ("labels", "label", "targets", "target", "y")

@@ -1,18 +1,18 @@
-"""Batches and outputs of PyTorch, nested containers of tensors, and where they are."""
+"""Batches and outputs of PyTorch: nested containers of tensors."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pytest_bncheck.adapters.batches import remix
 from pytest_bncheck.adapters.hints import kind
-from pytest_bncheck.maths.dealing import deal
 from pytest_bncheck.types import InputError
 
 if TYPE_CHECKING:
@@ -54,32 +54,19 @@ def first_half(batch: Any, size: int | None) -> Any:
     return _map(batch, lambda leaf: leaf[: size // 2] if _has_axis(leaf) else leaf)
 
 
-def remixed(batches: Sequence[Any], sizes: Sequence[int | None]) -> list[tuple[Any, int]]:
-    """The samples of some batches dealt anew, each new batch from all, with their numbers.
-
-    None where something is not cut by samples; see `deal`.
-    """
-    known = [size for size in sizes if size is not None]
-    whole = _stacked(list(zip(batches, sizes, strict=True)))
-    if whole is None or len(known) < len(sizes):
+def remixed(batches: Sequence[Any], sizes: Sequence[int]) -> list[tuple[Any, int]]:
+    """Batches with their samples mixed, and the size of each; see `remix`."""
+    each = [[leaf for _, leaf in leaves(batch) if _has_axis(leaf)] for batch in batches]
+    if any(leaf.layout is not torch.strided for own in each for leaf in own):
         return []
-
-    def take(part: Any) -> Any:
-        return _map(whole, lambda leaf: leaf[part] if _has_axis(leaf) else leaf)
-
-    return [(take(part), len(part)) for part in deal(known)]
+    mixed = remix(each, sizes, torch.cat, lambda leaf, rows: leaf[rows])
+    return [(_with_leaves(batches[0], new), size) for new, size in mixed]
 
 
-def _stacked(pairs: Sequence[tuple[Any, int | None]]) -> Any:
-    """Batches as one; None where they differ in structure or something is not cut by samples."""
-    each = [[leaf for _, leaf in leaves(batch) if _has_axis(leaf)] for batch, _ in pairs]
-    rows = [(leaf, size) for own, (_, size) in zip(each, pairs, strict=True) for leaf in own]
-    cut = all(leaf.shape[0] == size and leaf.layout is torch.strided for leaf, size in rows)
-    shapes = {tuple((leaf.shape[1:], leaf.dtype) for leaf in own) for own in each}
-    if not cut or len(shapes) > 1:
-        return None
-    joined = iter([torch.cat(same) for same in zip(*each, strict=True)])
-    return _map(pairs[0][0], lambda leaf: next(joined) if _has_axis(leaf) else leaf)
+def _with_leaves(batch: Any, new: Iterable[Tensor]) -> Any:
+    """The batch with other tensors that have an axis."""
+    rest = iter(new)
+    return _map(batch, lambda leaf: next(rest) if _has_axis(leaf) else leaf)
 
 
 def _has_axis(leaf: Any) -> bool:
@@ -162,9 +149,3 @@ def _map(value: Any, convert: Callable[[Any], Any]) -> Any:
             object.__setattr__(mapped, field.name, _map(getattr(value, field.name), convert))
         return mapped
     return convert(value)
-
-
-def devices() -> list[str]:
-    """The devices that are there."""
-    there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-    return [*there, "mps"] if torch.backends.mps.is_available() else there

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_bncheck.adapters.torch import hints
+from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.types import InputError
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pytest_bncheck.adapters.hints import kind as in_words
-from pytest_bncheck.adapters.torch import hints
 from pytest_bncheck.adapters.torch.data import leaves
+from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.types import InputError
 
 Loss = Callable[[Any, Any], Any]

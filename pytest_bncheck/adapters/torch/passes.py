@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from pytest_bncheck.adapters.attributes import PlainAttributes
 from pytest_bncheck.adapters.base import TooFewValues
-from pytest_bncheck.adapters.torch import hints, lightning
+from pytest_bncheck.adapters.random_state import fingerprint
+from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import loss as losses
 from pytest_bncheck.adapters.torch.batch import refuse_arguments, targets_of, understand
 from pytest_bncheck.adapters.torch.data import describe, float_outputs, mean_output
+from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.refusals import dtype_note
-from pytest_bncheck.adapters.torch.state import plain_name, random_fingerprint
-from pytest_bncheck.adapters.torch.tracing import attributes
+from pytest_bncheck.adapters.torch.state import plain_name
 from pytest_bncheck.types import InputError, Prediction, Recipe
 
 T = TypeVar("T")
@@ -62,7 +64,7 @@ class Passes:
         self._layers, self._criterion = layers, criterion
         self.users, self.mixed = False, False
         self.modes: dict[nn.Module, bool] = {}
-        self.attributes: dict[tuple[nn.Module, str], Any] | None = None
+        self.attributes: PlainAttributes | None = None
 
     # modes ------------------------------------------------------------------------------------
 
@@ -78,28 +80,12 @@ class Passes:
     def enter_eval(self) -> None:
         """The user's own eval mode."""
         if self.attributes is None:  # the first pass in eval mode is the first to change them
-            self.attributes = attributes(self._paths)
+            self.attributes = PlainAttributes(self._paths.items(), without={"training"})
         self._model.eval()
 
-    def changed_attributes(self) -> dict[tuple[nn.Module, str], Any]:
-        """The plain attributes that are not what they were before the first pass in eval mode."""
-        return {
-            (module, key): vars(module).get(key)
-            for (module, key), value in (self.attributes or {}).items()
-            if vars(module).get(key) != value
-        }
-
-    @contextmanager
-    def as_trained(self) -> Iterator[None]:
-        """What passes in eval mode left in attributes is undone for a while."""
-        changed, before = self.changed_attributes(), self.attributes or {}
-        for module, key in changed:
-            vars(module)[key] = before[module, key]
-        try:
-            yield
-        finally:
-            for (module, key), value in changed.items():
-                vars(module)[key] = value
+    def as_trained(self) -> AbstractContextManager[None]:
+        """Temporarily restores attributes that eval passes changed."""
+        return nullcontext() if self.attributes is None else self.attributes.as_before()
 
     def enter_training(self) -> None:
         """The modes that `begin` found."""
@@ -171,7 +157,7 @@ class Passes:
     def run(self, batch: Any, size: int | None, *, observe: bool = True) -> Prediction:
         """One forward without gradients in the modes that the modules are in."""
         __tracebackhide__ = True
-        random_before = random_fingerprint() if observe else []
+        random_before = fingerprint() if observe else {}
         others = self._other_buffers() if observe else []
         targets = targets_of(self._model, batch)
         # Only the autograd graph tells logits from probabilities, so the first pass may need it.
@@ -184,7 +170,7 @@ class Passes:
             loss=loss,
             accuracy=losses.accuracy(outputs, targets, self._criterion.kind),
             constant_loss=constant,
-            random=observe and random_before != random_fingerprint(),
+            random=observe and random_before != fingerprint(),
             mutated=tuple(moved(others)),
         )
 

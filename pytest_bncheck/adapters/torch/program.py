@@ -14,10 +14,11 @@ import torch
 
 from pytest_bncheck.adapters.base import NO_CALLS, NO_STATISTICS, Adapter, Mode, Pass, Sampling
 from pytest_bncheck.adapters.devices import rounding
+from pytest_bncheck.adapters.random_state import fingerprint
 from pytest_bncheck.adapters.torch.adapter import DIALECT
 from pytest_bncheck.adapters.torch.batch import batch_length, understand
 from pytest_bncheck.adapters.torch.data import describe, first_half, float_outputs, to_tensors
-from pytest_bncheck.adapters.torch.state import Snapshot, random_fingerprint
+from pytest_bncheck.adapters.torch.state import Snapshot
 from pytest_bncheck.types import Calls, InputError, Layer, Prediction, Recipe, Statistics
 
 
@@ -116,7 +117,7 @@ class TorchProgramAdapter(Adapter, Sampling):
     def _pass(self, batch: Any, size: int | None) -> Prediction:
         __tracebackhide__ = True
         before = {name: b.detach().clone() for name, b in self._model.named_buffers()}
-        random = random_fingerprint()
+        random = fingerprint()
         with torch.no_grad():
             outputs = self._call(batch)
         moved = [
@@ -127,7 +128,7 @@ class TorchProgramAdapter(Adapter, Sampling):
         return Prediction(
             outputs=float_outputs(outputs, size),
             structure=describe(outputs),
-            random=random != random_fingerprint(),
+            random=random != fingerprint(),
             mutated=tuple(moved),
         )
 

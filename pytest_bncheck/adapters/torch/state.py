@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from pytest_bncheck.adapters.containers import container_type, members_of, refill
+
 Undo = Callable[[], None]
 
 _FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "pytest", "_pytest", "pytest_bncheck"}
@@ -125,15 +127,9 @@ def _remember(item: Any) -> Undo | None:
     if isinstance(item, np.ndarray) and item.flags.writeable and item.dtype != object:
         values = item.copy()
         return lambda: np.copyto(item, values)
-    if isinstance(item, dict):
-        pairs = list(item.items())
-        return lambda: _refill(item, pairs, list(item.items()), item.update)
-    if isinstance(item, (list, deque)):
-        members = list(item)
-        return lambda: _refill(item, members, list(item), item.extend)
-    if isinstance(item, set):
-        elements = list(item)
-        return lambda: _refill(item, elements, list(item), item.update)
+    if container_type(item) is not None:
+        held = members_of(item)
+        return lambda: refill(item, held)
     if isinstance(item, types.FunctionType):
         cells, names = list(_cells(item)), list(_globals(item))
         return lambda: _refill_variables(item, cells, names)
@@ -205,20 +201,6 @@ def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:
     if tensor.device != data.device or tensor.dtype != data.dtype or tensor.shape != data.shape:
         return True
     return tensor.layout is torch.strided and tensor.data_ptr() != data.data_ptr()
-
-
-def _refill(item: Any, then: list[Any], now: list[Any], fill: Callable[[Any], object]) -> None:
-    """Give a container its members back, unless it still has them."""
-    if len(then) != len(now) or any(not _same(a, b) for a, b in zip(then, now, strict=True)):
-        item.clear()
-        fill(then)
-
-
-def _same(left: Any, right: Any) -> bool:
-    """Identity, member by member for a dict's pairs."""
-    if isinstance(left, tuple) and isinstance(right, tuple) and len(left) == len(right) == 2:
-        return left[0] is right[0] and left[1] is right[1]
-    return left is right
 
 
 def _refill_variables(
@@ -323,20 +305,3 @@ def _default_device() -> torch.device | None:
     """
     context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
     return None if context is None else context.device
-
-
-def random_fingerprint() -> list[bytes]:
-    """The state of the generators a forward pass can draw from, to compare before and after."""
-    prints = [
-        repr(random.getstate()).encode(),
-        _numpy_state(),
-        torch.get_rng_state().numpy().tobytes(),
-    ]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        prints += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
-    return prints
-
-
-def _numpy_state() -> bytes:
-    state: Any = np.random.get_state(legacy=True)
-    return bytes(state[1].tobytes()) + repr(state[2:]).encode()

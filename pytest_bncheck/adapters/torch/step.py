@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from pytest_bncheck.adapters.hints import kind as in_words
-from pytest_bncheck.adapters.torch import hints, lightning
+from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch.batch import per_sample, targets_of
+from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.adapters.torch.loss import Criterion, Loss, infer, last_operation, main_output
 from pytest_bncheck.adapters.torch.refusals import refuse_optimizer, refuse_training
 from pytest_bncheck.types import InputError, Recipe

@@ -1,11 +1,10 @@
-"""How the modules of a PyTorch model mind the mode: which ignore it, which calls do, and where."""
+"""Modules and calls of a PyTorch model: in which mode they ran, and which trained in eval mode."""
 
 from __future__ import annotations
 
-import linecache
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,15 +19,17 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.overrides import TorchFunctionMode, resolve_name
 
-from pytest_bncheck.adapters.torch.state import random_fingerprint
+from pytest_bncheck.adapters.random_state import fingerprint
+from pytest_bncheck.adapters.sources import PACKAGE, frames_within, line_of, source_line
+from pytest_bncheck.adapters.torch.draws import Draws, function_name
 from pytest_bncheck.types import Trace
 
-_SIMPLE = (bool, int, float, str, type(None))
-_PACKAGE = str(Path(__file__).resolve().parents[2])
 _TORCH = str(Path(torch.__file__).resolve().parent)
-_LIBRARIES = (_PACKAGE, _TORCH, str(Path(np.__file__).resolve().parent), random.__file__)
+_LIBRARIES = (PACKAGE, _TORCH, str(Path(np.__file__).resolve().parent), random.__file__)
+
+_HOST = {"random": "Python's random", "numpy": "numpy.random"}
+"""Generators that no function of torch draws from, as messages call them."""
 
 _TRAINING_ARGUMENT = 5
 """Place of `training` among the arguments of `F.batch_norm`."""
@@ -75,79 +76,67 @@ class Watch:
         (self.training if module.training else self.inference).setdefault(module)
 
 
-def attributes(modules: Mapping[nn.Module, str]) -> dict[tuple[nn.Module, str], Any]:
-    """The plain attributes of all modules but their mode: numbers, words, switches."""
-    return {
-        (module, key): value
-        for module in modules
-        for key, value in vars(module).items()
-        if isinstance(value, _SIMPLE) and key != "training"
-    }
+class Tracer:
+    """Finds the calls of a pass that draw random numbers or normalise with batch statistics.
 
+    The generators are compared before and after each function of torch. For those of Python and
+    numpy also at every line of the user's code, and around every module.
 
-class Tracer(TorchFunctionMode):
-    """Finds the calls that draw random numbers or normalise with batch statistics.
-
-    A function of torch is asked before and after whether torch's generators moved. For those of
-    Python and numpy every line of the user's code is asked, and the innermost module around it.
+    Parameters
+    ----------
+    paths
+        The path of each module in the model.
     """
 
     def __init__(self, paths: Mapping[nn.Module, str]) -> None:
-        super().__init__()
-        self.found: list[Trace] = []
         self._paths = paths
-        self._stack: list[tuple[nn.Module, list[bytes]]] = []
+        self._found: dict[Trace, None] = {}
+        self._stack: list[tuple[nn.Module, dict[str, Any]]] = []
         self._lines = _HostLines()
 
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Trace for the time of a ``with`` block."""
+    def run(self, forward: Callable[[], object]) -> list[Trace]:
+        """Make the pass."""
         before = register_module_forward_pre_hook(self._enter)
         after = register_module_forward_hook(self._leave, always_call=True)
-        start, trace = random_fingerprint(), sys.gettrace()
+        start, trace = fingerprint(), sys.gettrace()
         sys.settrace(self._lines)
         try:
-            with self:
-                yield
+            with Draws(self._note):
+                forward()
         finally:
             sys.settrace(trace)
             before.remove()
             after.remove()
-        now = random_fingerprint()
-        if start != now and not self.found:
+        now = fingerprint()
+        if start != now and not self._found:
             self._add("random", _generator(start, now), self._lines.last_found)
+        return list(self._found)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        before, own = random_fingerprint(), _own_state(kwargs)
-        result = func(*args, **kwargs)
-        if before != random_fingerprint() or own != _own_state(kwargs):
-            self._explained(random_fingerprint())
-            self._add("random", _call(func, args, kwargs), _source())
+    def _note(self, func: Any, args: Any, kwargs: Any, drew: bool) -> None:
+        if drew:
+            self._explained(fingerprint())
+            self._add("random", _call(func, args, kwargs), _user_line())
         elif _uses_batch_statistics(func, args, kwargs):
-            self._add("batch statistics", _call(func, args, kwargs), _source())
-        return result
+            self._add("batch statistics", _call(func, args, kwargs), _user_line())
 
     def _enter(self, module: nn.Module, _: Any) -> None:
-        self._stack.append((module, random_fingerprint()))
+        self._stack.append((module, fingerprint()))
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
         entered, before = self._stack.pop()
-        now = random_fingerprint()
-        if entered is module and before[:2] != now[:2]:
+        now = fingerprint()
+        if entered is module and any(before.get(name) != now[name] for name in _HOST):
             source = self._lines.last_found or _forward_line(module)
             self._add("random", _generator(before, now), source)
             self._explained(now)
 
-    def _explained(self, now: list[bytes]) -> None:
-        """Let the modules around not claim random numbers that are explained already."""
+    def _explained(self, now: dict[str, Any]) -> None:
+        """Keep the modules around from reporting random numbers that are explained already."""
         self._stack = [(module, now) for module, _ in self._stack]
 
     def _add(self, kind: Literal["random", "batch statistics"], call: str, source: str) -> None:
         around = [self._paths[module] for module, _ in self._stack if module in self._paths]
-        trace = Trace(kind, call, around[-1] if around else "", source)
-        if trace not in self.found:
-            self.found.append(trace)
+        self._found[Trace(kind, call, around[-1] if around else "", source)] = None
 
 
 class _HostLines:
@@ -155,16 +144,16 @@ class _HostLines:
 
     def __init__(self) -> None:
         self.last_found = ""
-        self._state = random_fingerprint()[:3]
+        self._state = fingerprint()
         self._line = ("", 0)
 
     def __call__(self, frame: Any, event: str, _: Any) -> Any:
         if frame.f_code.co_filename.startswith(_LIBRARIES):
             return None
-        state = random_fingerprint()[:3]
+        state = fingerprint()
         if state != self._state:
             self._state = state
-            self.last_found = _line(*self._line) if self._line[1] else ""
+            self.last_found = source_line(*self._line) if self._line[1] else ""
         if event == "return":  # the caller's line goes on
             frame = frame.f_back
             while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
@@ -174,16 +163,10 @@ class _HostLines:
         return self
 
 
-def _own_state(kwargs: Mapping[str, Any]) -> bytes:
-    """State of the generator that a call is given, empty if it is given none."""
-    generator = kwargs.get("generator")
-    return b"" if generator is None else bytes(generator.get_state().numpy().tobytes())
-
-
-def _generator(before: list[bytes], now: list[bytes]) -> str:
-    if before[0] != now[0]:
-        return "Python's random"
-    return "numpy.random" if before[1:3] != now[1:3] else "a generator of torch"
+def _generator(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The generator that moved, in words."""
+    moved = (words for name, words in _HOST.items() if before.get(name) != now[name])
+    return next(moved, "a generator of torch")
 
 
 def _uses_batch_statistics(func: Any, args: Any, kwargs: Any) -> bool:
@@ -195,9 +178,6 @@ def _uses_batch_statistics(func: Any, args: Any, kwargs: Any) -> bool:
 
 def _call(func: Any, args: Any, kwargs: Any) -> str:
     """The call with its plain arguments, as one would write it."""
-    name = (resolve_name(func) or getattr(func, "__name__", "a function")).replace(
-        "torch.nn.functional.", "F."
-    )
     names = _parameters(func)
     plain = [
         f"{names[k]}={value}" if k < len(names) else f"{value}"
@@ -209,7 +189,7 @@ def _call(func: Any, args: Any, kwargs: Any) -> str:
         for k, v in kwargs.items()
         if isinstance(v, (bool, int, float)) and v is not False
     ]
-    return f"{name}({', '.join(plain)})"
+    return f"{function_name(func)}({', '.join(plain)})"
 
 
 def _parameters(func: Any) -> tuple[str, ...]:
@@ -217,21 +197,13 @@ def _parameters(func: Any) -> tuple[str, ...]:
     return () if code is None else code.co_varnames[: code.co_argcount]
 
 
-def _source() -> str:
-    """The line of the user's code that led to the present call of torch."""
-    frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
-        frame = frame.f_back
-    if frame is None or frame.f_code.co_filename.startswith(_PACKAGE):
-        return ""  # nothing but layers of the library between the plugin and the call
-    return _line(frame.f_code.co_filename, frame.f_lineno)
+def _user_line() -> str:
+    """The line of the user's code that led to the present call of torch; empty if none did."""
+    frames = frames_within(Tracer.run.__code__)
+    own = (frame for frame in frames if not frame.f_code.co_filename.startswith(_TORCH))
+    return next(map(line_of, own), "")
 
 
 def _forward_line(module: nn.Module) -> str:
     code = getattr(type(module).forward, "__code__", None)
-    return "" if code is None else _line(code.co_filename, code.co_firstlineno)
-
-
-def _line(path: str, number: int) -> str:
-    text = linecache.getline(path, number).strip()
-    return f"{Path(path).name}:{number}: {text}"
+    return "" if code is None else source_line(code.co_filename, code.co_firstlineno)

@@ -248,10 +248,6 @@ class Backend(ABC):
 
     # random numbers ---------------------------------------------------------------------------
 
-    def random_state(self) -> object:
-        """State of the backend's own generators, to compare."""
-        return None
-
     def noting_draws(self, note: Callable[[str], None]) -> contextlib.AbstractContextManager[Any]:
         """Call `note` from inside each eager random operation of the backend's own.
 

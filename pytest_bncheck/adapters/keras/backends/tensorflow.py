@@ -96,11 +96,6 @@ class TensorFlow(Backend):
     def nothing_traced(self) -> contextlib.AbstractContextManager[Any]:
         return _eagerly(True)
 
-    def random_state(self) -> object:
-        # The generator that gives each eager random operation its seed.
-        generator = getattr(tf_context.context(), "_rng", None)
-        return None if generator is None else generator.getstate()
-
     @contextlib.contextmanager
     def noting_draws(self, note: Callable[[str], None]) -> Iterator[None]:
         kind = type(tf_context.context())

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import torch
 from keras.src.backend.torch.core import get_device
-from torch.overrides import TorchFunctionMode, resolve_name
 
+from pytest_bncheck.adapters.devices import torch_devices
 from pytest_bncheck.adapters.keras.backends.base import Backend, Losses, Tensor, Variable, wide_type
 from pytest_bncheck.adapters.keras.state import contents
+from pytest_bncheck.adapters.torch.draws import Draws, function_name
 from pytest_bncheck.adapters.torch.state import global_flags
 
 
@@ -25,8 +26,7 @@ class Torch(Backend):
         self._wrappers: dict[int, Any] = {}
 
     def devices(self) -> list[str]:
-        there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-        return [*there, "mps"] if torch.backends.mps.is_available() else there
+        return torch_devices()
 
     def device_of(self, variables: Sequence[Variable]) -> str:
         return str(variables[0].value.device if variables else get_device())
@@ -128,16 +128,12 @@ class Torch(Backend):
     def users_step(self) -> contextlib.AbstractContextManager[Any]:
         return torch.enable_grad()
 
-    def random_state(self) -> object:
-        states = [torch.get_rng_state()]
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            states += torch.cuda.get_rng_state_all()
-        return [state.numpy().tobytes() for state in states]
+    def noting_draws(self, note: Callable[[str], None]) -> contextlib.AbstractContextManager[Any]:
+        def called(func: Any, args: Any, kwargs: Any, drew: bool) -> None:
+            if drew:
+                note(f"{function_name(func)}(...)")
 
-    @contextlib.contextmanager
-    def noting_draws(self, note: Callable[[str], None]) -> Iterator[None]:
-        with _Draws(self.random_state, note):
-            yield
+        return Draws(called)
 
 
 def _elsewhere(
@@ -166,23 +162,6 @@ def _as_convolved(kernel: torch.Tensor) -> torch.Tensor:
 
 def _shape_alone(value: Any) -> Any:
     return value.to("meta") if isinstance(value, torch.Tensor) else value
-
-
-class _Draws(TorchFunctionMode):
-    """Asks before and after each function of torch whether its generators moved."""
-
-    def __init__(self, state: Callable[[], object], note: Callable[[str], None]) -> None:
-        super().__init__()
-        self._state = state
-        self._note = note
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = self._state()
-        result = func(*args, **(kwargs or {}))
-        if before != self._state():
-            name = resolve_name(func) or getattr(func, "__name__", "a function of torch")
-            self._note(f"{name.replace('torch.nn.functional', 'F')}(...)")
-        return result
 
 
 class _PlainTensor:

@@ -1,0 +1,47 @@
+"""Lists, dictionaries and sets of the user's code: what they hold, and how they get it back.
+
+Everything goes through the methods of the plain types, since those of a subclass can do more.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Any
+
+_TYPES = (OrderedDict, dict, list, deque, set)
+
+
+def container_type(value: Any) -> Any:
+    """The plain mutable container type that `value` is an instance of, or None."""
+    return next((plain for plain in _TYPES if issubclass(type(value), plain)), None)
+
+
+def members_of(container: Any) -> list[tuple[Any, ...]]:
+    """The members in order: ``(key, value)`` of a dictionary, ``(element,)`` of all others."""
+    if issubclass(container_type(container), dict):
+        return list(dict.items(container))
+    return [(element,) for element in container]
+
+
+def holds(container: Any, wanted: list[tuple[Any, ...]]) -> bool:
+    """Whether a container has exactly these members, the same objects in the same order."""
+    now = members_of(container)
+    return len(now) == len(wanted) and all(
+        a is b
+        for one, other in zip(now, wanted, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def refill(container: Any, wanted: list[tuple[Any, ...]]) -> None:
+    """Give a container its members back, unless it still has them."""
+    if holds(container, wanted):
+        return
+    plain = container_type(container)
+    plain.clear(container)
+    if issubclass(plain, dict):
+        plain.update(container, wanted)
+    elif plain is set:
+        set.update(container, (element for (element,) in wanted))
+    else:
+        plain.extend(container, (element for (element,) in wanted))
