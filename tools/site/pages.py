@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import json
 import re
@@ -13,13 +12,22 @@ from typing import Any
 
 from docstrings import markdown
 
-from pytest_bncheck import api, report, settings, types
+from pytest_bncheck import report, settings, types
 from pytest_bncheck.plugin import fixtures, hookspecs, options
 from pytest_bncheck.rules import INTENDED, ORDER, RULES
 from pytest_bncheck.rules._base import Rule
 
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = {"torch": "PyTorch", "keras": "Keras"}
+PUBLIC = (
+    "pytest_bncheck.check",
+    "pytest_bncheck.report.Report",
+    "pytest_bncheck.report.CheckFailed",
+    "pytest_bncheck.errors.InputError",
+)
+ADAPTERS = ("pytest_bncheck.adapters.base", "pytest_bncheck.types")
+"""What the reference shows with signatures and types, as mkdocstrings finds them."""
+
 MARKER = "@pytest.mark.bn_consistency({}=...)"
 
 
@@ -30,6 +38,7 @@ def all_pages() -> dict[str, str]:
         "reference/fixtures.md": fixtures_page(),
         "reference/hooks.md": hooks_page(),
         "reference/python.md": python_page(),
+        "reference/adapters.md": adapters_page(),
         "reference/json.md": json_page(),
         **rule_pages(),
     }
@@ -182,31 +191,15 @@ def hooks_page() -> str:
 
 
 def python_page() -> str:
-    base = importlib.import_module("pytest_bncheck.adapters.base")
-    parts = [
-        "# In Python",
-        "## check()",
-        "```python\nfrom pytest_bncheck import check\n```",
-        markdown(api.check, 3),
-        "## Report",
-        markdown(report.Report, 3),
-        "Its other attributes are the keys of the [JSON report](json.md); `report.ok` is true "
-        "unless the verdict is fail, `report.to_dict()` is the JSON object.",
-        "## CheckFailed",
-        markdown(report.CheckFailed, 3),
-        "## InputError",
-        markdown(types.InputError, 3),
-        "## Adapter",
-        "What an adapter of a framework implements; see [another framework]"
-        "(../how-to/another-framework.md).",
-        markdown(base.Adapter, 3),
-    ]
-    for name, method in vars(base.Adapter).items():
-        if name.startswith("_") or not (callable(method) or isinstance(method, property)):
-            continue
-        needed = " (required)" if getattr(method, "__isabstractmethod__", False) else ""
-        parts += [f"### {name}{needed}", markdown(method, 4)]
-    return "\n\n".join(parts) + "\n"
+    """What tests and scripts call."""
+    intro = "The attributes of a report are the keys of the [JSON report](json.md)."
+    return "\n\n".join(["# In Python", intro, *map("::: {}".format, PUBLIC)]) + "\n"
+
+
+def adapters_page() -> str:
+    """What an adapter implements, and the records that it speaks in."""
+    intro = "How an adapter is written: [another framework](../how-to/another-framework.md)."
+    return "\n\n".join(["# Adapters", intro, *map("::: {}".format, ADAPTERS)]) + "\n"
 
 
 # the JSON report ----------------------------------------------------------------------------------
