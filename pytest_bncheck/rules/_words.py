@@ -42,7 +42,7 @@ def _loss(prediction: Prediction | None) -> str | None:
 def headline(evidence: Evidence) -> str:
     """``100 % right in training mode, 33 % in eval mode``, or the best that can be said."""
     mode = "in eval mode"
-    if evidence.projected is not None:
+    if evidence.passes.projection is not None:
         mode = f"in eval mode after {evidence.settings.planned_updates} updates"
     train, judged = evidence.train, evidence.judged
     for quality in (_accuracy, _loss):
@@ -55,11 +55,11 @@ def headline(evidence: Evidence) -> str:
 
 def size_of_gap(evidence: Evidence) -> str:
     """The gap with its limit, as a sentence."""
-    gap = evidence.gap(evidence.judged, evidence.train)
-    where = f"On the same {plural(evidence.batch_size or 0, 'sample')}"
-    if len(evidence.batches) > 1:
-        where = f"On the same {len(evidence.batches)} mini-batches"
-    elif not evidence.batch_size:
+    gap = evidence.judged_gap
+    where = f"On the same {plural(evidence.training.batch_size or 0, 'sample')}"
+    if len(evidence.passes.batches) > 1:
+        where = f"On the same {len(evidence.passes.batches)} mini-batches"
+    elif not evidence.training.batch_size:
         where = "They"
     if gap is None:
         return f"{where} the predictions cannot be aligned."
@@ -98,7 +98,7 @@ def distorting(layers: Collection[str], evidence: Evidence) -> str:
 
 
 def _is_noticed(evidence: Evidence) -> bool:
-    gap = evidence.gap(evidence.judged, evidence.train)
+    gap = evidence.judged_gap
     return gap is not None and not gap <= DEGRADED_GAP
 
 

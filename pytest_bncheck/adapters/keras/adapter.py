@@ -37,6 +37,7 @@ from pytest_bncheck.adapters.keras.state import Snapshot, put_back, value_of
 from pytest_bncheck.adapters.keras.step import Steps
 from pytest_bncheck.adapters.keras.tracing import Tracer
 from pytest_bncheck.adapters.random_state import RandomState
+from pytest_bncheck.maths.running import from_zero
 from pytest_bncheck.types import (
     Calls,
     InputError,
@@ -382,9 +383,9 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
             mean, var = list(now.mean), list(now.var)
             for k, (layer, record) in enumerate(zip(self._parts.layers, records, strict=True)):
                 if record.training:
-                    # From 0, calls with a momentum get this share of the way.
-                    share = 1.0 - float(layer.momentum) ** record.training
-                    mean[k], var[k] = after.mean[k] / share, after.var[k] / share
+                    rate, count = 1.0 - float(layer.momentum), record.training
+                    mean[k] = from_zero(after.mean[k], rate, count)
+                    var[k] = from_zero(after.var[k], rate, count)
             seen = Ran(outputs, records, random=False, mutated=())
             statistics = Statistics(tuple(mean), tuple(var))
             return Pass(self._prediction(batch, seen), statistics, calls_of(records))
