@@ -15,7 +15,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from pytest_bncheck.reports import plots, wire
-from pytest_bncheck.reports.layout import are_telling, count, first_sentence
+from pytest_bncheck.reports.layout import are_telling, count
+from pytest_bncheck.reports.sentences import (
+    NOT_ALIGNED,
+    agreement,
+    headline,
+    problem,
+    suppressed,
+)
 
 Expected = Callable[[Mapping[str, Any]], bool]
 
@@ -137,22 +144,16 @@ def _view(check: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 def _headline(check: Mapping[str, Any]) -> str:
     if check["verdict"] == "error":
-        return str(check["error"]).partition("\n")[0]
+        return problem(check)
     if check["findings"]:
-        return first_sentence(check["findings"][0]["message"])
+        return headline(check)
     if not check["layers"]:
         return "No layer has running statistics"
     shown = check["predictions"]["projected"] or check["predictions"]
     if shown["gap"] is None:
-        return "The outputs of the two modes cannot be aligned"
-    verb = "against" if check["suppressed"] else "repeats"
-    return f"Eval mode {verb} training mode: gap {_number(shown['gap'])}{_suppressed(check)}"
-
-
-def _suppressed(check: Mapping[str, Any]) -> str:
-    """Which findings do not count, for one line."""
-    codes = ", ".join(hidden["code"] for hidden in check["suppressed"])
-    return f" ({codes} suppressed)" if codes else ""
+        return NOT_ALIGNED
+    text = f"{agreement(check)}: gap {_number(shown['gap'])}{suppressed(check)}"
+    return text[0].upper() + text[1:]
 
 
 def _rest(findings: Sequence[Mapping[str, Any]]) -> str:

@@ -47,11 +47,6 @@ def printable(line: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-def first_sentence(message: str) -> str:
-    """What a finding says first, for one line of its own."""
-    return message.partition(". ")[0].rstrip(".")
-
-
 def remedy_lines(remedy: str) -> Iterator[str]:
     """A finding's remedy: its items wrapped, the code under them as it is."""
     for line in remedy.splitlines():

@@ -15,6 +15,7 @@ from pytest_bncheck.reports.layout import (
     table,
     wrap,
 )
+from pytest_bncheck.reports.sentences import problem, suppressed, title
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "error": "red"}
 """The colour of a verdict."""
@@ -64,20 +65,13 @@ def html_entry(check: Mapping[str, Any]) -> str:
     return html.escape("\n".join(entry(check, verbosity=1))) + "\n"
 
 
-def title(check: Mapping[str, Any]) -> str:
-    """The test, and which of its checks."""
-    name = check["nodeid"] or "check"
-    return f"{name} #{check['index'] + 1}" if check["index"] else name
-
-
 def gist(check: Mapping[str, Any]) -> str:
     """What was found, in one sentence."""
     if check["verdict"] == "error":
-        return str(check["error"]).partition("\n")[0]
+        return problem(check)
     codes = ", ".join(f"{f['code']} {f['name']}" for f in check["findings"])
-    hidden = ", ".join(s["code"] for s in check["suppressed"])
     figures = _figures(check) if check["layers"] else "no layer with running statistics"
-    return (f"{codes}; " if codes else "") + figures + (f" ({hidden} suppressed)" if hidden else "")
+    return (f"{codes}; " if codes else "") + figures + suppressed(check)
 
 
 def _figures(check: Mapping[str, Any]) -> str:
