@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pytest_bncheck.reports.layout import number, percent, printable, remedy_lines
+from pytest_bncheck.reports.layout import printable, remedy_lines
 from pytest_bncheck.reports.sentences import in_short, title
 from pytest_bncheck.reports.summary import gist
+from pytest_bncheck.wording import number, percent
 
 LEVELS = {"warn": "warning", "fail": "error", "error": "error"}
 MARKS = {"error": "❌", "fail": "❌", "warn": "⚠️", "pass": "✅"}

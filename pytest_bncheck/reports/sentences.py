@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pytest_bncheck.wording import plural
+
 NOT_ALIGNED = "The outputs of the two modes cannot be aligned"
 
 
@@ -12,6 +14,12 @@ def title(check: Mapping[str, Any]) -> str:
     """The test, and which of its checks."""
     name = check["nodeid"] or "check"
     return f"{name} #{check['index'] + 1}" if check["index"] else name
+
+
+def setting(check: Mapping[str, Any]) -> str:
+    """Where a check ran and on what."""
+    samples = f" on {plural(check['batch_size'], 'sample')}" if check["batch_size"] else ""
+    return f"{check['framework']}, {check['device']}, {plural(check['steps'], 'step')}{samples}"
 
 
 def first_sentence(message: str) -> str:

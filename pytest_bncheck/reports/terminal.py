@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pytest_bncheck.reports.layout import count, number, remedy_lines, table, wrap
-from pytest_bncheck.reports.sentences import NOT_ALIGNED, agreement, headline
+from pytest_bncheck.reports.layout import remedy_lines, table, wrap
+from pytest_bncheck.reports.sentences import NOT_ALIGNED, agreement, headline, setting
+from pytest_bncheck.wording import number, plural
 
 
 def check_lines(check: Mapping[str, Any]) -> list[str]:
@@ -38,10 +39,9 @@ def _counts(check: Mapping[str, Any]) -> str:
     severities = [finding["severity"] for finding in check["findings"]]
     errors = severities.count("error")
     warnings = len(severities) - errors
-    samples = f" on {count(check['batch_size'], 'sample')}" if check["batch_size"] else ""
     return (
-        f"bncheck {check['verdict']}: {count(errors, 'error')}, {count(warnings, 'warning')} "
-        f"({check['framework']}, {check['device']}, {count(check['steps'], 'step')}{samples})"
+        f"bncheck {check['verdict']}: {plural(errors, 'error')}, {plural(warnings, 'warning')} "
+        f"({setting(check)})"
     )
 
 
@@ -53,7 +53,7 @@ def _without_findings(check: Mapping[str, Any]) -> str:
     if shown["gap"] is None:
         return f"{NOT_ALIGNED}, so they were not compared."
     projected = shown["projected"]
-    over = f"over {count(len(check['layers']), 'normalisation layer')}"
+    over = f"over {plural(len(check['layers']), 'normalisation layer')}"
     if projected is None or projected["gap"] is None:
         text = f"{agreement(check)}: {_figures(shown)} {over}."
         return text[0].upper() + text[1:]
@@ -62,7 +62,7 @@ def _without_findings(check: Mapping[str, Any]) -> str:
     return (
         f"Projected to the planned {check['planned_updates']} updates, {agreement(check)}: "
         f"{_figures(projected)} {over} (gap {number(shown['gap'])} after the "
-        f"{count(check['steps'], 'step')} of this check{turns})."
+        f"{plural(check['steps'], 'step')} of this check{turns})."
     )
 
 
