@@ -7,19 +7,12 @@ from collections.abc import Collection, Sequence
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION, DEGRADED_GAP
 from pytest_bncheck.types import Prediction, Trace
+from pytest_bncheck.wording import listing as listing
+from pytest_bncheck.wording import percent as percent
+from pytest_bncheck.wording import plural as plural
 
 USUAL = {"gap_tolerance": DEGRADED_GAP, "distortion_tolerance": DEGRADED_DISTORTION}
 """What healthy networks keep to: beyond it a check warns, before it fails."""
-
-
-def percent(share: float, digits: int = 0) -> str:
-    """A share in [0, 1] as ``33 %``."""
-    return f"{100 * share:.{digits}f} %"
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 update``, ``5 updates``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def how_good(prediction: Prediction | None) -> str | None:
@@ -118,12 +111,6 @@ def their(layers: Collection[str]) -> str:
 def layer(name: str) -> str:
     """``layer 1``: names are often mere numbers."""
     return f"layer {name}" if name else "the model itself"
-
-
-def listing(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(name or "the model itself" for name in names[:most]) + more
 
 
 def code(names: Sequence[str], most: int = 5) -> str:
