@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_bncheck.exact import exact
 from pytest_bncheck.types import BNVerdict, Finding, Suppressed, Verdict
 
 
@@ -185,6 +185,8 @@ class Report:
         The test and the number of the check in it; empty and 0 outside pytest.
     error
         What kept the check from being made, or None.
+    not_checked
+        Selected rules that the adapter could not serve, each with what it lacks.
     """
 
     nodeid: str = ""
@@ -201,6 +203,7 @@ class Report:
     seed: int = 0
     findings: Sequence[Finding] = ()
     suppressed: Sequence[Suppressed] = ()
+    not_checked: Sequence[str] = ()
     predictions: Predictions = field(default_factory=Predictions)
     layers: Sequence[LayerReport] = ()
     remedies: Remedies | None = None
@@ -217,6 +220,8 @@ class Report:
         """The JSON object of this check: exact builtins only, non-finite numbers as strings."""
         result = exact(dataclasses.asdict(self))
         assert isinstance(result, dict)
+        if not result["not_checked"]:
+            del result["not_checked"]
         return result
 
     def _repr_html_(self) -> str | None:
@@ -230,7 +235,7 @@ class Report:
     def __str__(self) -> str:
         from pytest_bncheck.reports import layout, terminal
 
-        return "\n".join(map(layout.printable, terminal.check_lines(self)))
+        return "\n".join(map(layout.printable, terminal.check_lines(self.to_dict())))
 
 
 class CheckFailed(AssertionError):
@@ -242,32 +247,3 @@ class CheckFailed(AssertionError):
 
 
 CheckFailed.__module__ = "pytest_bncheck"  # where users import it from, in tracebacks too
-
-
-def exact(value: Any) -> Any:
-    """`value` in exact builtins, ready for strict JSON and for another process.
-
-    A subclass of str, int or float (a numpy scalar, an enum) becomes its plain base, a mapping a
-    dict, a sequence or array a list; "nan", "inf" and "-inf" stand for non-finite numbers.
-
-    Raises
-    ------
-    TypeError
-        For anything else.
-    """
-    if value is None or value is True or value is False:
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if hasattr(value, "tolist"):
-        return exact(value.tolist())
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        number = float(value)
-        return number if math.isfinite(number) else str(number)
-    if isinstance(value, dict):
-        return {str(key): exact(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [exact(item) for item in value]
-    raise TypeError(f"a report cannot hold a {type(value).__name__}: {value!r}")

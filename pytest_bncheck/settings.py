@@ -1,7 +1,7 @@
 """The options of a check: one table for call, marker, command line and ini file alike.
 
-Each surface gives a `Layer`, the options that it sets with the place they came from; `merge` and
-`recipe` put layers together, strongest first. An option that is None is not given.
+Each surface gives a `Source`, the options that it sets with their origin; `merge` and `recipe` put
+sources together, strongest first. An option that is None is not given.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ INTENDED = (
 
 
 class Given(NamedTuple):
-    """A value that was given, and where."""
+    """A value that the user gave, and its origin: ``"call"``, ``"--bncheck-seed"``."""
 
     value: Any
-    source: str
+    origin: str
 
 
-Layer: TypeAlias = Mapping[str, Given]
+Source: TypeAlias = Mapping[str, Given]
+"""The options that one place sets, by name."""
 
 
 @dataclass(frozen=True)
@@ -247,14 +248,14 @@ OPTIONS: Mapping[str, Option] = {
 RECIPE = ("loss", "optimizer", "train_step", "forward")
 
 
-def parse(name: str, value: Any, source: str) -> Any:
+def parse(name: str, value: Any, origin: str) -> Any:
     """The normalised value of an option.
 
     Parameters
     ----------
     name, value
         The option and what was given for it.
-    source
+    origin
         Where it came from: ``"call"``, ``"marker"``, ``"--bncheck-seed"``.
 
     Raises
@@ -263,22 +264,22 @@ def parse(name: str, value: Any, source: str) -> Any:
         Names the option, the value, where it came from and what is allowed.
     """
     if name not in OPTIONS:
-        raise InputError(_unknown(name, source))
+        raise InputError(_unknown(name, origin))
     try:
         return OPTIONS[name].parse(value)
     except InputError as error:
         reason = str(error)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
         reason = f"allowed: {OPTIONS[name].allowed}"
-    raise InputError(f"{name}={_short(value)} (from {source}) cannot be used; {reason}")
+    raise InputError(f"{name}={_short(value)} (from {origin}) cannot be used; {reason}")
 
 
-def _unknown(name: str, source: str) -> str:
+def _unknown(name: str, origin: str) -> str:
     import difflib
 
     close = difflib.get_close_matches(name, OPTIONS, n=1)
     hint = f'did you mean "{close[0]}"?' if close else f"known are {', '.join(OPTIONS)}."
-    return f'unknown option "{name}" (from {source}); {hint}'
+    return f'unknown option "{name}" (from {origin}); {hint}'
 
 
 def _short(value: Any) -> str:
@@ -288,47 +289,53 @@ def _short(value: Any) -> str:
     return " ".join(short.repr(value).split())
 
 
-# layers -----------------------------------------------------------------------------------------
+# sources ----------------------------------------------------------------------------------------
 
 
-def layer(options: Mapping[str, Any], source: str) -> Layer:
-    """The options that one place sets, validated; None means not set."""
+def source(options: Mapping[str, Any], origin: str) -> Source:
+    """The options that one place sets, validated; None means not set.
+
+    Raises
+    ------
+    InputError
+        For the first option that cannot be used.
+    """
     return {
-        name: Given(parse(name, value, source), source)
+        name: Given(parse(name, value, origin), origin)
         for name, value in options.items()
         if value is not None or name not in OPTIONS
     }
 
 
-def merge(*layers: Layer) -> Settings:
-    """Settings from layers, strongest first.
+def merge(*sources: Source) -> Settings:
+    """Settings from sources, strongest first.
 
-    The first layer that sets an option decides; `ignore` and `intended` add up.
+    The first source that sets an option decides; `ignore` and `intended` add up.
     """
     from pytest_bncheck.types import Settings
 
     values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    origins: dict[str, str] = {}
     for name in OPTIONS:
-        given = [found[name] for found in layers if name in found]
+        given = [source[name] for source in sources if name in source]
         if not given or name in RECIPE:
             continue
         values[name] = given[0].value
-        sources[name] = given[0].source
+        origins[name] = given[0].origin
         if name == "ignore":
             values[name] = {k: v for item in reversed(given) for k, v in item.value.items()}
         elif name == "intended":
             values[name] = tuple(dict.fromkeys(text for item in given for text in item.value))
         if name in ("ignore", "intended"):
-            sources[name] = ", ".join(dict.fromkeys(item.source for item in given))
-    return Settings(**values, sources=sources)
+            origins[name] = ", ".join(dict.fromkeys(item.origin for item in given))
+    return Settings(**values, sources=origins)
 
 
-def recipe(*layers: Layer) -> Recipe:
-    """What the user supplies about training, from layers, strongest first."""
+def recipe(*sources: Source) -> Recipe:
+    """What the user supplies about training, from sources, strongest first."""
     from pytest_bncheck.types import Recipe
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in RECIPE:
-        found[name] = next((each[name].value for each in layers if name in each), None)
-    return Recipe(**found)
+        values[name] = next((each[name].value for each in sources if name in each), None)
+    return Recipe(**values)

@@ -87,9 +87,9 @@ def test_unknown_rule_names_close_ones():
 
 def test_unknown_option_names_a_close_one():
     with pytest.raises(InputError, match=r'unknown option "step".*did you mean "steps"'):
-        settings.layer({"step": 5}, "call")
+        settings.source({"step": 5}, "call")
     with pytest.raises(InputError, match="known are steps"):
-        settings.layer({"xyz": None}, "call")
+        settings.source({"xyz": None}, "call")
 
 
 def test_long_values_stay_on_one_line():
@@ -99,9 +99,9 @@ def test_long_values_stay_on_one_line():
 
 
 def test_precedence_is_decided_by_none():
-    call = settings.layer({"steps": 0, "strict": None}, "call")
-    marker = settings.layer({"steps": 5, "strict": False}, "marker")
-    ini = settings.layer({"strict": True, "seed": 3}, "bncheck_seed in tox.ini")
+    call = settings.source({"steps": 0, "strict": None}, "call")
+    marker = settings.source({"steps": 5, "strict": False}, "marker")
+    ini = settings.source({"strict": True, "seed": 3}, "bncheck_seed in tox.ini")
     merged = settings.merge(call, marker, ini)
     assert merged == Settings(
         steps=0,
@@ -113,8 +113,8 @@ def test_precedence_is_decided_by_none():
 
 
 def test_ignore_and_intended_add_up_and_the_stronger_reason_wins():
-    call = settings.layer({"ignore": {"BN1": "near"}, "intended": "stochastic-eval"}, "call")
-    ini = settings.layer({"ignore": ["BN1: far", "BN2"], "intended": "frozen-batchnorm"}, "ini")
+    call = settings.source({"ignore": {"BN1": "near"}, "intended": "stochastic-eval"}, "call")
+    ini = settings.source({"ignore": ["BN1: far", "BN2"], "intended": "frozen-batchnorm"}, "ini")
     merged = settings.merge(call, ini)
     assert merged.ignore == {"BN1": "near", "BN2": None}
     assert merged.intended == ("stochastic-eval", "frozen-batchnorm")
@@ -122,7 +122,7 @@ def test_ignore_and_intended_add_up_and_the_stronger_reason_wins():
 
 
 def test_recipe_takes_the_strongest_of_each():
-    first = settings.layer({"loss": max}, "call")
-    second = settings.layer({"loss": min, "forward": sum}, "marker")
+    first = settings.source({"loss": max}, "call")
+    second = settings.source({"loss": min, "forward": sum}, "marker")
     found = settings.recipe(first, second)
     assert (found.loss, found.forward, found.optimizer) == (max, sum, None)

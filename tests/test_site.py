@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_bncheck import settings
-from pytest_bncheck.plugin import fixtures
+from pytest_bncheck.plugin import definitions
 from pytest_bncheck.rules import RULES
 
 SITE = Path(__file__).parents[1] / "tools" / "site"
@@ -46,7 +46,7 @@ def test_every_option_has_its_block(pages):
 
 
 def test_every_fixture_is_described(pages):
-    wanted = {*fixtures.INPUTS, "bncheck", "bncheck_report"}
+    wanted = {*definitions.INPUTS, "bncheck", "bncheck_report"}
     assert wanted <= {*headings(pages["reference/fixtures.md"])}
 
 

@@ -1,4 +1,4 @@
-"""From what was measured and found to the report that users read."""
+"""From evidence and findings to the report that users read."""
 
 from __future__ import annotations
 
@@ -7,28 +7,39 @@ from typing import Any
 
 import numpy as np
 
+from pytest_bncheck import rules
 from pytest_bncheck.adapters.base import Adapter
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.experiment.curves import curves
 from pytest_bncheck.maths import predictions, running
+from pytest_bncheck.maths.predictions import worst_output
 from pytest_bncheck.report import (
+    AfterUpdates,
+    Curves,
     LayerReport,
     Predictions,
     Projected,
     Remedies,
     Report,
+    Samples,
     Scored,
     Seconds,
     Training,
+    WithMomentum,
 )
 from pytest_bncheck.types import Finding, Prediction, Suppressed, Verdict
+
+SAMPLES, VALUES = 32, 8
+"""The most samples, and values of each, that a plot shows."""
+
+DIGITS = 4
+"""Significant digits of an output."""
 
 
 def report(
     evidence: Evidence,
     findings: Sequence[Finding],
     suppressed: Sequence[Suppressed],
-    lab: Adapter,
+    adapter: Adapter,
     seconds: Seconds,
 ) -> Report:
     """The report on one check.
@@ -37,29 +48,30 @@ def report(
     ----------
     evidence, findings, suppressed
         What was measured and what the rules made of it.
-    lab
-        The adapter, for the names of framework and device.
+    adapter
+        For the names of framework and device.
     seconds
         Wall times.
     """
     settings = evidence.settings
     return Report(
-        framework=lab.framework,
-        backend=lab.backend,
-        device=lab.device,
+        framework=adapter.framework,
+        backend=adapter.backend,
+        device=adapter.device,
         verdict=_verdict(findings, settings.strict),
         bn_verdict=evidence.bn_verdict,
         steps=evidence.steps,
         planned_updates=settings.planned_updates,
-        batch_size=evidence.batch_size,
+        batch_size=evidence.training.batch_size,
         seed=settings.seed,
         findings=findings,
         suppressed=suppressed,
+        not_checked=rules.not_checked(evidence),
         predictions=_predictions(evidence),
         layers=_layers(evidence),
         remedies=_remedies(evidence),
-        training=Training(evidence.losses),
-        curves=curves(evidence, found=bool(findings or suppressed)),
+        training=Training(evidence.training.losses),
+        curves=_curves(evidence, found=bool(findings or suppressed)),
         seconds=seconds,
     )
 
@@ -72,10 +84,10 @@ def _verdict(findings: Sequence[Finding], strict: bool) -> Verdict:
 
 
 def _predictions(evidence: Evidence) -> Predictions:
-    train, evaluated = evidence.train, evidence.eval
+    train, evaluated = evidence.train, evidence.passes.eval
     if train is None or evaluated is None:
         return Predictions()
-    scores = evidence.scores(evaluated, evidence.stop)
+    scores = evidence.scores(evaluated, evidence.training.stop)
     return Predictions(
         gap=scores.gap,
         floor=evidence.floor,
@@ -95,9 +107,10 @@ def _scored(prediction: Prediction) -> Scored:
 
 
 def _projected(evidence: Evidence) -> Projected | None:
-    if evidence.projected is None:
+    projection = evidence.passes.projection
+    if projection is None:
         return None
-    scores = evidence.scores(evidence.projected, evidence.judged_statistics)
+    scores = evidence.scores(projection.prediction, projection.statistics)
     return Projected(
         loss=scores.loss,
         accuracy=scores.accuracy,
@@ -109,33 +122,35 @@ def _projected(evidence: Evidence) -> Projected | None:
 
 
 def _layers(evidence: Evidence) -> list[LayerReport]:
-    pairs = running.shift_and_scale(evidence.stop, evidence.noisy_batch, evidence.eps)
-    distortions = evidence.distortions(evidence.stop).tolist()
+    training, passes = evidence.training, evidence.passes
+    pairs = running.shift_and_scale(training.stop, passes.noisy_batch, evidence.eps)
+    distortions = evidence.distortions(training.stop).tolist()
+    weights, shares = training.initial_weights, evidence.diagnosis.attribution.shares
     return [
         LayerReport(
             name=layer.name,
             type=layer.type,
             momentum=layer.momentum,
             update_rate=layer.update_rate,
-            updates=evidence.calls.training[k],
-            initial_weight=evidence.initial_weights[k] if evidence.steps else None,
-            values_per_channel=evidence.calls_in_pass.values[k],
+            updates=training.calls.training[k],
+            initial_weight=weights[k] if training.steps else None,
+            values_per_channel=passes.calls.values[k],
             shift=_root_mean_square(pairs[k][0]),
             scale=_root_mean_square(pairs[k][1] - 1.0),
             distortion=distortions[k],
-            attribution=evidence.attribution[k] if evidence.attribution else None,
+            attribution=shares[k] if shares else None,
         )
-        for k, layer in enumerate(evidence.layers)
+        for k, layer in enumerate(training.layers)
     ]
 
 
 def _remedies(evidence: Evidence) -> Remedies | None:
-    recalibrated = evidence.recalibrated
-    if recalibrated is None and evidence.further_updates is None:
+    recalibrated, remedies = evidence.recalibrated, evidence.diagnosis.remedies
+    if recalibrated is None and remedies.further_updates is None:
         return None
-    rate = evidence.sufficient_rates.get(evidence.steps)
+    rate = remedies.sufficient_rates.get(evidence.steps)
     return Remedies(
-        further_updates=evidence.further_updates,
+        further_updates=remedies.further_updates,
         momentum=None if rate is None else evidence.dialect.momentum_of(rate),
         recalibrates=None if recalibrated is None else not evidence.fails(recalibrated),
     )
@@ -143,3 +158,46 @@ def _remedies(evidence: Evidence) -> Remedies | None:
 
 def _root_mean_square(values: Any) -> float:
     return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
+
+
+# plots ------------------------------------------------------------------------------------------
+
+
+def _curves(evidence: Evidence, *, found: bool) -> Curves:
+    """The plots of a check; `found` says whether any rule fired."""
+    momentum_of, remedies = evidence.dialect.momentum_of, evidence.diagnosis.remedies
+    return Curves(
+        gap_limit=evidence.gap_limit,
+        distortion_limit=evidence.distortion_limit,
+        samples=_samples(evidence) if found else None,
+        updates=[AfterUpdates(*pair) for pair in sorted(remedies.gaps_after.items())],
+        momentum=[
+            WithMomentum(momentum_of(rate), rate, gap)
+            for rate, gap in sorted(remedies.gaps_at.items())
+        ],
+    )
+
+
+def _samples(evidence: Evidence) -> Samples | None:
+    """Some samples of the output that differs most, in the values that tell samples apart most."""
+    train, judged = evidence.train, evidence.judged
+    if train is None or judged is None or evidence.judged_gap is None:
+        return None
+    worst = worst_output(judged.outputs, train.outputs)
+    count = len(train.outputs[worst])
+    first = train.outputs[worst].reshape(count, -1)
+    second = judged.outputs[worst].reshape(count, -1)
+    decisions = train.accuracy is not None and train.outputs[worst].ndim == 2
+    same = first.argmax(1) == second.argmax(1) if decisions and first.shape[1] > 1 else None
+    rows = np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).round().astype(int))
+    with np.errstate(all="ignore"):
+        columns = np.sort(np.argsort(-first.var(axis=0), kind="stable")[:VALUES])
+    return Samples(
+        train=[[_rounded(value) for value in row] for row in first[np.ix_(rows, columns)]],
+        eval=[[_rounded(value) for value in row] for row in second[np.ix_(rows, columns)]],
+        same_decision=None if same is None else [bool(value) for value in same[rows]],
+    )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

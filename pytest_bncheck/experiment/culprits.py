@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.evidence import Attribution, Comparison, Judgement
+from pytest_bncheck.evidence.diagnosis import MOST_OF_GAP
 from pytest_bncheck.maths import attribution
 from pytest_bncheck.maths.predictions import worst_output
-from pytest_bncheck.types import Prediction, Statistics
+from pytest_bncheck.types import Layer, Prediction, Statistics
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
@@ -19,50 +21,70 @@ if TYPE_CHECKING:
     React: TypeAlias = Callable[[Statistics, Direction], Sequence[Slope | None] | None]
     Predict: TypeAlias = Callable[[Statistics], Prediction]
 
+MOST_CULPRITS = 3
+"""Layers that are put right together at most, to see whether they make the gap."""
 
-def attribute(evidence: Evidence, seen: Statistics, react: React, predict: Predict) -> None:
-    """Fill in what `evidence` knows of single layers.
+
+def attribute(
+    judgement: Judgement, stored: Statistics, react: React, predict: Predict
+) -> Attribution:
+    """Each layer's share in the gap, and what is left of the gap without the largest shares.
 
     Parameters
     ----------
-    seen
+    judgement
+        On the typical mini-batch.
+    stored
         The running statistics exactly as eval mode uses them.
     react, predict
-        `Adapter.slopes` and eval mode under given statistics, which are used exactly as they are.
+        `Sloping.slopes` and eval mode under given statistics, which are used exactly as they are.
     """
-    direction = _direction(evidence.tried)
+    direction = _direction(judgement.compared)
     if direction is None:
-        return
+        return Attribution()
     total = sum(float((difference**2).sum()) for difference in direction.values())
-    layers = (seen, evidence.batch, evidence.eps)
+    batch = judgement.passes.batch
+    ends = (stored, batch, judgement.eps)
 
     def slope_at(alpha: float) -> list[float | None]:
-        there = attribution.along(*layers, alpha)
-        finite = all(np.isfinite(each).all() for each in (*there.mean, *there.var))
-        reactions = react(there, direction) if finite else None
+        between = attribution.along(*ends, alpha)
+        finite = all(np.isfinite(each).all() for each in (*between.mean, *between.var))
+        reactions = react(between, direction) if finite else None
         if reactions is None:
-            return [None] * len(evidence.layers)
-        return attribution.slope(*layers, alpha, reactions, total)
+            return [None] * len(judgement.layers)
+        return attribution.slope(*ends, alpha, reactions, total)
 
-    evidence.attribution = attribution.shares(slope_at)
-    if evidence.culprits:
-        evidence.without_culprits = predict(_put_right(evidence, seen, evidence.culprits))
+    shares = attribution.shares(slope_at)
+    culprits = _largest(judgement.layers, shares)
+    if not culprits:
+        return Attribution(shares)
+    right = [layer.name in culprits for layer in judgement.layers]
+    return Attribution(shares, culprits, predict(_put_right(stored, batch, right)))
 
 
-def _direction(evidence: Evidence) -> Direction | None:
-    """The worst output's difference between the modes; None where there is none to explain."""
-    judged, train = evidence.judged, evidence.train
-    if judged is None or train is None or not evidence.gap(judged, train):
+def _direction(compared: Comparison) -> Direction | None:
+    """The worst output's difference between the modes; None if there is none to explain."""
+    judged, train = compared.judged, compared.train
+    if judged is None or train is None or not compared.judged_gap:
         return None
     worst = worst_output(judged.outputs, train.outputs)
     difference = judged.outputs[worst] - train.outputs[worst]
     return {worst: difference} if np.isfinite(difference).all() else None
 
 
-def _put_right(evidence: Evidence, seen: Statistics, names: Collection[str]) -> Statistics:
-    """The statistics with those of the named layers replaced by the batch's own."""
-    right = [layer.name in names for layer in evidence.layers]
-    pairs = ((seen.mean, evidence.batch.mean), (seen.var, evidence.batch.var))
+def _largest(layers: Sequence[Layer], shares: Sequence[float | None]) -> list[str]:
+    """The layers with the largest shares: as many as make most of the gap, up to 3."""
+    pairs = zip(shares, layers, strict=True)
+    known = [(share, layer.name) for share, layer in pairs if share is not None and share > 0]
+    largest = sorted(known, key=lambda pair: -pair[0])[:MOST_CULPRITS]
+    before = accumulate((share for share, _ in largest), initial=0.0)
+    pairs_before = zip(largest, before, strict=False)  # the last sum is that of all
+    return [name for (_, name), sum_before in pairs_before if sum_before < MOST_OF_GAP]
+
+
+def _put_right(stored: Statistics, batch: Statistics, right: Collection[bool]) -> Statistics:
+    """The stored statistics, with the batch's own where a layer is to be put right."""
+    pairs = ((stored.mean, batch.mean), (stored.var, batch.var))
     mean, var = (
         tuple(b if cured else r for r, b, cured in zip(*pair, right, strict=True)) for pair in pairs
     )

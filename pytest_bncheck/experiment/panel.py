@@ -1,4 +1,4 @@
-"""Several mini-batches: what they have in common, and how they are judged as one."""
+"""The panel: the mini-batches on which a model is judged, as if they were one batch."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from pytest_bncheck.types import Prediction, Statistics
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
 
-MOST = 8
+MOST_BATCHES = 8
 """Mini-batches at frozen weights that stand for a stream."""
 
 
 class Panel:
-    """Some mini-batches of a check, on which predictions are judged as if on one batch.
+    """Some mini-batches of a check; a prediction is that on all of them together.
 
     Parameters
     ----------
-    lab
+    adapter
         The model under test.
-    numbers
+    indices
         Which mini-batches.
     """
 
-    def __init__(self, lab: Adapter, numbers: Sequence[int]) -> None:
-        self._lab = lab
-        self._numbers = numbers
+    def __init__(self, adapter: Adapter, indices: Sequence[int]) -> None:
+        self._adapter = adapter
+        self._indices = indices
 
     @classmethod
-    def whole(cls, lab: Adapter, batches: int, steps: int) -> Panel:
-        """The first of so many mini-batches, after so many steps: none that was not trained on."""
-        return cls(lab, range(min(batches, MOST, steps or MOST)))
+    def first(cls, adapter: Adapter, batches: int, steps: int) -> Panel:
+        """The first few of all mini-batches, without those that no training step has used."""
+        return cls(adapter, range(min(batches, MOST_BATCHES, steps or MOST_BATCHES)))
 
     @property
     def size(self) -> int:
         """How many mini-batches."""
-        return len(self._numbers)
+        return len(self._indices)
 
     def only(self, k: int) -> Panel:
-        """The one that is number `k` here."""
-        return Panel(self._lab, self._numbers[k : k + 1])
+        """A panel of mini-batch `k` alone."""
+        return Panel(self._adapter, self._indices[k : k + 1])
 
     def predict(self, *, observe: bool = True) -> Prediction:
         """The user's own eval mode."""
-        return joined([self._lab.predict(k, observe=observe) for k in self._numbers])
+        return joined([self._adapter.predict(k, observe=observe) for k in self._indices])
 
     def predict_with(self, statistics: Statistics, *, exact: bool = False) -> Prediction:
         """Eval mode with other running statistics."""
@@ -59,19 +59,19 @@ class Panel:
 
     @contextmanager
     def statistics(self, statistics: Statistics, *, exact: bool = False) -> Iterator[None]:
-        """Other running statistics for a while; the model's own are put back."""
-        own = self._lab.read(exact=True)
-        self._lab.write(statistics, exact=exact)
+        """Other running statistics for a while; those of the model are put back."""
+        before = self._adapter.read(exact=True)
+        self._adapter.write(statistics, exact=exact)
         try:
             yield
         finally:
-            self._lab.write(own, exact=True)
+            self._adapter.write(before, exact=True)
 
     def slopes(self, direction: Mapping[str, Array]) -> list[Slope | None] | None:
         """See `Adapter.slopes`; of a single mini-batch."""
-        (number,) = self._numbers
-        lab = self._lab
-        return lab.slopes(number, direction) if isinstance(lab, Sloping) else None
+        (index,) = self._indices
+        adapter = self._adapter
+        return adapter.slopes(index, direction) if isinstance(adapter, Sloping) else None
 
 
 def joined(each: Sequence[Prediction]) -> Prediction:

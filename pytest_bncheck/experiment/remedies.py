@@ -1,20 +1,22 @@
 """Remedies in numbers, from the one training that was made: how much longer, which momentum.
 
-Momentum does not change what a network computes in training mode. So its weights would have been
-the same with any other, and the statistics that another would have left follow from those that
-were logged. Each candidate costs one pass in eval mode, of several mini-batches on a typical one;
-their number depends neither on the layers nor on the mini-batches.
+Momentum does not change what a network computes in training mode. So the weights would have been
+the same with any other momentum, and the statistics that it would have left follow from those that
+were logged. Each candidate costs one pass in eval mode, on the typical mini-batch where there are
+several. The number of passes depends neither on the layers nor on the mini-batches.
+
+Every `judgement` here is `Judgement.typical`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 
-from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.evidence import Judgement, Remedies
 from pytest_bncheck.maths import running
-from pytest_bncheck.maths.verdict import Scores
 from pytest_bncheck.types import Prediction, Statistics
 
 Predict = Callable[[Statistics], Prediction]
@@ -54,37 +56,56 @@ CLOSE = 0.1
 """Width of the interval that the number of updates is looked for in, as a share of it."""
 
 STRAIGHT = 2.5
-"""Times the wanted gap, and its inverse, beyond which the search does not trust a gap's size."""
+"""Gaps outside [target/STRAIGHT, target*STRAIGHT] are clamped before interpolating."""
 
 CURVE = 3
-"""Points of the gap after further updates that a report shows at least."""
+"""Fewest points of the gap after further updates that a report shows."""
 
-MOST = 1_000_000
+MOST_UPDATES = 1_000_000
 """Updates beyond which nobody trains."""
 
 LATER = 4
 """Times the steps of the check that a second momentum is proposed for."""
 
 
-def work_out(evidence: Evidence, predict: Predict) -> None:
-    """Fill in what `evidence` knows of remedies.
+@dataclass(frozen=True)
+class Updates:
+    """What the search for further updates found: how many, and the gaps on the way."""
+
+    enough: int | None
+    gaps: Mapping[int, float | None]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What the search for an update rate found: the smallest, and the gaps on the way."""
+
+    enough: float | None
+    gaps: Mapping[float, float | None]
+
+
+def work_out(judgement: Judgement, predict: Predict) -> Remedies:
+    """What would have been enough.
 
     Parameters
     ----------
     predict
-        Eval mode with the given running statistics, on what `Evidence.tried` is about.
+        Eval mode with the given running statistics, on the typical mini-batch.
     """
-    tried = evidence.tried
-    evidence.further_updates = more = further_updates(tried, predict)
-    short = len(evidence.probed_updates) < CURVE and not evidence.stream
-    if more is not None and more > 1 and short:
-        _gap_after(tried, predict, more // 2)
-    if _can_replay(evidence):
-        for steps in (evidence.steps, LATER * evidence.steps):
-            evidence.sufficient_rates[steps] = sufficient_rate(tried, predict, steps)
+    updates = further_updates(judgement, predict)
+    more, gaps_after = updates.enough, dict(updates.gaps)
+    if more is not None and more > 1 and len(gaps_after) < CURVE and not judgement.stream:
+        gaps_after[more // 2] = _gap_after(judgement, predict, more // 2)
+    if not (judgement.training.is_logged and _all_update(judgement)):
+        return Remedies(more, gaps_after=gaps_after)
+    made, later = judgement.steps, LATER * judgement.steps
+    now = sufficient_rate(judgement, predict, made)
+    # More steps need no shorter memory.
+    then = sufficient_rate(judgement, predict, later, largest=now.enough or 1.0)
+    return Remedies(more, {made: now.enough, later: then.enough}, gaps_after, now.gaps)
 
 
-def further_updates(evidence: Evidence, predict: Predict) -> int | None:
+def further_updates(judgement: Judgement, predict: Predict) -> Updates:
     """Training steps until the prediction passes, with the weights as they are.
 
     With frozen weights every layer contracts towards its batch statistics at once (see
@@ -95,50 +116,62 @@ def further_updates(evidence: Evidence, predict: Predict) -> int | None:
 
     Returns
     -------
-    int or None
-        None where converged statistics do not pass either, or a layer never updates.
+    Updates
+        `enough` is None where converged statistics do not pass either, or a layer never updates.
     """
-    target = TARGET * evidence.gap_limit
-    if evidence.floor is not None:
-        target = max(target, ABOVE_FLOOR * evidence.floor)
-    if not target <= evidence.gap_limit or not _all_update(evidence):
-        return None
+    target = TARGET * judgement.gap_limit
+    if judgement.floor is not None:
+        target = max(target, ABOVE_FLOOR * judgement.floor)
+    if not target <= judgement.gap_limit or not _all_update(judgement):
+        return Updates(None, {})
 
-    until = cache(lambda distortion: _until(evidence, distortion))
-    gaps = {0: evidence.gap(evidence.eval, evidence.train)}
+    until = cache(lambda distortion: _until(judgement, distortion))
+    compared = judgement.compared
+    now = compared.gap(compared.eval, compared.train)
+    tried: dict[int, float | None] = {}
     low, high = 0, None  # the first that passes is in (low, high]
-    ask, left = until(evidence.distortion_limit), PROBES
+    ask, left = until(judgement.distortion_limit), PROBES
     while left > 0 and (high is None or high - low > max(1, CLOSE * high)):
-        gaps[ask] = gap = _gap_after(evidence, predict, ask)
+        tried[ask] = gap = _gap_after(judgement, predict, ask)
         left -= 1
         if gap is not None and gap <= target:
             high = ask
         else:
             low = ask
         if high is None:
-            farthest = max(2 * low, until(0.3 * evidence.distortion_limit))
-            ask = _beyond(evidence, gaps, target, farthest) if len(gaps) == 2 else farthest
-            if ask > MOST:
-                return None
+            farthest = max(2 * low, until(0.3 * judgement.distortion_limit))
+            first_probe = len(tried) == 1
+            ask = _further(judgement, now, low, gap, target, farthest) if first_probe else farthest
+            if ask > MOST_UPDATES:
+                return Updates(None, tried)
         else:
-            ask = _between(low, high, gaps, target, above=high != ask)
-    return high
+            ask = _between(low, high, {0: now, **tried}, target, above=high != ask)
+    return Updates(high, tried)
 
 
-def _beyond(
-    evidence: Evidence, gaps: Mapping[int, float | None], target: float, farthest: int
+def _further(
+    judgement: Judgement,
+    first: float | None,
+    low: int,
+    gap: float | None,
+    target: float,
+    farthest: int,
 ) -> int:
     """Where the gap should reach the target, after the first probe did not.
 
-    Its logarithm falls faster than so far, and comes to fall as that of the distortion does; the
-    mean of both slopes is a guess.
+    The gap's logarithm falls faster than so far, and in the end as fast as that of the distortion.
+    The mean of both slopes is a guess.
+
+    Parameters
+    ----------
+    first, low, gap
+        The gap without further updates; the updates of the first probe, and the gap after them.
     """
-    (_, first), (low, gap) = gaps.items()
     if not first or not gap or not target < gap < first < math.inf:
         return farthest
     so_far = low * math.log(gap / target) / math.log(first / gap)
-    distortion = float(evidence.distortions(_after(evidence, low)).max())
-    in_the_end = _until(evidence, distortion * target / gap) - low
+    distortion = float(judgement.distortions(_after(judgement, low)).max())
+    in_the_end = _until(judgement, distortion * target / gap) - low
     more = 2.0 * so_far * in_the_end / (so_far + in_the_end)
     return min(math.ceil((low + more) * (1.0 + CLOSE / 3.0)), farthest)
 
@@ -160,8 +193,10 @@ def _between(
     return min(max(ask, low + 1), high - 1)
 
 
-def sufficient_rate(evidence: Evidence, predict: Predict, steps: int) -> float | None:
-    """The smallest update rate of `RATES` with which so many steps suffice, or None.
+def sufficient_rate(
+    judgement: Judgement, predict: Predict, steps: int, largest: float = 1.0
+) -> Rate:
+    """The smallest update rate of `RATES` with which `steps` training steps suffice.
 
     What each step added to the logged statistics gives its batch statistics, and those give the
     running statistics under any other rate, which all layers with a smaller one get. Steps beyond
@@ -172,81 +207,81 @@ def sufficient_rate(evidence: Evidence, predict: Predict, steps: int) -> float |
     ----------
     steps
         Training steps in all, at least those that were made.
+    largest
+        The largest rate to try.
+
+    Returns
+    -------
+    Rate
+        `enough` is None where no rate suffices. The gaps hold that of `enough` in any case.
     """
-    batches, calls = evidence.logged_batches, evidence.calls_per_step
-    more = (steps - evidence.steps) // 3
+    training, batch = judgement.training, judgement.passes.noisy_batch
+    calls, more = training.calls_per_step, (steps - training.steps) // 3
+    gaps: dict[float, float | None] = {}
 
     def replayed(rate: float) -> Statistics:
-        rates = [max(rate, layer.update_rate or 0.0) for layer in evidence.layers]
-        shares = [(1.0 - r) ** c if c else 0.0 for r, c in zip(rates, calls, strict=True)]
-        made = running.replay(evidence.start, batches, shares)
-        then = [share**more for share in shares] if more else [1.0] * len(shares)
-        return running.project(made, evidence.noisy_batch, then)
+        rates = [max(rate, layer.update_rate or 0.0) for layer in training.layers]
+        shares = [running.remaining_share(r, 0, c) for r, c in zip(rates, calls, strict=True)]
+        made = running.replay(training.start, training.logged_batches, shares)
+        return running.project(made, batch, [share**more for share in shares])
 
-    def scores(statistics: Statistics, rate: float) -> Scores:
-        found = evidence.scores(predict(statistics), statistics)
-        if steps == evidence.steps:
-            evidence.probed_rates[rate] = found.gap
-        return found
+    def verdict(statistics: Statistics, rate: float) -> str | None:
+        scores = judgement.scores(predict(statistics), statistics)
+        gaps[rate] = scores.gap
+        return judgement.judge(scores)
 
     def passes(rate: float) -> bool:
         statistics = replayed(rate)
-        if (evidence.distortions(statistics) <= evidence.distortion_limit).all():
+        if (judgement.distortions(statistics) <= judgement.distortion_limit).all():
             return True  # whatever the prediction, so that no pass is needed
-        return evidence.judge(scores(statistics, rate)) in ("healthy", "degraded")
+        return verdict(statistics, rate) in ("healthy", "degraded")
 
-    at_fault = set(evidence.distorted())
-    own = min(layer.update_rate or 0.0 for layer in evidence.layers if layer.name in at_fault)
-    fewer = evidence.sufficient_rates.get(evidence.steps)  # more steps need no shorter memory
-    candidates = [rate for rate in RATES if own < rate <= (fewer or 1.0)]
+    at_fault = set(judgement.distorted_layers)
+    now = min(layer.update_rate or 0.0 for layer in training.layers if layer.name in at_fault)
+    candidates = [rate for rate in RATES if now < rate <= largest]
     low, high = 0, len(candidates)  # the first that passes is in [low, high]
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if passes(candidates[middle]) else (middle + 1, high)
     if low == len(candidates):
-        return None
+        return Rate(None, gaps)
     chosen = candidates[low]
-    if steps == evidence.steps and chosen not in evidence.probed_rates:  # to be shown
-        scores(replayed(chosen), chosen)
-    return chosen
+    if steps == training.steps and chosen not in gaps:  # the report shows it
+        verdict(replayed(chosen), chosen)
+    return Rate(chosen, gaps)
 
 
-def _gap_after(evidence: Evidence, predict: Predict, steps: int) -> float | None:
-    """The gap after more training steps with the weights as they are; the report shows it too."""
-    gap = evidence.gap(predict(_after(evidence, steps)), evidence.train)
-    evidence.probed_updates[steps] = gap
-    return gap
+def _gap_after(judgement: Judgement, predict: Predict, steps: int) -> float | None:
+    """The gap after more training steps with the weights as they are."""
+    return judgement.compared.gap(predict(_after(judgement, steps)), judgement.train)
 
 
-def _after(evidence: Evidence, steps: int) -> Statistics:
+def _after(judgement: Judgement, steps: int) -> Statistics:
     """The running statistics after more training steps with the weights as they are."""
-    return running.project(evidence.stop, evidence.noisy_batch, evidence.kept(steps))
+    training = judgement.training
+    return running.project(training.stop, judgement.passes.noisy_batch, training.kept(steps))
 
 
-def _until(evidence: Evidence, distortion: float) -> int:
+def _until(judgement: Judgement, distortion: float) -> int:
     """The first number of steps after which no layer is distorted by more."""
 
-    def settled(steps: int) -> bool:
-        return bool((evidence.distortions(_after(evidence, steps)) <= distortion).all())
+    def fit(steps: int) -> bool:
+        return bool((judgement.distortions(_after(judgement, steps)) <= distortion).all())
 
     high = 1
-    while not settled(high) and high < MOST:
+    while not fit(high) and high < MOST_UPDATES:
         high *= 2
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if settled(middle) else (middle, high)
+        low, high = (low, middle) if fit(middle) else (middle, high)
     return high
 
 
-def _can_replay(evidence: Evidence) -> bool:
-    return len(evidence.history) == evidence.steps + 1 and _all_update(evidence)
-
-
-def _all_update(evidence: Evidence) -> bool:
+def _all_update(judgement: Judgement) -> bool:
     """Whether every layer that took part in training takes something in."""
     return all(
         layer.update_rate != 0.0
-        for layer, active in zip(evidence.layers, evidence.active, strict=True)
+        for layer, active in zip(judgement.layers, judgement.passes.active, strict=True)
         if active
     )

@@ -48,6 +48,14 @@ def remaining_weight(rate: float | None, updates: int) -> float:
     return 0.0 if rate is None else float((1.0 - rate) ** updates)
 
 
+def from_zero(left: Array, rate: float | None, updates: int) -> Array:
+    """Batch statistic b, from what `updates` >= 1 updates towards it leave of a start at 0.
+
+    ``r / (1 - (1-α)^t)``: the start keeps the `remaining_weight`, b has the rest.
+    """
+    return left / (1.0 - remaining_weight(rate, updates))
+
+
 def updates_until(rate: float | None, weight: float) -> int | None:
     """Updates until the initial value's weight is at most `weight` (in (0, 1)), or None for never.
 

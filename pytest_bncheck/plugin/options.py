@@ -12,6 +12,10 @@ import pytest
 
 from pytest_bncheck import settings
 from pytest_bncheck.errors import InputError
+from pytest_bncheck.plugin import internals
+
+OFF = "checks train models and are off; turn them on with --bncheck"
+"""Why a test was skipped."""
 
 SWITCH = "Train the models of tests marked bn_consistency and check them (default: skip them)."
 JSON = "Write a JSON report of all checks to this file; turns the checks on."
@@ -30,7 +34,7 @@ class Session:
     ----------
     enabled
         Whether models are trained and checked.
-    layers
+    sources
         The options of the command line and of the ini file.
     json
         Where the JSON report goes, or None.
@@ -39,7 +43,7 @@ class Session:
     """
 
     enabled: bool
-    layers: tuple[settings.Layer, ...]
+    sources: tuple[settings.Source, ...]
     json: Path | None
     html: Path | None
 
@@ -82,18 +86,18 @@ def read(config: pytest.Config) -> Session:
     """
     try:
         json, html = _report_path(config, "json"), _report_path(config, "html")
-        layers = (_command_line(config), _ini_file(config))
+        sources = (_command_line(config), _ini_file(config))
         enabled = _enabled(config)
-        if html and enabled and not hasattr(config, "workerinput"):
+        if html and enabled and not internals.is_worker(config):
             _require_html()
     except InputError as error:
         raise pytest.UsageError(str(error)) from None
-    return Session(enabled, layers, json if enabled else None, html if enabled else None)
+    return Session(enabled, sources, json if enabled else None, html if enabled else None)
 
 
 def header(session: Session) -> str:
     """One line that says that models are trained, with the options that are not the default."""
-    given, default = settings.merge(*session.layers), settings.merge()
+    given, default = settings.merge(*session.sources), settings.merge()
     shown = []
     for name in given.sources:
         value = getattr(given, name)
@@ -126,23 +130,23 @@ def explain(text: str) -> str:
     return "\n\n\n".join(page.render(rules.RULES[code].page) for code in codes)
 
 
-def _command_line(config: pytest.Config) -> settings.Layer:
-    layer: dict[str, settings.Given] = {}
+def _command_line(config: pytest.Config) -> settings.Source:
+    given: dict[str, settings.Given] = {}
     for name, option in settings.OPTIONS.items():
         if option.help:
-            source = "--bncheck-" + name.replace("_", "-")
-            layer |= settings.layer({name: config.getoption(f"bncheck_{name}")}, source)
-    return layer
+            origin = "--bncheck-" + name.replace("_", "-")
+            given |= settings.source({name: config.getoption(f"bncheck_{name}")}, origin)
+    return given
 
 
-def _ini_file(config: pytest.Config) -> settings.Layer:
-    layer: dict[str, settings.Given] = {}
-    place = config.inipath.name if config.inipath else "ini"
+def _ini_file(config: pytest.Config) -> settings.Source:
+    given: dict[str, settings.Given] = {}
+    file = config.inipath.name if config.inipath else "ini"
     for name, option in settings.OPTIONS.items():
         if option.help:
-            source = f"bncheck_{name} in {place}"
-            layer |= settings.layer({name: _ini(config, f"bncheck_{name}")}, source)
-    return layer
+            origin = f"bncheck_{name} in {file}"
+            given |= settings.source({name: _ini(config, f"bncheck_{name}")}, origin)
+    return given
 
 
 def _ini(config: pytest.Config, name: str) -> Any:
@@ -178,7 +182,7 @@ def _report_path(config: pytest.Config, kind: str) -> Path | None:
         return None
     path = Path(base, text)
     # A worker of pytest-xdist writes nothing, and may run where the path does not exist.
-    if not hasattr(config, "workerinput"):
+    if not internals.is_worker(config):
         from pytest_bncheck.reports import wire
 
         problem = wire.why_not_writable(path) if text else "the path is empty; name a file"

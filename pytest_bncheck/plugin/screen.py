@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pytest_bncheck.plugin import internals
+
 if TYPE_CHECKING:
     import pytest
 
@@ -23,11 +25,9 @@ def progress(config: pytest.Config) -> Iterator[Progress | None]:
         return
     from pytest_bncheck.reports.progress import Progress
 
-    capture = config.pluginmanager.getplugin("capturemanager")
-
     def write(text: str) -> None:
         # Not through pytest's own writer: it counts columns, and what is drawn here takes none.
-        with capture.global_and_fixture_disabled():
+        with internals.uncaptured(config):
             stdout.write(text)
             stdout.flush()
 
@@ -41,21 +41,12 @@ def progress(config: pytest.Config) -> Iterator[Progress | None]:
 def _can_draw(config: pytest.Config) -> bool:
     """Whether stdout is a terminal that nothing else writes to during a test.
 
-    Not with ``-s``, ``--capture=tee-sys`` and live logs, which put the user's own lines there; and
-    not in a worker of pytest-xdist, which has no terminal.
+    Not in a worker of pytest-xdist, which has no terminal, and not on a CI system.
     """
-    manager, option = config.pluginmanager, config.option
-    reporter = manager.getplugin("terminalreporter")  # asked: stdout itself is captured just now
-    live_logs = manager.hasplugin("logging-plugin") and (
-        option.log_cli_level is not None or config.getini("log_cli")
-    )
     return (
-        getattr(reporter, "isatty", False)
-        and manager.hasplugin("capturemanager")
-        and option.capture in ("fd", "sys")
-        and option.verbose >= 0
-        and not live_logs
-        and not hasattr(config, "workerinput")
+        internals.owns_terminal(config)
+        and config.option.verbose >= 0
+        and not internals.is_worker(config)
         and not any(os.environ.get(name) for name in ("CI", "BUILD_NUMBER"))
         and os.environ.get("TERM", "dumb" if os.name == "posix" else "") != "dumb"
     )

@@ -8,8 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pytest_bncheck.reports.layout import first_sentence, number, percent, printable, remedy_lines
-from pytest_bncheck.reports.summary import gist, title
+from pytest_bncheck.reports.layout import printable, remedy_lines
+from pytest_bncheck.reports.sentences import in_short, title
+from pytest_bncheck.reports.summary import gist
+from pytest_bncheck.wording import number, percent
 
 LEVELS = {"warn": "warning", "fail": "error", "error": "error"}
 MARKS = {"error": "❌", "fail": "❌", "warn": "⚠️", "pass": "✅"}
@@ -35,7 +37,7 @@ def annotation(check: Mapping[str, Any], file: str, line: int) -> str | None:
         heading += f" and {len(findings) - 1} more" if len(findings) > 1 else ""
     else:
         heading = "bncheck"
-    told = [f"{first_sentence(f['message'])}. {f['cause']}" for f in findings] or [gist(check)]
+    told = [in_short(found) for found in findings] or [gist(check)]
     properties = {"file": file, "line": str(line), "title": heading}
     shown = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
     return f"::{level} {shown}::{_data(chr(10).join([*told, title(check)]))}"
@@ -100,9 +102,8 @@ def _told(check: Mapping[str, Any]) -> Iterator[str]:
         yield _escape(gist(check))
     for found in check["findings"]:
         heading = _escape(f"{found['code']} {found['name']}")
-        said = _escape(f"{first_sentence(found['message'])}. {found['cause']}")
         yield ""
-        yield f"**{heading}**: {said}"
+        yield f"**{heading}**: {_escape(in_short(found))}"
         yield ""
         remedy = _verbatim(remedy_lines(found["remedy"]))
         yield f"<details><summary>What to do</summary><pre>{remedy}</pre></details>"

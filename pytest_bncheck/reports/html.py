@@ -15,12 +15,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from pytest_bncheck.reports import plots, wire
-from pytest_bncheck.reports.layout import are_telling, count, first_sentence
+from pytest_bncheck.reports.layout import are_telling
+from pytest_bncheck.reports.sentences import (
+    NOT_ALIGNED,
+    agreement,
+    headline,
+    problem,
+    suppressed,
+)
+from pytest_bncheck.wording import listing, number, percent, plural
 
 Expected = Callable[[Mapping[str, Any]], bool]
-
-NAMED = 5
-"""Layers that a finding names; the table marks them all."""
 
 FRAME_HEIGHT = 720
 """CSS pixels of a report in a notebook."""
@@ -105,7 +110,7 @@ def _title(summary: Mapping[str, int]) -> str:
         return "No model was checked"
     if not bad:
         return "The check passed" if checks == 1 else f"All {checks} checks passed"
-    return f"{bad} of {count(checks, 'check')} failed"
+    return f"{bad} of {plural(checks, 'check')} failed"
 
 
 # one check --------------------------------------------------------------------------------------
@@ -137,22 +142,16 @@ def _view(check: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 def _headline(check: Mapping[str, Any]) -> str:
     if check["verdict"] == "error":
-        return str(check["error"]).partition("\n")[0]
+        return problem(check)
     if check["findings"]:
-        return first_sentence(check["findings"][0]["message"])
+        return headline(check)
     if not check["layers"]:
         return "No layer has running statistics"
     shown = check["predictions"]["projected"] or check["predictions"]
     if shown["gap"] is None:
-        return "The outputs of the two modes cannot be aligned"
-    verb = "against" if check["suppressed"] else "repeats"
-    return f"Eval mode {verb} training mode: gap {_number(shown['gap'])}{_suppressed(check)}"
-
-
-def _suppressed(check: Mapping[str, Any]) -> str:
-    """Which findings do not count, for one line."""
-    codes = ", ".join(hidden["code"] for hidden in check["suppressed"])
-    return f" ({codes} suppressed)" if codes else ""
+        return NOT_ALIGNED
+    text = f"{agreement(check)}: gap {_number(shown['gap'])}{suppressed(check)}"
+    return text[0].upper() + text[1:]
 
 
 def _rest(findings: Sequence[Mapping[str, Any]]) -> str:
@@ -161,12 +160,9 @@ def _rest(findings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _finding(found: Mapping[str, Any]) -> dict[str, Any]:
-    layers = found["layers"]
-    more = len(layers) - NAMED
     return {
         **found,
-        "named": ", ".join(name or "the model itself" for name in layers[:NAMED])
-        + (f" and {more} more" if more > 0 else ""),
+        "named": listing(found["layers"]),
         "steps": list(_remedy(found["remedy"])),
     }
 
@@ -246,7 +242,7 @@ def _figures(check: Mapping[str, Any], salt: str) -> Iterator[dict[str, Any]]:
         ends = {name: (scored[key] or {}).get("loss") for key, name in LOSSES.items()}
         yield _figure(
             "Training",
-            f"Loss over {count(len(losses), 'step')}, and then of each mode.",
+            f"Loss over {plural(len(losses), 'step')}, and then of each mode.",
             plots.training(losses, ends, f"{salt}-training"),
         )
     if curves and check["predictions"]["distortion"] is not None and check["layers"]:
@@ -276,7 +272,7 @@ def _remedy_figures(check: Mapping[str, Any], salt: str) -> Iterator[dict[str, A
         chosen = remedies["further_updates"]
         yield _figure(
             "Train for longer",
-            f"{count(chosen, 'further update')} would close the gap, with the weights as they are."
+            f"{plural(chosen, 'further update')} would close the gap, with the weights as they are."
             if chosen is not None
             else "No number of further updates that was tried closes the gap.",
             plots.updates(points, limit, floor, chosen, f"{salt}-updates"),
@@ -307,14 +303,14 @@ def _depth_caption(layers: Sequence[Mapping[str, Any]], limit: float) -> str:
     worst = max(over, key=lambda layer: _sort_key(layer["distortion"]))
     verb = "is" if len(over) == 1 else "are"
     return (
-        f"{len(over)} of {count(len(layers), 'layer')} {verb} over the limit of "
+        f"{len(over)} of {plural(len(layers), 'layer')} {verb} over the limit of "
         f"{_number(limit)} sigma; the worst is layer {worst['name']} "
         f"({_number(worst['distortion'])})."
     )
 
 
 def _samples_caption(samples: Mapping[str, Any]) -> str:
-    same, shown = samples["same_decision"], count(len(samples["train"]), "sample")
+    same, shown = samples["same_decision"], plural(len(samples["train"]), "sample")
     if same is None:
         return f"{shown}; on the diagonal, eval mode repeats training mode."
     changed = len(same) - sum(same)
@@ -323,7 +319,7 @@ def _samples_caption(samples: Mapping[str, Any]) -> str:
 
 
 def _momentum_caption(chosen: float | None, check: Mapping[str, Any]) -> str:
-    steps, curves = count(check["steps"], "step"), check["curves"]
+    steps, curves = plural(check["steps"], "step"), check["curves"]
     if chosen is None:
         return f"No momentum that was tried would have sufficed for the {steps} made."
     text = f"Momentum {_number(chosen)} would have sufficed for the {steps} made"
@@ -367,17 +363,15 @@ def _number(value: Any, aligned: bool = False) -> str:
 
     `aligned` keeps zeros at the end, for columns.
     """
-    if value is None:
-        return "–"
-    if not _is_number(value):
+    if value is not None and not _is_number(value):
         return str(value)
-    if 1000 <= abs(value) < 1e5:
-        return f"{value:.0f}"
-    return f"{value:#.3g}" if aligned and value else f"{value:.3g}"
+    if value is not None and 1000 <= abs(value) < 1e5:
+        return number(value, ".0f")
+    return number(value, "#.3g" if aligned and value else ".3g", missing="–")
 
 
 def _percent(value: Any, digits: int = 0) -> str:
-    return f"{100 * value:.{digits}f} %" if _is_number(value) else _number(value)
+    return percent(value, digits) if _is_number(value) else _number(value)
 
 
 def _time(seconds: float) -> str:

@@ -1,10 +1,12 @@
-"""Lines for a terminal of 80 columns: wrapping, numbers and the table of layers."""
+"""Lines for a terminal of 80 columns: wrapping, and the table of layers."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from pytest_bncheck.wording import number, percent
 
 WIDTH = 72
 """Columns of a failure's text, which pytest indents by four, or by eight inside a function."""
@@ -47,11 +49,6 @@ def printable(line: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-def first_sentence(message: str) -> str:
-    """What a finding says first, for one line of its own."""
-    return message.partition(". ")[0].rstrip(".")
-
-
 def remedy_lines(remedy: str) -> Iterator[str]:
     """A finding's remedy: its items wrapped, the code under them as it is."""
     for line in remedy.splitlines():
@@ -59,24 +56,6 @@ def remedy_lines(remedy: str) -> Iterator[str]:
             yield from wrap(line, hanging="  ", width=WIDTH - 2)
         else:
             yield f"    {line}"
-
-
-def count(number: int, noun: str) -> str:
-    """``1 step``, ``2 steps``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def number(value: float | str | None, spec: str = ".2g", missing: str = "") -> str:
-    """A number of a report; non-finite ones can be strings, absent ones None."""
-    if value is None:
-        return missing
-    return value if isinstance(value, str) else format(value, spec)
-
-
-def percent(share: float | str | None, spec: str = ".0f", missing: str = "") -> str:
-    """A share of a report in percent."""
-    shown = number(100 * share if isinstance(share, (int, float)) else share, spec, missing)
-    return f"{shown} %" if shown else ""
 
 
 def table(rows: Sequence[Mapping[str, Any]], most: int | None = WORST) -> Iterator[str]:
@@ -101,7 +80,7 @@ def table(rows: Sequence[Mapping[str, Any]], most: int | None = WORST) -> Iterat
             name if len(name) <= NAME else "..." + name[3 - NAME :],
             number(row["momentum"], "g", "None"),
             str(row["updates"]),
-            percent(row["initial_weight"], ".1f"),
+            percent(row["initial_weight"], 1),
             number(row["distortion"], ".2f"),
             *[percent(row["attribution"])] * shares,
         )

@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
+from pytest_bncheck.wording import number
+
 WIDTH, HEIGHT = 340, 200
 """Size of a plot in CSS pixels, before the page scales it."""
 
@@ -129,7 +131,7 @@ def depth(distortions: Sequence[Any], limit: float, salt: str) -> str:
         axes.set_xlim(0.5, max(len(distortions), 1) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.set_xlabel("layer, first to last")
-        _name_lines(axes, [(limit, f"limit {_short(limit)}", INK)])
+        _name_lines(axes, [(limit, f"limit {_label(limit)}", INK)])
         return _svg(figure, salt)
 
 
@@ -158,7 +160,7 @@ def samples(shown: Mapping[str, Any], salt: str) -> str:
         axes.plot(bounds, bounds, color=INK, linewidth=1.0, linestyle=DASHED)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(4))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+            axis.set_major_formatter(FuncFormatter(_label))
         axes.set_xlabel("output in training mode")
         axes.text(
             1.04,
@@ -226,13 +228,13 @@ def _log_axis(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(numticks=5))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(_label))
 
 
 def _gap_axis(axes: Axes, line: Series, limit: float, floor: Any) -> None:
     """A line of gaps over their limit, and what converged statistics leave."""
     finite = [(x, y) for x, y in line if drawable(y)]
-    names = [(limit, f"limit {_short(limit)}", INK)]
+    names = [(limit, f"limit {_label(limit)}", INK)]
     if finite:
         axes.plot(*zip(*finite, strict=True), "o-", color=TRAIN, markersize=3.5, clip_on=False)
     axes.axhline(limit, color=INK, linewidth=1.0, linestyle=DASHED)
@@ -241,7 +243,7 @@ def _gap_axis(axes: Axes, line: Series, limit: float, floor: Any) -> None:
         names.append((floor, "recalibrated", MUTED))
     axes.set_ylim(0, 1.1 * max([limit, *(y for _, y in finite)]))
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(_label))
     _name_lines(axes, names)
 
 
@@ -304,5 +306,6 @@ def drawable(value: Any) -> bool:
     return isinstance(value, (int, float)) and abs(value) <= LARGEST
 
 
-def _short(value: float) -> str:
-    return f"{value:.3g}"
+def _label(value: float, place: int | None = None) -> str:
+    """A number beside an axis; matplotlib gives its place among the ticks too."""
+    return number(value, ".3g")

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from pytest_bncheck.reports.layout import (
-    count,
-    number,
-    percent,
-    printable,
-    remedy_lines,
-    table,
-    wrap,
-)
+from pytest_bncheck.reports.layout import printable, remedy_lines, table, wrap
+from pytest_bncheck.reports.sentences import problem, setting, suppressed, title
+from pytest_bncheck.wording import number, percent
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "error": "red"}
 """The colour of a verdict."""
@@ -23,10 +17,36 @@ INDENT = " " * 6
 """Under a verdict's word."""
 
 
+class Entry(NamedTuple):
+    """What the summary shows of one check.
+
+    Attributes
+    ----------
+    word
+        The verdict, as wide as the longest of them.
+    colour
+        The colour of that word.
+    first
+        The rest of its line.
+    more
+        The lines below.
+    """
+
+    word: str
+    colour: str
+    first: str
+    more: Sequence[str] = ()
+
+    @property
+    def lines(self) -> list[str]:
+        """The whole text."""
+        return [self.word + self.first, *self.more]
+
+
 def entry(
     check: Mapping[str, Any], *, verbosity: int = 0, width: int = 80, expected: bool = False
-) -> list[str]:
-    """What the summary says about one check; its first line begins with the verdict.
+) -> Entry | None:
+    """What the summary says about one check; None if it says nothing.
 
     Parameters
     ----------
@@ -40,44 +60,42 @@ def entry(
     expected
         Whether the check failed and its test did not.
     """
-    first = f"{check['verdict'].upper():<5} {title(check)}"
+    word = f"{check['verdict'].upper():<5}"
+    colour = "yellow" if expected else COLOURS[check["verdict"]]
     mark = " (expected)" if expected else ""
+    room = width - len(word)
+    name = f" {title(check)}"
     if verbosity < 0:
-        found = " ".join(f["code"] for f in check["findings"]) or gist(check)
-        line = f"{first}: {found}{mark}"
-        line = line if len(line) <= width else line[: width - 3] + "..."
-        return [] if check["verdict"] == "pass" else [printable(line)]
-    said = gist(check) + mark
-    if len(f"{first}: {said}") <= width:
-        lines = [f"{first}: {said}"]
-    else:
-        lines = [first, *wrap(said, INDENT, width=width)]
+        if check["verdict"] == "pass":
+            return None
+        line = f"{name}: {' '.join(f['code'] for f in check['findings']) or gist(check)}{mark}"
+        line = line if len(line) <= room else line[: room - 3] + "..."
+        return Entry(word, colour, printable(line))
+    result = gist(check) + mark
+    one_line = f"{name}: {result}"
+    first, more = one_line, []
+    if len(one_line) > room:
+        first, more = name, wrap(result, INDENT, width=width)
     if verbosity > 0:
-        lines += [f"{INDENT}{line}" for line in _warnings(check)]
+        more += [f"{INDENT}{line}" for line in _warnings(check)]
     if verbosity > 0 and check["layers"]:
-        lines += [f"{INDENT}{line}" for line in _details(check, everything=verbosity > 1)]
-    return [printable(line) for line in lines]
+        more += [f"{INDENT}{line}" for line in _details(check, everything=verbosity > 1)]
+    return Entry(word, colour, printable(first), [printable(line) for line in more])
 
 
 def html_entry(check: Mapping[str, Any]) -> str:
-    """The same with figures and the worst layers, for preformatted HTML."""
-    return html.escape("\n".join(entry(check, verbosity=1))) + "\n"
-
-
-def title(check: Mapping[str, Any]) -> str:
-    """The test, and which of its checks."""
-    name = check["nodeid"] or "check"
-    return f"{name} #{check['index'] + 1}" if check["index"] else name
+    """The entry with figures and the worst layers, for preformatted HTML."""
+    made = entry(check, verbosity=1)
+    return html.escape("\n".join(made.lines if made else [])) + "\n"
 
 
 def gist(check: Mapping[str, Any]) -> str:
     """What was found, in one sentence."""
     if check["verdict"] == "error":
-        return str(check["error"]).partition("\n")[0]
+        return problem(check)
     codes = ", ".join(f"{f['code']} {f['name']}" for f in check["findings"])
-    hidden = ", ".join(s["code"] for s in check["suppressed"])
     figures = _figures(check) if check["layers"] else "no layer with running statistics"
-    return (f"{codes}; " if codes else "") + figures + (f" ({hidden} suppressed)" if hidden else "")
+    return (f"{codes}; " if codes else "") + figures + suppressed(check)
 
 
 def _figures(check: Mapping[str, Any]) -> str:
@@ -105,9 +123,8 @@ def _warnings(check: Mapping[str, Any]) -> Iterator[str]:
 def _details(check: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
     shown, layers = check["predictions"], check["layers"]
     figures = {name: number(shown[name], ".3g") for name in ("gap", "distortion", "retained")}
-    samples = f" on {count(check['batch_size'], 'sample')}" if check["batch_size"] else ""
     yield ", ".join(f"{name} {figure}" for name, figure in figures.items() if figure)
-    yield f"{check['framework']}, {check['device']}, {count(check['steps'], 'step')}{samples}"
+    yield setting(check)
     if everything:
         yield "seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in check["seconds"].items())
         for hidden in check["suppressed"]:

@@ -22,7 +22,7 @@ from pytest_bncheck.rules.bn202_training_inconclusive import TrainingInconclusiv
 from pytest_bncheck.rules.bn301_module_ignores_mode import ModuleIgnoresMode
 from pytest_bncheck.rules.bn302_stochastic_eval import StochasticEval
 from pytest_bncheck.rules.bn303_eval_depends_on_batch import EvalDependsOnBatch
-from pytest_bncheck.rules.bn304_eval_mutates_state import STATISTICS, EvalMutatesState
+from pytest_bncheck.rules.bn304_eval_mutates_state import EvalMutatesState
 from pytest_bncheck.rules.bn305_trained_in_eval_mode import TrainedInEvalMode
 from pytest_bncheck.rules.bn306_mode_sticks import ModeSticks
 from pytest_bncheck.rules.bn401_statistics_lost_in_copy import StatisticsLostInCopy
@@ -30,7 +30,7 @@ from pytest_bncheck.rules.bn402_replicas_diverge import ReplicasDiverge
 from pytest_bncheck.rules.bn403_exported_in_train_mode import ExportedInTrainMode
 from pytest_bncheck.types import Finding, InputError, Suppressed
 
-__all__ = ["INTENDED", "ORDER", "RULES", "find", "resolve"]
+__all__ = ["INTENDED", "ORDER", "RULES", "find", "not_checked", "resolve"]
 
 ORDER: tuple[Rule, ...] = (
     RunningStatsInvalid(),
@@ -61,37 +61,49 @@ RULES: Mapping[str, Rule] = {rule.code: rule for rule in sorted(ORDER, key=lambd
 """All rules by code."""
 
 INTENDED: Mapping[str, frozenset[str]] = {
-    "stochastic-eval": frozenset({"BN301", "BN302", "BN304"}),
-    "batch-statistics-in-eval": frozenset({"BN301", "BN303", "BN304"}),
-    "frozen-batchnorm": frozenset({"BN103", "BN305"}),
-    "mode-dependent-path": frozenset({"BN201"}),
+    design: frozenset(code for code, rule in RULES.items() if design in rule.intended)
+    for design in sorted({design for rule in ORDER for design in rule.intended})
 }
-"""The rules that a declared design silences, as far as a finding is about it (see `_covers`)."""
-
-KINDS = {"stochastic-eval": "random", "batch-statistics-in-eval": "batch statistics"}
-"""What the calls of a declared design do."""
+"""The rules that a declared design silences, as far as a finding is about it (`Rule.covers`)."""
 
 
 def find(evidence: Evidence) -> tuple[list[Finding], list[Suppressed]]:
     """All findings, gravest first, and those that the user's options suppress."""
     findings: list[Finding] = []
     suppressed: list[Suppressed] = []
-    taken: set[str] = set()
-    selected = _codes(evidence.settings.select) or set(RULES)
+    explained: set[str] = set()
+    selected = _selected(evidence)
     for rule in ORDER:
-        found = rule.find(evidence, taken) if rule.code in selected else None
-        if found is None:
+        if rule.code not in selected or not rule.needs <= evidence.offers:
+            continue
+        finding = rule.find(evidence, explained)
+        if finding is None:
             continue
         # A warning explains neither a broken prediction nor one that converging would mend.
-        if found.severity == "error" or not evidence.cured_by_converging:
-            taken.update(found.layers)
-        reason = _reason(found, evidence)
+        if finding.severity == "error" or not evidence.cured_by_converging:
+            explained.update(finding.layers)
+        reason = _reason(rule, finding, evidence)
         if reason is None:
-            findings.append(found)
+            findings.append(finding)
         else:
-            suppressed.append(Suppressed(found.code, found.name, reason, found.message))
+            suppressed.append(Suppressed(finding.code, finding.name, reason, finding.message))
     findings.sort(key=lambda finding: finding.severity != "error")
     return findings, suppressed
+
+
+def not_checked(evidence: Evidence) -> list[str]:
+    """For each selected rule that the adapter does not offer enough for, a sentence that says so.
+
+    Of a finished program only the behaviour shows, whatever the adapter, so nothing is listed.
+    """
+    selected = _selected(evidence) if evidence.program is None else set()
+    missing = {code: rule.needs - evidence.offers for code, rule in RULES.items()}
+    return [
+        f"{code} {rule.name} needs {' and '.join(sorted(missing[code]))}, which this adapter does "
+        "not offer."
+        for code, rule in RULES.items()
+        if code in selected and missing[code]
+    ]
 
 
 def resolve(text: str) -> set[str]:
@@ -115,28 +127,20 @@ def resolve(text: str) -> set[str]:
     return codes
 
 
+def _selected(evidence: Evidence) -> set[str]:
+    return _codes(evidence.settings.select) or set(RULES)
+
+
 def _codes(names: Iterable[str]) -> set[str]:
     return set().union(*(resolve(name) for name in names))
 
 
-def _reason(found: Finding, evidence: Evidence) -> str | None:
+def _reason(rule: Rule, finding: Finding, evidence: Evidence) -> str | None:
     """Why a finding does not count, or None if it does."""
     for design in evidence.settings.intended:
-        if found.code in INTENDED[design] and _covers(design, found, evidence):
+        if design in rule.intended and rule.covers(design, finding, evidence):
             return f"intended: {design}"
     for name, reason in evidence.settings.ignore.items():
-        if found.code in resolve(name):
+        if rule.code in resolve(name):
             return f"ignored: {reason}" if reason else "ignored"
     return None
-
-
-def _covers(design: str, found: Finding, evidence: Evidence) -> bool:
-    """Whether a finding is about the declared design, and about nothing else."""
-    if found.code == "BN301":  # dropout on purpose is no reason for a lost normalisation
-        kinds = {trace.kind for trace in evidence.traces if trace.module in found.layers}
-        return kinds == {KINDS[design]}
-    if found.code == "BN304":
-        names = [name.rsplit(".", 1)[-1] for name in found.evidence["state"]]
-        own = STATISTICS if design == "batch-statistics-in-eval" else ("seed",)
-        return all(name.startswith(own) for name in names)
-    return True

@@ -8,7 +8,7 @@ from collections.abc import Sequence, Set
 from typing import Any, ClassVar
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.types import Finding, Severity
+from pytest_bncheck.types import Capability, Finding, Severity
 
 
 class Rule(ABC):
@@ -20,11 +20,17 @@ class Rule(ABC):
         Both are accepted wherever a user names a rule, and both are printed.
     severity
         The gravest that the rule reports.
+    needs
+        Capabilities of an adapter without which the rule never finds anything.
+    intended
+        The designs that a user can declare, and that the rule then says nothing about.
     """
 
     code: ClassVar[str]
     name: ClassVar[str]
     severity: ClassVar[Severity]
+    needs: ClassVar[frozenset[Capability]] = frozenset()
+    intended: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def page(self) -> str:
@@ -32,14 +38,18 @@ class Rule(ABC):
         return f"{self.code} {self.name} ({self.severity})\n\n{inspect.getdoc(type(self))}\n"
 
     @abstractmethod
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         """The rule's finding, or None.
 
         Parameters
         ----------
-        taken
+        explained
             Names of the layers that an earlier finding explains already.
         """
+
+    def covers(self, design: str, finding: Finding, evidence: Evidence) -> bool:
+        """Whether a finding is about a declared design of `intended`, and about nothing else."""
+        return True
 
     def finding(
         self,

@@ -7,19 +7,12 @@ from collections.abc import Collection, Sequence
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION, DEGRADED_GAP
 from pytest_bncheck.types import Prediction, Trace
+from pytest_bncheck.wording import listing as listing
+from pytest_bncheck.wording import percent as percent
+from pytest_bncheck.wording import plural as plural
 
 USUAL = {"gap_tolerance": DEGRADED_GAP, "distortion_tolerance": DEGRADED_DISTORTION}
 """What healthy networks keep to: beyond it a check warns, before it fails."""
-
-
-def percent(share: float, digits: int = 0) -> str:
-    """A share in [0, 1] as ``33 %``."""
-    return f"{100 * share:.{digits}f} %"
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 update``, ``5 updates``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def how_good(prediction: Prediction | None) -> str | None:
@@ -42,7 +35,7 @@ def _loss(prediction: Prediction | None) -> str | None:
 def headline(evidence: Evidence) -> str:
     """``100 % right in training mode, 33 % in eval mode``, or the best that can be said."""
     mode = "in eval mode"
-    if evidence.projected is not None:
+    if evidence.passes.projection is not None:
         mode = f"in eval mode after {evidence.settings.planned_updates} updates"
     train, judged = evidence.train, evidence.judged
     for quality in (_accuracy, _loss):
@@ -55,11 +48,11 @@ def headline(evidence: Evidence) -> str:
 
 def size_of_gap(evidence: Evidence) -> str:
     """The gap with its limit, as a sentence."""
-    gap = evidence.gap(evidence.judged, evidence.train)
-    where = f"On the same {plural(evidence.batch_size or 0, 'sample')}"
-    if len(evidence.batches) > 1:
-        where = f"On the same {len(evidence.batches)} mini-batches"
-    elif not evidence.batch_size:
+    gap = evidence.judged_gap
+    where = f"On the same {plural(evidence.training.batch_size or 0, 'sample')}"
+    if len(evidence.passes.batches) > 1:
+        where = f"On the same {len(evidence.passes.batches)} mini-batches"
+    elif not evidence.training.batch_size:
         where = "They"
     if gap is None:
         return f"{where} the predictions cannot be aligned."
@@ -98,7 +91,7 @@ def distorting(layers: Collection[str], evidence: Evidence) -> str:
 
 
 def _is_noticed(evidence: Evidence) -> bool:
-    gap = evidence.gap(evidence.judged, evidence.train)
+    gap = evidence.judged_gap
     return gap is not None and not gap <= DEGRADED_GAP
 
 
@@ -118,12 +111,6 @@ def their(layers: Collection[str]) -> str:
 def layer(name: str) -> str:
     """``layer 1``: names are often mere numbers."""
     return f"layer {name}" if name else "the model itself"
-
-
-def listing(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(name or "the model itself" for name in names[:most]) + more
 
 
 def code(names: Sequence[str], most: int = 5) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Set
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths.running import SETTLED, updates_until
-from pytest_bncheck.rules import _statistics as statistics
+from pytest_bncheck.rules import _faults as faults
+from pytest_bncheck.rules import _remedies as remedies
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding, Layer
@@ -57,18 +58,19 @@ class RunningStatsUnderconverged(Rule):
     name = "running-stats-underconverged"
     severity = "error"
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        grade = statistics.severity(evidence, taken)
-        layers = statistics.layers_at_fault(evidence, taken)
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        grade = faults.severity(evidence, explained)
+        layers = faults.layers_at_fault(evidence, explained)
         if (
             grade is None
             or layers is None
-            or not statistics.initial_value_explains(evidence, taken)
+            or not faults.initial_value_explains(evidence, explained)
         ):
             return None
-        worst = statistics.worst_layer(evidence, layers)
+        worst = faults.worst_layer(evidence, layers)
         k = evidence.layers.index(worst)
-        weight = evidence.initial_weights[k]
+        training, rates = evidence.training, evidence.diagnosis.remedies.sufficient_rates
+        weight = training.initial_weights[k]
         return self.finding(
             f"{words.headline(evidence)}. {words.size_of_gap(evidence)}",
             cause=_cause(evidence, worst, k, weight, layers),
@@ -76,24 +78,24 @@ class RunningStatsUnderconverged(Rule):
             severity=grade,
             layers=layers,
             momentum=worst.momentum,
-            updates=evidence.calls.training[k],
+            updates=training.updates[k],
             initial_weight=weight,
             updates_to_settle=updates_until(worst.update_rate, SETTLED),
-            initial_share=evidence.initial_share(taken),
+            initial_share=evidence.initial_share(explained),
             causes=evidence.causes,
-            sufficient_rates={str(k): rate for k, rate in evidence.sufficient_rates.items()},
+            sufficient_rates={str(steps): rate for steps, rate in rates.items()},
             gap_with_batch_statistics=evidence.surviving_gap,
             gap_without_initial_value=evidence.gap_without_initial_value,
         )
 
 
 def _cause(evidence: Evidence, worst: Layer, k: int, weight: float, layers: list[str]) -> str:
-    counts = zip(evidence.layers, evidence.calls.training, strict=True)
+    counts = zip(evidence.layers, evidence.training.updates, strict=True)
     alike = len({(layer.momentum, count) for layer, count in counts}) == 1
     whose = (
         "every running statistic is" if alike else f"each statistic of {words.layer(worst.name)} is"
     )
-    updates = words.plural(evidence.calls.training[k], "update")
+    updates = words.plural(evidence.training.updates[k], "update")
     text = (
         f"After {updates} at momentum {worst.momentum:g}, {words.percent(weight, 1)} of {whose} "
         "still the initial value."
@@ -103,16 +105,16 @@ def _cause(evidence: Evidence, worst: Layer, k: int, weight: float, layers: list
         text += f" Projected to {planned} updates they are not close enough either."
     return words.sentences(
         f"{text} {words.distorting(layers, evidence)}.",
-        statistics.mixed_causes(evidence),
-        statistics.whose_gap(evidence),
-        statistics.split_of_gap(evidence),
+        faults.mixed_causes(evidence),
+        faults.whose_gap(evidence),
+        faults.split_of_gap(evidence),
     )
 
 
 def _remedy(evidence: Evidence, worst: Layer) -> str:
     return words.bullets(
-        statistics.longer_training(evidence, worst),
-        statistics.declaration(evidence),
-        statistics.shorter_memory(evidence, worst),
-        statistics.recalibration(evidence),
+        remedies.longer_training(evidence, worst),
+        remedies.declaration(evidence),
+        remedies.shorter_memory(evidence, worst),
+        remedies.recalibration(evidence),
     )

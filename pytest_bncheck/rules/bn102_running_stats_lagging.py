@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Set
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.rules import _statistics as statistics
+from pytest_bncheck.rules import _faults as faults
+from pytest_bncheck.rules import _remedies as remedies
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
@@ -47,34 +48,36 @@ class RunningStatsLagging(Rule):
     name = "running-stats-lagging"
     severity = "error"
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        grade = statistics.severity(evidence, taken)
-        layers = statistics.layers_at_fault(evidence, taken)
-        if statistics.is_stale_copy(evidence):
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        grade = faults.severity(evidence, explained)
+        layers = faults.layers_at_fault(evidence, explained)
+        if faults.is_stale_copy(evidence):
             return None
-        if grade is None or layers is None or statistics.initial_value_explains(evidence, taken):
+        if grade is None or layers is None or faults.initial_value_explains(evidence, explained):
             return None
-        if statistics.cost_of_other_path(evidence):
+        if faults.cost_of_other_path(evidence):
             grade = "warning"  # on another path than they were made for, any lag looks grave
         if grade == "warning" and _remembers_nothing(evidence, layers):
             return None  # BN104 says so
+        trained, rates = evidence.steps > 0, evidence.diagnosis.remedies.sufficient_rates
+        left = evidence.training.largest_initial_weight()
         return self.finding(
             f"{words.headline(evidence)}. {words.size_of_gap(evidence)}",
             cause=_cause(evidence, layers),
             remedy=_remedy(evidence, layers),
             severity=grade,
             layers=layers,
-            initial_share=evidence.initial_share(taken) if evidence.steps else None,
-            largest_initial_weight=evidence.largest_initial_weight() if evidence.steps else None,
-            causes=evidence.causes if evidence.steps else None,
-            sufficient_rates={str(k): rate for k, rate in evidence.sufficient_rates.items()},
+            initial_share=evidence.initial_share(explained) if trained else None,
+            largest_initial_weight=left if trained else None,
+            causes=evidence.causes if trained else None,
+            sufficient_rates={str(steps): rate for steps, rate in rates.items()},
             gap_with_batch_statistics=evidence.surviving_gap,
         )
 
 
 def _remembers_nothing(evidence: Evidence, layers: list[str]) -> bool:
     """Whether what is wrong with the layers is that one mini-batch of several makes them."""
-    forgetful = {layer.name for layer in evidence.forgetful}
+    forgetful = {layer.name for layer in evidence.training.forgetful}
     return evidence.stream and bool(forgetful) and set(layers) <= forgetful
 
 
@@ -85,8 +88,8 @@ def _cause(evidence: Evidence, layers: list[str]) -> str:
             f"{who}: the statistics that came with the model do not fit this batch. Their history "
             "is unknown, since the check did not train (steps=0)."
         )
-    worst = statistics.worst_layer(evidence, layers)
-    weight = evidence.initial_weights[evidence.layers.index(worst)]
+    worst = faults.worst_layer(evidence, layers)
+    weight = evidence.training.initial_weights[evidence.layers.index(worst)]
     average = (
         "the cumulative average (momentum=None) weighs all steps alike"
         if worst.update_rate is None
@@ -102,28 +105,28 @@ def _cause(evidence: Evidence, layers: list[str]) -> str:
         )
     return words.sentences(
         f"{who}. {trail}.",
-        statistics.mixed_causes(evidence),
-        statistics.whose_gap(evidence),
-        statistics.split_of_gap(evidence),
+        faults.mixed_causes(evidence),
+        faults.whose_gap(evidence),
+        faults.split_of_gap(evidence),
     )
 
 
 def _remedy(evidence: Evidence, layers: list[str]) -> str:
-    recalibration = statistics.recalibration(evidence)
+    recalibration = remedies.recalibration(evidence)
     if not evidence.steps:
         return words.bullets(
             recalibration,
             "Or load the running statistics together with the parameters (a full state, buffers "
             "included).",
         )
-    worst = statistics.worst_layer(evidence, layers)
+    worst = faults.worst_layer(evidence, layers)
     if _remembers_nothing(evidence, layers):
-        code = evidence.dialect.set_momentum(worst.type, statistics.COMMON_RATE)
+        code = evidence.dialect.set_momentum(worst.type, remedies.COMMON_RATE)
         return words.bullets(f"Use a momentum that remembers many batches:\n{code}", recalibration)
     return words.bullets(
         recalibration,
-        statistics.shorter_memory(evidence, worst)
-        if any(evidence.sufficient_rates.values())
+        remedies.shorter_memory(evidence, worst)
+        if any(evidence.diagnosis.remedies.sufficient_rates.values())
         else None,
         "Or train on until the loss is flat, or let the learning rate decay towards the end.",
     )

@@ -55,44 +55,46 @@ class RunningStatsNeverUpdated(Rule):
     code = "BN103"
     name = "running-stats-never-updated"
     severity = "error"
+    intended = frozenset({"frozen-batchnorm"})
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         if evidence.too_few or not evidence.steps:
             return None
         still = [
             layer
             for k, layer in enumerate(evidence.layers)
-            if not layer.frozen and layer.name not in taken and _unchanged(evidence, k)
+            if not layer.frozen and layer.name not in explained and _unchanged(evidence, k)
         ]
         if not still:
             return None
-        names = [layer.name for layer in still]
+        first, names = still[0], [layer.name for layer in still]
         after = f"in {words.plural(evidence.steps, 'training step')}"
-        lost = "lost updates of" if _is_rounded_away(still[0]) else "did not change"
+        lost = "lost updates of" if _is_rounded_away(first) else "did not change"
         return self.finding(
             f"{words.n_of_m(names, evidence, '')} {lost} {words.their(names)} running statistics "
             f"{after}.",
-            cause=_cause(evidence, still[0]),
-            remedy=_remedy(evidence, still[0]),
+            cause=_cause(evidence, first),
+            remedy=_remedy(evidence, first),
             layers=names,
-            momentum=still[0].momentum,
-            dtype=still[0].dtype,
+            momentum=first.momentum,
+            dtype=first.dtype,
         )
 
 
 def _unchanged(evidence: Evidence, k: int) -> bool:
-    layer, start, stop = evidence.layers[k], evidence.start, evidence.stop
-    if evidence.calls.training[k] + evidence.calls.inference[k] == 0:
+    layer, training = evidence.layers[k], evidence.training
+    start, stop = training.start, training.stop
+    if training.calls.training[k] + training.calls.inference[k] == 0:
         return False
     rounded = _is_rounded_away(layer)
     same_mean = np.array_equal(start.mean[k], stop.mean[k], equal_nan=True)
     same_var = np.array_equal(start.var[k], stop.var[k], equal_nan=True)
     if not ((same_mean and same_var) or rounded):
         return False
-    if layer.update_rate == 0.0 or not evidence.calls.training[k]:
+    if layer.update_rate == 0.0 or not training.updates[k]:
         return True
     # A layer that fits its batch already has nothing to change.
-    shift, scale = shift_and_scale(stop, evidence.noisy_batch, evidence.eps)[k]
+    shift, scale = shift_and_scale(stop, evidence.passes.noisy_batch, evidence.eps)[k]
     far = max(np.abs(shift).max(initial=0.0), np.abs(scale - 1.0).max(initial=0.0))
     return not far <= (DEGRADED_DISTORTION if rounded else EXACT)
 
@@ -112,7 +114,7 @@ def _cause(evidence: Evidence, layer: Layer) -> str:
             f"At momentum {layer.momentum:g} a batch has no weight: {words.layer(layer.name)} "
             "never takes anything in."
         )
-    if not evidence.calls.training[k]:
+    if not evidence.training.updates[k]:
         return f"{name} ran in inference mode during training: it was not told to train."
     if _is_rounded_away(layer):
         return (
@@ -131,7 +133,7 @@ def _remedy(evidence: Evidence, layer: Layer) -> str:
     if layer.update_rate == 0.0:
         code = evidence.dialect.set_momentum(layer.type, 0.1)
         return words.bullets(f"Give it a momentum that updates:\n{code}", declare)
-    if not evidence.calls.training[k]:
+    if not evidence.training.updates[k]:
         mode = evidence.dialect.training_mode
         return words.bullets(f"Pass the mode on to the layer ({mode}).", declare)
     if _is_rounded_away(layer):

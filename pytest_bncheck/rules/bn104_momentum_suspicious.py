@@ -46,8 +46,8 @@ class MomentumSuspicious(Rule):
     name = "momentum-suspicious"
     severity = "warning"
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        fast = [layer for layer in evidence.forgetful if layer.momentum is not None]
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        fast = [layer for layer in evidence.training.forgetful if layer.momentum is not None]
         if not fast:
             return None
         first, names = fast[0], [layer.name for layer in fast]
@@ -59,7 +59,7 @@ class MomentumSuspicious(Rule):
             else f"Was {evidence.dialect.momentum_of(1.0 - rate):g} meant?\n"
             + evidence.dialect.set_momentum(first.type, 1.0 - rate)
         )
-        losses = [each.loss for each in evidence.after_each if each.loss is not None]
+        losses = [each.loss for each in evidence.diagnosis.after_each if each.loss is not None]
         return self.finding(
             f"{words.n_of_m(names, evidence, 'have')} a momentum at which the last batch makes "
             f"{words.percent(rate)} of the running statistics; the first is "

@@ -47,18 +47,18 @@ class RunningStatsInvalid(Rule):
     name = "running-stats-invalid"
     severity = "error"
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if evidence.losses and not math.isfinite(evidence.losses[-1]):
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        losses, stop = evidence.training.losses, evidence.training.stop
+        if losses and not math.isfinite(losses[-1]):
             return None
-        means, variances = evidence.stop.mean, evidence.stop.var
         not_finite = [
             layer.name
-            for layer, m, v in zip(evidence.layers, means, variances, strict=True)
+            for layer, m, v in zip(evidence.layers, stop.mean, stop.var, strict=True)
             if not (np.isfinite(m).all() and np.isfinite(v).all())
         ]
         negative = [
             layer.name
-            for layer, v in zip(evidence.layers, variances, strict=True)
+            for layer, v in zip(evidence.layers, stop.var, strict=True)
             if bool((v < 0).any())
         ]
         names = [*not_finite, *(name for name in negative if name not in not_finite)]

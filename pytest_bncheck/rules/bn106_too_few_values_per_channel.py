@@ -52,15 +52,15 @@ class TooFewValuesPerChannel(Rule):
     name = "too-few-values-per-channel"
     severity = "error"
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         if evidence.too_few is not None:
             return self._single([evidence.too_few], evidence)
         few = {
             layer.name: n
             for layer, n, active in zip(
-                evidence.layers, _values(evidence), evidence.active, strict=True
+                evidence.layers, _values(evidence), evidence.passes.active, strict=True
             )
-            if active and n is not None and layer.name not in taken
+            if active and n is not None and layer.name not in explained
         }
         single = [name for name, n in few.items() if n == 1]
         if single:
@@ -110,7 +110,7 @@ class TooFewValuesPerChannel(Rule):
 
 def _values(evidence: Evidence) -> list[int | None]:
     """Values per channel in a pass, or in a training step that takes the batch in parts."""
-    pairs = zip(evidence.calls_in_pass.values, evidence.calls.values, strict=True)
+    pairs = zip(evidence.passes.calls.values, evidence.training.calls.values, strict=True)
     return [min((n for n in pair if n is not None), default=None) for pair in pairs]
 
 
@@ -136,13 +136,12 @@ def _is_ours(evidence: Evidence) -> bool:
     Stochastic layers, and code that takes another path in training, shift the statistics too.
     """
     surviving = evidence.surviving_gap
-    shifted = evidence.distortions(evidence.noisy_batch, evidence.batch)
-    calm = bool((shifted <= DEGRADED_DISTORTION).all())
+    calm = bool((evidence.shifts <= DEGRADED_DISTORTION).all())
     return calm and surviving is not None and surviving <= DEGRADED_GAP
 
 
 def _remedy(evidence: Evidence, n: int) -> str:
-    size, values = evidence.batch_size, _enough(evidence, n)
+    size, values = evidence.training.batch_size, _enough(evidence, n)
     enough = math.ceil(values * size / n) if size else None
     return words.bullets(
         f"Use batches of at least {enough} samples ({values} values per channel), and "

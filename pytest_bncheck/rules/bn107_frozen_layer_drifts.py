@@ -51,16 +51,17 @@ class FrozenLayerDrifts(Rule):
     name = "frozen-layer-drifts"
     severity = "warning"
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if not evidence.steps:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        training = evidence.training
+        if not training.steps:
             return None
         names = [
             layer.name
             for k, layer in enumerate(evidence.layers)
             if layer.frozen_parameters
             and not layer.frozen
-            and evidence.calls.training[k]
-            and not np.array_equal(evidence.start.mean[k], evidence.stop.mean[k])
+            and training.updates[k]
+            and not np.array_equal(training.start.mean[k], training.stop.mean[k])
         ]
         if not names:
             return None

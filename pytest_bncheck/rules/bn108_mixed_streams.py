@@ -8,16 +8,16 @@ import numpy as np
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import running
-from pytest_bncheck.rules import _statistics as statistics
+from pytest_bncheck.rules import _faults as faults
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding, Severity, Statistics
 
 APART = 0.5
-"""Standard deviations around their mean from which on streams are clearly different."""
+"""Above this spread, in standard deviations around their mean, streams clearly differ."""
 
-CHANCE = 2.0
-"""Times the spread that chance gives a stream's samples which is still called chance."""
+CHANCE_OF_CALLS = 2.0
+"""Up to this many times the spread of one distribution, calls may differ by chance."""
 
 
 class MixedStreams(Rule):
@@ -60,12 +60,14 @@ class MixedStreams(Rule):
     code = "BN108"
     name = "mixed-streams"
     severity = "warning"
+    needs = frozenset({"streams"})
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        streams = evidence.training.streams
         spreads = {
-            layer.name: running.spread(evidence.streams[layer.name].statistics, layer.eps)
+            layer.name: running.spread(streams[layer.name].statistics, layer.eps)
             for layer in evidence.layers
-            if layer.name in evidence.streams and not layer.frozen and layer.name not in taken
+            if layer.name in streams and not layer.frozen and layer.name not in explained
         }
         clear = any(spread > _usual(name, evidence) for name, spread in spreads.items())
         if not clear and not _is_all_that_is_left(evidence):
@@ -76,7 +78,7 @@ class MixedStreams(Rule):
         if grade is None:
             return None
         worst = mixed[0]
-        calls = len(evidence.streams[worst].statistics)
+        calls = len(streams[worst].statistics)
         return self.finding(
             f"{_quality(evidence, grade)}{words.n_of_m(mixed, evidence, 'normalise')} several "
             f"streams that differ; in {words.layer(worst)} the statistics of a training step's "
@@ -103,10 +105,10 @@ class MixedStreams(Rule):
 
 def _usual(name: str, evidence: Evidence) -> float:
     """The spread up to which the calls of a layer may be of one distribution."""
-    streams = evidence.streams[name]
-    samples = min(streams.samples, evidence.batch_size or streams.samples)
+    streams = evidence.training.streams[name]
+    samples = min(streams.samples, evidence.training.batch_size or streams.samples)
     chance = running.chance_spread(samples, len(streams.statistics))
-    return max(APART, CHANCE * chance)
+    return max(APART, CHANCE_OF_CALLS * chance)
 
 
 def _is_all_that_is_left(evidence: Evidence) -> bool:
@@ -115,23 +117,24 @@ def _is_all_that_is_left(evidence: Evidence) -> bool:
     With the batch's own statistics a layer that runs once repeats what it does in training.
     """
     gap = evidence.surviving_gap
+    passes = evidence.passes
     return (
-        statistics.are_batches_known(evidence)
-        and any(count > 1 for count in evidence.calls_in_pass.training)
-        and evidence.path_gap is not None
+        faults.are_batches_known(evidence)
+        and any(count > 1 for count in passes.calls.training)
+        and passes.path_gap is not None
         and not evidence.takes_another_path
-        and not (evidence.stream or evidence.is_random or evidence.inconclusive)
+        and not (evidence.stream or passes.is_random or evidence.inconclusive)
         and all(x.stock and not x.type.startswith("InstanceNorm") for x in evidence.layers)
         and gap is not None
         and not gap <= evidence.gap_limit
-        and evidence.fails(evidence.replaced)
+        and evidence.fails(evidence.diagnosis.replaced)
         and evidence.fails(evidence.judged)
     )
 
 
 def _grade(evidence: Evidence, mixed: Collection[str]) -> Severity | None:
     """An error where it costs decisions; None where converging statistics would bring them back."""
-    gap = evidence.gap(evidence.judged, evidence.train)
+    gap = evidence.judged_gap
     far = gap is not None and not gap <= evidence.gap_limit
     suffers = evidence.suffers(evidence.judged) is not False  # unknown: the gap alone decides
     if _lasts_in_a_stream(evidence):
@@ -141,7 +144,7 @@ def _grade(evidence: Evidence, mixed: Collection[str]) -> Severity | None:
     floor = evidence.floor
     lasting = floor is not None and not floor <= evidence.gap_limit
     still = lasting and evidence.suffers(evidence.recalibrated) is not False
-    if still or _has_settled(evidence, mixed):
+    if still or _fit_the_mixture(evidence, mixed):
         return "error"
     return None
 
@@ -149,22 +152,23 @@ def _grade(evidence: Evidence, mixed: Collection[str]) -> Severity | None:
 def _lasts_in_a_stream(evidence: Evidence) -> bool:
     """Whether eval mode decides worse on several mini-batches, even with their mean statistics.
 
-    Gaps are measured from that mean, so they say nothing of it. Where the same samples, dealt anew,
-    are decided worse too, it is not certain that the streams are why.
+    Gaps are measured from that mean, so they do not show it. Where the same samples in mixed
+    mini-batches are decided worse too, the streams need not be why.
     """
-    settled_fails = evidence.fails(evidence.judged) and evidence.fails(evidence.settled)
-    return settled_fails and evidence.remixed is not None and not evidence.fails(evidence.remixed)
+    with_mean, remixed = evidence.passes.with_mean, evidence.diagnosis.remixed
+    lasts = evidence.fails(evidence.judged) and evidence.fails(with_mean)
+    return lasts and remixed is not None and not evidence.fails(remixed)
 
 
-def _has_settled(evidence: Evidence, mixed: Collection[str]) -> bool:
-    """Whether the running statistics fit the mixture, so that convergence is not what lacks."""
+def _fit_the_mixture(evidence: Evidence, mixed: Collection[str]) -> bool:
+    """Whether the running statistics fit the mixture, so that more convergence does not help."""
     judged = evidence.judged_statistics
     for k, layer in enumerate(evidence.layers):
         if layer.name in mixed:
-            mixture = evidence.streams[layer.name].statistics
+            mixture = evidence.training.streams[layer.name].statistics
             middle = Statistics((np.mean(mixture.mean, axis=0),), (np.mean(mixture.var, axis=0),))
-            own = Statistics((judged.mean[k],), (judged.var[k],))
-            if not running.distortion(own, middle, [layer.eps])[0] <= evidence.distortion_limit:
+            alone = Statistics((judged.mean[k],), (judged.var[k],))
+            if not running.distortion(alone, middle, [layer.eps])[0] <= evidence.distortion_limit:
                 return False
     return True
 

@@ -10,10 +10,10 @@ from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
 
-CHANCE = 2.0
-"""Times the spread that chance gives mini-batches which is still called chance."""
+CHANCE_OF_BATCHES = 2.0
+"""Up to this many times the spread of one distribution, mini-batches may differ by chance."""
 
-FEW = 16
+FEW_VALUES = 16
 """Values per channel below which mini-batches of one distribution differ this much anyway."""
 
 
@@ -55,23 +55,29 @@ class BatchShortcut(Rule):
     code = "BN109"
     name = "batch-shortcut"
     severity = "error"
+    needs = frozenset({"sampling"})
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        mixed = evidence.remixed
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        mixed = evidence.diagnosis.remixed
         if mixed is None or not evidence.trained or not evidence.fails(evidence.judged):
             return None
-        values = evidence.calls_in_pass.values
+        passes = evidence.passes
+        rows = zip(
+            evidence.layers,
+            running.by_layer(passes.batches),
+            passes.active,
+            passes.calls.values,
+            strict=True,
+        )
         spreads = {
-            layer.name: spread
-            for layer, spread, active, n in zip(
-                evidence.layers, evidence.spreads, evidence.active, values, strict=True
-            )
-            if active and n != 1 and layer.name not in taken
+            layer.name: running.spread(statistics, layer.eps)
+            for layer, statistics, active, n in rows
+            if active and n != 1 and layer.name not in explained
         }
         if not evidence.fails(mixed) or not spreads or _is_chance(evidence, spreads):
             return None
         names = sorted(spreads, key=lambda name: -spreads[name])
-        single = evidence.batch_size == 1
+        single = evidence.training.batch_size == 1
         return self.finding(
             f"{words.headline(evidence)}. Training mode too is right only on the mini-batches as "
             f"they are: {'put together' if single else 'dealt anew'}, the same samples give "
@@ -91,7 +97,7 @@ class BatchShortcut(Rule):
                 "Or use GroupNorm or LayerNorm, which do not look across the batch.",
             ),
             layers=names,
-            mini_batches=len(evidence.batches),
+            mini_batches=len(passes.batches),
             remixed_loss=mixed.loss,
             remixed_accuracy=mixed.accuracy,
             spread=spreads[names[0]],
@@ -100,9 +106,9 @@ class BatchShortcut(Rule):
 
 def _is_chance(evidence: Evidence, spreads: dict[str, float]) -> bool:
     """Whether mini-batches as small as these differ so much by themselves."""
-    size, values = evidence.batch_size, evidence.calls_in_pass.values
-    few = min((n for n in values if n is not None), default=FEW) < FEW
+    size, values = evidence.training.batch_size, evidence.passes.calls.values
+    few = min((n for n in values if n is not None), default=FEW_VALUES) < FEW_VALUES
     if not few or not size or size == 1:
         return False
-    usual = CHANCE * running.chance_spread(size, len(evidence.batches))
+    usual = CHANCE_OF_BATCHES * running.chance_spread(size, len(evidence.passes.batches))
     return all(spread <= usual for spread in spreads.values())

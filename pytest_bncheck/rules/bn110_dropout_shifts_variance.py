@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths import running
 from pytest_bncheck.maths.verdict import DEGRADED_GAP
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
@@ -50,15 +51,17 @@ class DropoutShiftsVariance(Rule):
     name = "dropout-shifts-variance"
     severity = "warning"
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if not evidence.stochastic or evidence.inconclusive or evidence.is_random:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        stochastic = evidence.training.stochastic
+        if not stochastic or evidence.inconclusive or evidence.passes.is_random:
             return None
         noisy = evidence.judged_distortions
-        clean = evidence.distortions(evidence.judged_statistics, evidence.batch)
+        clean = running.distortion(evidence.judged_statistics, evidence.passes.batch, evidence.eps)
+        least = FAR * evidence.distortion_limit
         shifted = {
             layer.name: float(d)
             for layer, d, trained in zip(evidence.layers, clean, noisy, strict=True)
-            if d > FAR * evidence.distortion_limit and d > FAR * trained and layer.name not in taken
+            if d > least and d > FAR * trained and layer.name not in explained
         }
         if not shifted:
             return None
@@ -66,7 +69,7 @@ class DropoutShiftsVariance(Rule):
         return self.finding(
             f"{words.n_of_m(names, evidence, 'see')} another distribution in eval mode than in "
             f"training; the worst is {words.layer(names[0])}, by {shifted[names[0]]:.2f} standard "
-            f"deviations (up to {FAR * evidence.distortion_limit:g} is usual).",
+            f"deviations (up to {least:g} is usual).",
             cause="A dropout or other stochastic layer before raises the variance in "
             "training, and the running statistics keep the raised one.",
             remedy=words.bullets(
@@ -81,6 +84,6 @@ class DropoutShiftsVariance(Rule):
 
 def _grade(evidence: Evidence) -> Severity:
     """An error where it costs decisions that statistics without dropout would get right."""
-    gap, surviving = evidence.gap(evidence.judged, evidence.train), evidence.surviving_gap
+    gap, surviving = evidence.judged_gap, evidence.surviving_gap
     bad = gap is not None and not gap <= evidence.gap_limit and evidence.fails(evidence.judged)
     return "error" if bad and surviving is not None and surviving <= DEGRADED_GAP else "warning"

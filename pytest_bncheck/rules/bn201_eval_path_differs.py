@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from pytest_bncheck.evidence import PATH_GAP, Evidence
-from pytest_bncheck.rules import _statistics as statistics
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules import _faults as faults
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding, Prediction, Severity
@@ -49,21 +49,22 @@ class EvalPathDiffers(Rule):
     code = "BN201"
     name = "eval-path-differs"
     severity = "error"
+    intended = frozenset({"mode-dependent-path"})
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         return self._by_path(evidence) or self._by_survival(evidence)
 
     def _by_path(self, evidence: Evidence) -> Finding | None:
-        path, train = evidence.path, evidence.first
+        path, train = evidence.passes.path, evidence.passes.first
         if path is None or train is None or not evidence.takes_another_path:
             return None
-        if evidence.is_random:  # by way of another, not of the mode
+        if evidence.passes.is_random:  # then two passes differ whatever the mode
             return None
-        worse = statistics.cost_of_other_path(evidence)
+        worse = faults.cost_of_other_path(evidence)
         grade: Severity = "warning" if worse is None else "error"
         other = worse or train
-        gap = evidence.gap(other, path) or 0.0
-        allowed = max(PATH_GAP, evidence.noise)
+        gap = evidence.compared.gap(other, path) or 0.0
+        allowed = evidence.passes.allowed_path_gap
         if worse is None and gap <= allowed:
             return None
         which = "the same batch statistics" if other is train else "converged statistics"
@@ -84,10 +85,10 @@ class EvalPathDiffers(Rule):
         )
 
     def _by_survival(self, evidence: Evidence) -> Finding | None:
-        gap, replaced, train = evidence.surviving_gap, evidence.replaced, evidence.train
+        gap, replaced, train = evidence.surviving_gap, evidence.diagnosis.replaced, evidence.train
         if gap is None or replaced is None or train is None or not _is_conclusive(evidence):
             return None
-        allowed = max(PATH_GAP, evidence.noise)
+        allowed = evidence.passes.allowed_path_gap
         if gap <= allowed:
             return None
         grade: Severity = "warning"
@@ -117,14 +118,14 @@ class EvalPathDiffers(Rule):
 
 def _is_conclusive(evidence: Evidence) -> bool:
     """Whether replacing statistics must repeat the training prediction."""
-    once = all(count <= 1 for count in evidence.calls_in_pass.training)
+    once = all(count <= 1 for count in evidence.passes.calls.training)
     return (
         once
-        and statistics.are_batches_known(evidence)
+        and faults.are_batches_known(evidence)
         and not evidence.stream
         and not evidence.inconclusive
         and all(layer.stock for layer in evidence.layers)
-        and not evidence.is_random
+        and not evidence.passes.is_random
     )
 
 

@@ -44,10 +44,11 @@ class TrainingInconclusive(Rule):
     name = "training-inconclusive"
     severity = "warning"
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         if not evidence.inconclusive:
             return None
-        first, last = evidence.losses[0], evidence.losses[-1]
+        losses = evidence.training.losses
+        first, last = losses[0], losses[-1]
         train = evidence.train.loss if evidence.train else None
         finite = math.isfinite(first) and math.isfinite(last)
         now = last if train is None else train

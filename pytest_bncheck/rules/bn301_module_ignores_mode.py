@@ -9,6 +9,9 @@ from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
 
+KINDS = {"stochastic-eval": "random", "batch-statistics-in-eval": "batch statistics"}
+"""What the calls of a declared design do."""
+
 
 class ModuleIgnoresMode(Rule):
     """A module that stays in training mode after ``eval()``.
@@ -46,11 +49,13 @@ class ModuleIgnoresMode(Rule):
     code = "BN301"
     name = "module-ignores-mode"
     severity = "error"
+    intended = frozenset({"stochastic-eval", "batch-statistics-in-eval"})
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if evidence.eval is None or not evidence.eval.in_training:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        evaluated = evidence.passes.eval
+        if evaluated is None or not evaluated.in_training:
             return None
-        paths = list(evidence.eval.in_training)
+        paths = list(evaluated.in_training)
         listed = [path for path in paths if "[" in path]
         return self.finding(
             f"After eval() {words.plural(len(paths), 'module')} still ran in training mode: "
@@ -65,3 +70,8 @@ class ModuleIgnoresMode(Rule):
             ),
             layers=paths,
         )
+
+    def covers(self, design: str, finding: Finding, evidence: Evidence) -> bool:
+        """Dropout on purpose is no reason for a lost normalisation, nor the other way round."""
+        traces = evidence.passes.traces
+        return {t.kind for t in traces if t.module in finding.layers} == {KINDS[design]}

@@ -47,21 +47,23 @@ class StochasticEval(Rule):
     code = "BN302"
     name = "stochastic-eval"
     severity = "error"
+    intended = frozenset({"stochastic-eval"})
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         if evidence.program is not None:
             return None  # BN403 says what a program does
-        if evidence.eval is None or not (evidence.is_random or evidence.eval.random):
+        passes = evidence.passes
+        if passes.eval is None or not (passes.is_random or passes.eval.random):
             return None
-        stuck = evidence.stuck(taken)
-        traces = evidence.beyond(stuck, "random")
-        if stuck and not traces:
+        in_training = passes.left_in_training(explained)
+        traces = passes.traces_outside(in_training, "random")
+        if in_training and not traces:
             return None
-        repeat = evidence.repeat_gap
+        repeat = passes.repeat_gap
         size = (
             f"Two predictions of the same batch in eval mode differ by {repeat:.2g} of their "
             "spread."
-            if evidence.is_random and repeat is not None
+            if passes.is_random and repeat is not None
             else "Eval mode draws random numbers, though without an effect on this batch."
         )
         return self.finding(
@@ -74,7 +76,7 @@ class StochasticEval(Rule):
                 "If it is the design, as Monte Carlo dropout is, declare it: "
                 'intended="stochastic-eval".',
             ),
-            severity="error" if evidence.is_random else "warning",
+            severity="error" if passes.is_random else "warning",
             gap=repeat,
             calls=[words.place(trace) for trace in traces],
         )

@@ -45,18 +45,21 @@ class EvalDependsOnBatch(Rule):
     code = "BN303"
     name = "eval-depends-on-batch"
     severity = "error"
+    needs = frozenset({"sampling"})
+    intended = frozenset({"batch-statistics-in-eval"})
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if evidence.program is not None or not evidence.depends_on_batch:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        passes = evidence.passes
+        if evidence.program is not None or not passes.depends_on_batch:
             return None
-        stuck = evidence.stuck(taken)
-        traces = evidence.beyond(stuck, "batch statistics")
-        if stuck and not traces:
+        in_training = passes.left_in_training(explained)
+        traces = passes.traces_outside(in_training, "batch statistics")
+        if in_training and not traces:
             return None
         return self.finding(
             f"In eval mode the predictions of the first samples change by "
-            f"{evidence.half_gap:.2g} of their spread when the other half of the batch is left "
-            f"out (up to {evidence.noise:g} is rounding).{words.places(traces)}",
+            f"{passes.half_gap:.2g} of their spread when the other half of the batch is left "
+            f"out (up to {passes.rounding:g} is rounding).{words.places(traces)}",
             cause=f"{traces[0].call} normalises with the batch's own statistics in eval mode."
             if traces
             else "Something in the model looks across the batch in eval mode.",
@@ -66,6 +69,6 @@ class EvalDependsOnBatch(Rule):
                 'If it is the design, declare it: intended="batch-statistics-in-eval".',
             ),
             layers=[trace.module for trace in traces],
-            gap=evidence.half_gap,
+            gap=passes.half_gap,
             calls=[words.place(trace) for trace in traces],
         )

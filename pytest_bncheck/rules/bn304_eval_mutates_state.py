@@ -44,17 +44,20 @@ class EvalMutatesState(Rule):
     code = "BN304"
     name = "eval-mutates-state"
     severity = "error"
+    intended = frozenset({"stochastic-eval", "batch-statistics-in-eval"})
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if evidence.eval is None or evidence.program is not None:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        passes = evidence.passes
+        if passes.eval is None or evidence.program is not None:
             return None
-        stuck = evidence.stuck(taken)
-        names = [name for name in evidence.eval.mutated if name.rpartition(".")[0] not in stuck]
-        if evidence.depends_on_batch:  # statistics are BN303's
+        # A module that a finding explains, and a call that normalises with the batch, write too.
+        writers = {
+            *passes.left_in_training(explained),
+            *(trace.module for trace in passes.traces if trace.kind == "batch statistics"),
+        }
+        names = [name for name in passes.eval.mutated if name.rpartition(".")[0] not in writers]
+        if passes.depends_on_batch:  # statistics are BN303's
             names = [name for name in names if not name.rsplit(".", 1)[-1].startswith(STATISTICS)]
-        # So is what a call that normalises with the batch has moved.
-        across = {trace.module for trace in evidence.traces if trace.kind == "batch statistics"}
-        names = [name for name in names if name.rpartition(".")[0] not in across]
         if not names:
             return None
         return self.finding(
@@ -64,3 +67,9 @@ class EvalMutatesState(Rule):
             remedy=words.bullets(f"Write there under `if {evidence.dialect.mode}` only."),
             state=names,
         )
+
+    def covers(self, design: str, finding: Finding, evidence: Evidence) -> bool:
+        """Statistics in eval mode move running ones, random numbers the seed of a generator."""
+        theirs = STATISTICS if design == "batch-statistics-in-eval" else ("seed",)
+        names = [name.rsplit(".", 1)[-1] for name in finding.evidence["state"]]
+        return all(name.startswith(theirs) for name in names)

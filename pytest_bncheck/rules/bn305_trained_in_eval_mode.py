@@ -47,10 +47,13 @@ class TrainedInEvalMode(Rule):
     code = "BN305"
     name = "trained-in-eval-mode"
     severity = "error"
+    needs = frozenset({"watching"})
+    intended = frozenset({"frozen-batchnorm"})
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        idle = [name for name in evidence.idle if name not in taken]
-        names = idle or [name for name in evidence.asleep if name not in taken]
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        training = evidence.training
+        idle = [name for name in training.idle if name not in explained]
+        names = idle or [name for name in training.asleep if name not in explained]
         if not names:
             return None
         return self.finding(
@@ -71,7 +74,8 @@ class TrainedInEvalMode(Rule):
 
 def _cause(evidence: Evidence, names: Sequence[str]) -> str:
     """Whether the layers never trained, or stopped to."""
-    counts = zip(evidence.calls.training, evidence.calls.inference, strict=True)
+    calls = evidence.training.calls
+    counts = zip(calls.training, calls.inference, strict=True)
     for layer, (trained, idle) in zip(evidence.layers, counts, strict=True):
         if layer.name in names and trained and idle:
             return (

@@ -45,10 +45,11 @@ class ModeSticks(Rule):
     code = "BN306"
     name = "mode-sticks"
     severity = "warning"
+    needs = frozenset({"watching"})
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        names = list(evidence.sticky)
-        if not names or (evidence.is_random and not taken):
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        names = list(evidence.passes.sticky)
+        if not names or (evidence.passes.is_random and not explained):
             return None
         return self.finding(
             f"An eval pass changed {words.code(names)} for good, and training differs from "

@@ -7,7 +7,8 @@ from collections.abc import Set
 import numpy as np
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.rules import _statistics as statistics
+from pytest_bncheck.rules import _faults as faults
+from pytest_bncheck.rules import _remedies as remedies
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
@@ -52,18 +53,18 @@ class StatisticsLostInCopy(Rule):
     name = "statistics-lost-in-copy"
     severity = "error"
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        lost = None if evidence.steps else self._lost(evidence, taken)
-        return lost or self._unsaved(evidence, taken)
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        lost = None if evidence.steps else self._lost(evidence, explained)
+        return lost or self._unsaved(evidence, explained)
 
-    def _lost(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+    def _lost(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         untouched = [
             layer.name
             for k, layer in enumerate(evidence.layers)
-            if layer.trained and layer.name not in taken and statistics.is_untouched(evidence, k)
+            if layer.trained and layer.name not in explained and faults.is_untouched(evidence, k)
         ]
-        stale = statistics.layers_at_fault(evidence, taken)
-        if not untouched and (stale is None or not statistics.is_stale_copy(evidence)):
+        stale = faults.layers_at_fault(evidence, explained)
+        if not untouched and (stale is None or not faults.is_stale_copy(evidence)):
             return None
         found = words.size_of_gap(evidence)
         cause = (
@@ -87,14 +88,14 @@ class StatisticsLostInCopy(Rule):
             remedy=words.bullets(
                 "Load or copy the running statistics together with the parameters:\n"
                 + evidence.dialect.copy_statistics,
-                statistics.recalibration(evidence),
+                remedies.recalibration(evidence),
             ),
             layers=untouched or stale or [],
             distortion=float(np.max(evidence.judged_distortions, initial=0.0)),
         )
 
-    def _unsaved(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        names = [name for name in evidence.unsaved if name not in taken]
+    def _unsaved(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        names = [name for name in evidence.training.unsaved if name not in explained]
         if not names:
             return None
         return self.finding(

@@ -12,8 +12,8 @@ from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
 
-SAME = 1e-3
-"""Standard deviations within which statistics are the same, up to rounding."""
+ROUNDING = 1e-3
+"""Distance, in standard deviations, that rounding alone can make."""
 
 
 class ReplicasDiverge(Rule):
@@ -52,23 +52,25 @@ class ReplicasDiverge(Rule):
     code = "BN402"
     name = "replicas-diverge"
     severity = "error"
+    needs = frozenset({"replicas"})
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
-        if not evidence.replicas:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        replicas = evidence.training.replicas
+        if not replicas:
             return None
-        first, *others = evidence.replicas
+        first, *others = replicas
         apart = np.max([running.distortion(first, other, evidence.eps) for other in others], axis=0)
         found = {
             layer.name: float(distance)
             for layer, distance in zip(evidence.layers, apart, strict=True)
-            if not distance <= SAME and layer.name not in taken
+            if not distance <= ROUNDING and layer.name not in explained
         }
         if not found:
             return None
         names = sorted(found, key=lambda name: -found[name])
         return self.finding(
             f"{words.n_of_m(names, evidence, 'have')} other running statistics in each of "
-            f"{len(evidence.replicas)} processes; in {words.layer(names[0])} they are "
+            f"{len(replicas)} processes; in {words.layer(names[0])} they are "
             f"{found[names[0]]:.2g} standard deviations apart.",
             cause="Each process averages the statistics of its own batches, and nothing brings the "
             "averages together.",
@@ -80,6 +82,6 @@ class ReplicasDiverge(Rule):
                 "DistributedDataParallel(model)",
             ),
             layers=names,
-            processes=len(evidence.replicas),
+            processes=len(replicas),
             apart=found[names[0]],
         )

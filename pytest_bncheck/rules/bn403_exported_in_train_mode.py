@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 
-from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.evidence import Evidence, Passes
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
@@ -47,10 +47,11 @@ class ExportedInTrainMode(Rule):
     name = "exported-in-train-mode"
     severity = "error"
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         if evidence.program is None:
             return None
-        signs = list(_signs(evidence))
+        passes = evidence.passes
+        signs = list(_signs(passes))
         if not signs:
             return None
         return self.finding(
@@ -60,21 +61,22 @@ class ExportedInTrainMode(Rule):
             remedy=words.bullets(
                 "Put the model in eval mode first, and make the program anew:\nmodel.eval()"
             ),
-            repeat_gap=evidence.repeat_gap,
-            half_gap=evidence.half_gap,
-            state=list(evidence.eval.mutated) if evidence.eval else [],
+            repeat_gap=passes.repeat_gap,
+            half_gap=passes.half_gap,
+            state=list(passes.eval.mutated) if passes.eval else [],
         )
 
 
-def _signs(evidence: Evidence) -> Iterator[str]:
-    evaluated, repeat = evidence.eval, evidence.repeat_gap
-    if evidence.is_random:
+def _signs(passes: Passes) -> Iterator[str]:
+    """What the program does that no program in eval mode does."""
+    evaluated, repeat = passes.eval, passes.repeat_gap
+    if passes.is_random:
         yield f"two predictions of the same batch differ by {repeat:.2g} of their spread"
     elif evaluated is not None and evaluated.random:
         yield "it draws random numbers when it predicts"
-    if evidence.depends_on_batch:
+    if passes.depends_on_batch:
         yield (
-            f"a sample's prediction changes by {evidence.half_gap:.2g} of the spread with its "
+            f"a sample's prediction changes by {passes.half_gap:.2g} of the spread with its "
             "batch mates"
         )
     if evaluated is not None and evaluated.mutated:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pytest_bncheck import check
-from pytest_bncheck.api import HELD, gather
+from pytest_bncheck.experiment.batches import HELD, gather
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 

@@ -181,3 +181,18 @@ def test_possible(mean, var, possible):
     fine = np.ones(2)
     statistics = Statistics((fine, np.array([mean])), (fine, np.array([var])))
     assert running.is_possible(statistics) is possible
+
+
+@given(rates, st.integers(1, 20), statistics)
+def test_batch_statistics_are_read_from_what_a_start_at_zero_becomes(
+    rate: float, updates: int, batch: Statistics
+) -> None:
+    zero = Statistics((np.zeros(channels),), (np.zeros(channels),))
+    left = ema(zero, [batch] * updates, rate)
+    mean = running.from_zero(left.mean[0], rate, updates)
+    var = running.from_zero(left.var[0], rate, updates)
+    assert close(Statistics((mean,), (var,)), batch, 1e-6)
+
+
+def test_a_cumulative_average_from_zero_is_the_batch_s_already() -> None:
+    assert running.from_zero(np.array([3.0]), None, 2).tolist() == [3.0]

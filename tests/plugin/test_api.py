@@ -53,7 +53,7 @@ def test_entry_point_that_cannot_be_loaded(toy_entry_point, monkeypatch):
 
 
 def test_keras_dataset_ends():
-    from pytest_bncheck.api import gather
+    from pytest_bncheck.experiment.batches import gather
 
     class Dataset:
         num_batches = 2

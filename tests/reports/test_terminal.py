@@ -41,7 +41,7 @@ REPORT = Report(
 
 
 def test_text_fits_80_columns_with_pytest_s_indent_and_says_everything() -> None:
-    lines = terminal.check_lines(REPORT)
+    lines = terminal.check_lines(REPORT.to_dict())
     text = "\n".join(lines)
     assert max(map(len, lines)) <= 72
     assert lines[0] == "100 % right in training mode, 33 % in eval mode"

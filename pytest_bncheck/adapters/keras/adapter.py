@@ -17,6 +17,7 @@ import numpy as np
 
 from pytest_bncheck.adapters.base import Adapter, Mode, Pass, Sampling, Sloping, Streaming, Watching
 from pytest_bncheck.adapters.devices import pick, rounding
+from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import own_backend, split, wide_type
 from pytest_bncheck.adapters.keras.calls import Order, batch_statistics_of, calls_of, streams_of
 from pytest_bncheck.adapters.keras.data import (
@@ -37,6 +38,7 @@ from pytest_bncheck.adapters.keras.state import Snapshot, put_back, value_of
 from pytest_bncheck.adapters.keras.step import Steps
 from pytest_bncheck.adapters.keras.tracing import Tracer
 from pytest_bncheck.adapters.random_state import RandomState
+from pytest_bncheck.maths.running import from_zero
 from pytest_bncheck.types import (
     Calls,
     InputError,
@@ -64,6 +66,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
     def __init__(
         self, model: Any, batches: Sequence[Any], recipe: Recipe, device: str | None
     ) -> None:
+        internals.require(model)
         self._own = own_backend()
         self.backend = self._own.name
         self._model = model
@@ -122,7 +125,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         __tracebackhide__ = True
         try:
             self._cleanup.enter_context(self._own.nothing_traced())
-            if not all(layer.built for layer in self._model._flatten_layers()):
+            if not all(layer.built for layer in internals.flat_layers(self._model)):
                 self._look_at_order()
             functions = vars(self._recipe).values()
             self._snapshot = Snapshot(self._model, self._own, functions)
@@ -382,9 +385,9 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
             mean, var = list(now.mean), list(now.var)
             for k, (layer, record) in enumerate(zip(self._parts.layers, records, strict=True)):
                 if record.training:
-                    # From 0, calls with a momentum get this share of the way.
-                    share = 1.0 - float(layer.momentum) ** record.training
-                    mean[k], var[k] = after.mean[k] / share, after.var[k] / share
+                    rate, count = 1.0 - float(layer.momentum), record.training
+                    mean[k] = from_zero(after.mean[k], rate, count)
+                    var[k] = from_zero(after.var[k], rate, count)
             seen = Ran(outputs, records, random=False, mutated=())
             statistics = Statistics(tuple(mean), tuple(var))
             return Pass(self._prediction(batch, seen), statistics, calls_of(records))

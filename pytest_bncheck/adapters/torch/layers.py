@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from pytest_bncheck.adapters.torch.state import plain_name
-from pytest_bncheck.maths.running import bessel, recover_calls
+from pytest_bncheck.maths.running import bessel, from_zero, recover_calls
 from pytest_bncheck.types import Calls, Layer, Statistics, Streams
 
 Raw = tuple[Tensor, Tensor]
@@ -87,9 +87,9 @@ class Layers:
         mean, var = list(current.mean), list(current.var)
         for k, name in enumerate(self.modules):
             if name in active and calls.training[k]:
-                rate = self.rates[name]
-                share = 1.0 if not rate else 1.0 - (1.0 - rate) ** calls.training[k]
-                mean[k], var[k] = found.mean[k] / share, np.maximum(found.var[k] / share, 0.0)
+                rate, count = self.rates[name] or None, calls.training[k]  # 0: see `emptied`
+                mean[k] = from_zero(found.mean[k], rate, count)
+                var[k] = np.maximum(from_zero(found.var[k], rate, count), 0.0)
         return Statistics(tuple(mean), tuple(var))
 
     @contextmanager

@@ -1,0 +1,152 @@
+"""What the training logged. No option of the check and no pass after it has a part in this."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+
+from pytest_bncheck.maths import running
+from pytest_bncheck.types import Calls, Layer, Statistics, Streams
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training of one check; lists over layers run in the order of `layers`.
+
+    Attributes
+    ----------
+    layers
+        The layers with running statistics, in the order in which they run.
+    batch_size
+        Samples in the first batch, or None if that cannot be told.
+    losses
+        Training loss of every step.
+    calls
+        Calls of each layer over all training steps.
+    history
+        Running statistics before the first step and after each, as far as they were logged.
+    stop
+        Running statistics after the training.
+    streams
+        What each call in a training step normalised, of layers that are called several times.
+    replicas
+        Running statistics of each process that trained the model; empty where it was one.
+    idle
+        Layers that ran in inference mode only in some training step, without being frozen.
+    asleep
+        Layers in a part of the model that was handed over in eval mode, though it trains.
+    unsaved
+        Layers whose statistics are not part of the model's own state.
+    stochastic
+        Whether a training step drew random numbers.
+    """
+
+    layers: Sequence[Layer]
+    batch_size: int | None
+    losses: Sequence[float]
+    calls: Calls
+    history: Sequence[Statistics]
+    stop: Statistics
+    streams: Mapping[str, Streams] = field(default_factory=dict)
+    replicas: Sequence[Statistics] = ()
+    idle: Sequence[str] = ()
+    asleep: Sequence[str] = ()
+    unsaved: Sequence[str] = ()
+    stochastic: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Training steps that were made."""
+        return len(self.losses)
+
+    @property
+    def start(self) -> Statistics:
+        """Running statistics before the training."""
+        return self.history[0]
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether the running statistics after every step are known."""
+        return len(self.history) == self.steps + 1
+
+    @property
+    def eps(self) -> list[float]:
+        """The constant that each layer adds to its variance."""
+        return [layer.eps for layer in self.layers]
+
+    @property
+    def forgetful(self) -> list[Layer]:
+        """The layers in which the last batch makes at least half of the running statistics."""
+        return [
+            layer
+            for layer in self.layers
+            if layer.update_rate is not None
+            and layer.update_rate >= running.FORGETFUL
+            and not layer.frozen
+        ]
+
+    @property
+    def calls_per_step(self) -> list[float]:
+        """How often each layer ran with batch statistics in a training step."""
+        return [count / max(self.steps, 1) for count in self.updates]
+
+    @cached_property
+    def logged_batches(self) -> list[Statistics]:
+        """The batch statistics of every training step, as far as rounding lets them be read."""
+        pairs = list(zip(self.layers, self.calls_per_step, strict=True))
+        batches = []
+        for step, (before, after) in enumerate(pairwise(self.history)):
+            kept = [
+                running.remaining_share(layer.update_rate, step * calls, calls)
+                for layer, calls in pairs
+            ]
+            batches.append(running.recover_batch(before, after, kept))
+        return batches
+
+    @property
+    def updates(self) -> Sequence[int]:
+        """How often each layer ran with batch statistics, over all training steps."""
+        return self.calls.training
+
+    # what is left ---------------------------------------------------------------------------------
+
+    @property
+    def initial_weights(self) -> list[float]:
+        """What is left of each layer's initial value, in [0, 1]."""
+        return [
+            running.remaining_weight(layer.update_rate, updates)
+            for layer, updates in zip(self.layers, self.updates, strict=True)
+        ]
+
+    def largest_initial_weight(self, explained: Collection[str] = ()) -> float:
+        """The most that is left of an initial value, in a layer that updates.
+
+        A layer that is frozen, or does not run, keeps its initial value, and is right to. Layers
+        in `explained` do not count.
+        """
+        rows = zip(self.layers, self.initial_weights, self.updates, strict=True)
+        left = (
+            weight for layer, weight, updates in rows if updates and layer.name not in explained
+        )
+        return max(left, default=0.0)
+
+    def kept(self, steps: int) -> list[float]:
+        """The share of its statistics that each layer keeps over `steps` more training steps."""
+        return self._kept(steps, self.calls_per_step)
+
+    def kept_until(self, updates: int | None) -> list[float]:
+        """The share that each layer keeps until `updates` steps are made in all; 1 for None.
+
+        Without training nobody knows how often a layer runs in a step; once is assumed.
+        """
+        further = 0 if updates is None else max(0, updates - self.steps)
+        return self._kept(further, self.calls_per_step if self.steps else [1.0] * len(self.layers))
+
+    def _kept(self, steps: int, calls_per_step: Sequence[float]) -> list[float]:
+        rows = zip(self.layers, self.updates, calls_per_step, strict=True)
+        return [
+            running.remaining_share(layer.update_rate, done, round(calls * steps))
+            for layer, done, calls in rows
+        ]

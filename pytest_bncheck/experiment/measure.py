@@ -1,0 +1,195 @@
+"""The passes of every check: what both modes give after the training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from pytest_bncheck.adapters.base import (
+    Adapter,
+    Mode,
+    Replicated,
+    Sampling,
+    Streaming,
+    TooFewValues,
+    Watching,
+)
+from pytest_bncheck.evidence import MiniBatches, Passes, Projection, Training
+from pytest_bncheck.evidence.passes import PATH_GAP, gap_of_half, gap_of_path
+from pytest_bncheck.experiment.panel import Panel, joined
+from pytest_bncheck.maths import running
+from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION
+from pytest_bncheck.types import InputError, Layer, Prediction, Settings, Statistics, Trace
+
+DRAWS = 8
+"""Passes that stand for the mean over dropout's random numbers, where one draw looks off."""
+
+
+def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Training, Passes]:
+    """Read what the training logged, and run the model in both modes.
+
+    Raises
+    ------
+    TooFewValues
+        If a layer refuses a single value per channel.
+    """
+    __tracebackhide__ = True
+    # Both belong to the last step, and are gone after the next pass.
+    streams = adapter.streams if isinstance(adapter, Streaming) else {}
+    replicas = adapter.gather() if isinstance(adapter, Replicated) else []
+    with during("the pass with batch statistics"):
+        first = adapter.run(0, Mode.BATCH_STATISTICS)
+    with during("the pass in eval mode"):
+        evaluated = adapter.predict(0)
+    half = adapter.predict_half(0) if isinstance(adapter, Sampling) else None
+    noisy = first.statistics
+    if adapter.stochastic:
+        with during("the pass in training mode"):
+            noisy = adapter.run(0, Mode.TRAINING).statistics
+    with during("the pass on the training path"):
+        path = adapter.run(0, Mode.TRAINING_PATH).prediction
+    stop, layers = adapter.read(), adapter.layers()
+    if adapter.stochastic and not agree(adapter, _fit(stop, noisy, layers)):
+        more = [adapter.run(0, Mode.TRAINING).statistics for _ in range(DRAWS - 1)]
+        noisy = running.mean([noisy, *more])
+    watching = adapter if isinstance(adapter, Watching) else None
+    training = Training(
+        layers=layers,
+        batch_size=adapter.batch_size,
+        losses=adapter.losses,
+        calls=adapter.calls,
+        history=adapter.history,
+        stop=stop,
+        streams=streams,
+        replicas=replicas,
+        idle=watching.idle if watching else [],
+        asleep=watching.asleep if watching else [],
+        unsaved=watching.unsaved if watching else [],
+        stochastic=adapter.stochastic,
+    )
+    sticky = watching.sticky(0) if watching else []
+    if not adapter.stochastic:
+        path_gap = gap_of_path(path, first.prediction)
+        same_path = path_gap is None or path_gap <= max(PATH_GAP, adapter.noise)
+        fits = same_path and _fit(stop, first.statistics, layers)
+        if not agree(adapter, fits or not running.is_possible(stop)):
+            # Running statistics come from the training path, and are measured against it.
+            noisy = adapter.run(0, Mode.TRAINING).statistics
+    again, half_again, traces = _repeat(adapter, evaluated, half)
+    passes = Passes(
+        batch=first.statistics,
+        noisy_batch=noisy,
+        calls=first.calls,
+        rounding=adapter.noise,
+        train=first.prediction,
+        eval=evaluated,
+        first=first.prediction,
+        path=path,
+        half=half,
+        again=again,
+        half_again=half_again,
+        traces=traces,
+        sticky=sticky,
+    )
+    if panel.size > 1:
+        passes = _measure_all(adapter, panel, passes)
+    elif isinstance(adapter, Replicated) and adapter.follows and first.prediction is not None:
+        passes = _judged_by_mean(panel, passes, [first.prediction], [first.statistics], [noisy])
+    if settings.planned_updates is not None:
+        kept = training.kept_until(settings.planned_updates)
+        statistics = running.project(stop, passes.noisy_batch, kept)
+        projection = Projection(statistics, panel.predict_with(statistics))
+        passes = dataclasses.replace(passes, projection=projection)
+    return training, passes
+
+
+def _fit(statistics: Statistics, batch: Statistics, layers: Sequence[Layer]) -> bool:
+    distortion = running.distortion(statistics, batch, [layer.eps for layer in layers])
+    return bool((distortion <= DEGRADED_DISTORTION).all())
+
+
+def _repeat(
+    adapter: Adapter, evaluated: Prediction, half: Prediction | None
+) -> tuple[Prediction | None, Prediction | None, Sequence[Trace]]:
+    """Once more in eval mode, and a look at its calls, if it is random or minds its batch.
+
+    A rare random event can miss the whole passes and hit a half, so that is repeated too.
+    """
+    gap = gap_of_half(half, evaluated)
+    if not (evaluated.random or (gap is not None and gap > adapter.noise)):
+        return None, None, ()
+    again, half_again = adapter.predict(0), None
+    if evaluated.random and half is not None and isinstance(adapter, Sampling):
+        half_again = adapter.predict_half(0)
+    return again, half_again, adapter.trace(0) if isinstance(adapter, Watching) else ()
+
+
+def _measure_all(adapter: Adapter, panel: Panel, passes: Passes) -> Passes:
+    """Measure each of the first mini-batches as it was trained on."""
+    trained: list[Prediction] = []
+    clean: list[Statistics] = []
+    for k in range(panel.size):
+        each = adapter.run(k, Mode.BATCH_STATISTICS)
+        assert each.prediction is not None
+        trained.append(each.prediction)
+        clean.append(each.statistics)
+    noisy = clean
+    if adapter.stochastic:
+        noisy = [adapter.run(k, Mode.TRAINING).statistics for k in range(panel.size)]
+    return _judged_by_mean(panel, passes, trained, clean, noisy)
+
+
+def _judged_by_mean(
+    panel: Panel,
+    passes: Passes,
+    trained: Sequence[Prediction],
+    clean: Sequence[Statistics],
+    noisy: Sequence[Statistics],
+) -> Passes:
+    """Take the mean over several mini-batches as what the statistics should be.
+
+    A single mini-batch of a stream differs from its neighbours, so a gap is measured from eval
+    mode with the statistics averaged over up to 8 of them at frozen weights. Loss and accuracy of
+    training mode are those on the mini-batches as they were trained on.
+
+    Parameters
+    ----------
+    trained, clean, noisy
+        Of each mini-batch: the prediction with batch statistics, and these with stochastic layers
+        off and on.
+    """
+    batch, evaluated = running.mean(clean), panel.predict()
+    with_mean = panel.predict_with(batch, exact=True)
+    train = [
+        dataclasses.replace(
+            part, loss=each.loss, accuracy=each.accuracy, constant_loss=each.constant_loss
+        )
+        for part, each in zip(with_mean.parts or [with_mean], trained, strict=True)
+    ]
+    return dataclasses.replace(
+        passes,
+        batch=batch,
+        noisy_batch=running.mean(noisy),
+        train=joined(train),
+        eval=evaluated,
+        mini_batches=MiniBatches(noisy, with_mean),
+    )
+
+
+def agree(adapter: Adapter, value: bool) -> bool:
+    """Whether it is so in every process that trains the same model."""
+    return adapter.agree(value) if isinstance(adapter, Replicated) else value
+
+
+@contextmanager
+def during(what: str) -> Iterator[None]:
+    """Say at the end of a user's traceback which of the plugin's calls it came from."""
+    __tracebackhide__ = True
+    try:
+        yield
+    except (InputError, TooFewValues):
+        raise
+    except Exception as error:
+        error.add_note(f"pytest-bncheck: raised in {what}.")
+        raise

@@ -1,0 +1,90 @@
+"""How the inputs join a test that is to be checked.
+
+A marked test names neither the model nor the batch; the plugin makes it use their fixtures, in
+one of two ways:
+
+* While pytest makes a test of a function, the function carries a ``usefixtures`` mark more. pytest
+  then knows the inputs at collection, so that a parametrized ``bncheck_model`` gives a test for
+  each of its parameters.
+* What becomes marked later, by another plugin or by a hook of a ``conftest.py``, has the fixtures
+  added to its names before its setup. They can no longer be parametrized.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pytest_bncheck.errors import InputError
+from pytest_bncheck.plugin import definitions, internals, marks
+from pytest_bncheck.plugin.attempt import ATTEMPT, CURRENT, Attempt
+from pytest_bncheck.plugin.marks import MARKER
+
+
+def wants_inputs(collector: pytest.Module | pytest.Class, name: str, function: Any) -> bool:
+    """Whether the inputs join the test that `collector` makes of a function.
+
+    Raises
+    ------
+    Collector.CollectError
+        If a function that is not a test carries the mark.
+    """
+    marked = any(getattr(mark, "name", None) == MARKER for mark in internals.marks(function))
+    # Nearly every function of a suite ends here, at a tenth of the time that its signature takes.
+    may_request = vars(function) or "bncheck_report" in function.__code__.co_varnames
+    if not (marked or may_request or marks.is_marked(collector)):
+        return False
+    if internals.is_test(collector, function, name):
+        requested = inspect.signature(function).parameters
+        automatic = (marked or marks.is_marked(collector)) and "bncheck" not in requested
+        return automatic or "bncheck_report" in requested
+    if marked:
+        raise collector.CollectError(
+            f"{MARKER} marks {name}, which is not a test. Does a mark say {MARKER}({name})? "
+            f"It takes keywords only, for example {MARKER}(loss={name})."
+        )
+    return False
+
+
+@contextmanager
+def using_inputs(collector: pytest.Module | pytest.Class, function: Any) -> Iterator[None]:
+    """Put a usefixtures mark on a test function while pytest makes its items.
+
+    Only for that while: a function can be collected several times, for example from a mixin, and
+    the other classes need not be marked.
+    """
+    try:
+        names = _input_names(collector)
+    except InputError:  # Raised again when the test is set up: one test fails, not the whole file.
+        names = ["bncheck_report"]
+    with internals.added_mark(function, pytest.mark.usefixtures(*names).mark):
+        yield
+
+
+def prepare(item: pytest.Item) -> None:
+    """Validate a test's marks; let the inputs join it if collection could not do that."""
+    attempt = item.stash[ATTEMPT] = Attempt(marked=marks.is_marked(item))
+    item.config.stash[CURRENT] = item
+    if not attempt.marked:
+        return
+    names = internals.fixture_names(item)
+    try:
+        attempt.marker = marks.sources(item)
+        definitions.require_functions(item)
+        inputs = _input_names(item)
+    except InputError as error:
+        attempt.pending = error
+        names = definitions.without_inputs(item, names)
+    else:
+        attempt.seeded = definitions.inputs_and_what_they_need(item)
+        if names and not {*definitions.REQUESTED} & {*names}:
+            names = [*names, *inputs]
+    internals.set_fixture_names(item, names)
+
+
+def _input_names(node: pytest.Item | pytest.Collector) -> list[str]:
+    return ["bncheck_model", definitions.batch_fixture(node), "bncheck_report"]

@@ -1,0 +1,219 @@
+"""The results of all checks: from the tests, over the processes, to every report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_bncheck.plugin import internals, options, ranks
+from pytest_bncheck.plugin.attempt import ATTEMPT
+from pytest_bncheck.plugin.collected import Collected
+from pytest_bncheck.plugin.marks import is_marked
+from pytest_bncheck.plugin.options import OFF, SESSION
+
+if TYPE_CHECKING:
+    from pytest_bncheck.reports.summary import Entry
+
+ATTRIBUTE = "bncheck_checks"
+"""Where a test report carries the string of its checks."""
+
+MARKED = "bncheck_marked"
+"""The key under which a worker process sends its tests that make checks."""
+
+
+# from a test ------------------------------------------------------------------------------------
+
+
+def may_have_any(item: pytest.Item, call: pytest.CallInfo[None]) -> bool:
+    """Whether a phase of a test can have a result of a check; quick, as most phases have none."""
+    attempt = item.stash.get(ATTEMPT, None)
+    return bool(
+        call.excinfo
+        or item.user_properties  # A rerun may have to remove those of the run before.
+        or (attempt and (attempt.marked or attempt.checks))
+    )
+
+
+def set_properties(item: pytest.Item) -> None:
+    """Put the properties of the checks on the item: JUnit reads them from the teardown's report."""
+    from pytest_bncheck.reports import wire
+
+    attempt = item.stash.get(ATTEMPT, None)
+    ours = wire.properties(attempt.checks) if attempt else []
+    others = [each for each in item.user_properties if not each[0].startswith("bncheck_")]
+    item.user_properties[:] = [*others, *ours]
+
+
+def attach(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Attach the checks of a test to the report of one of its phases."""
+    from pytest_bncheck.reports import wire
+
+    attempt = item.stash.get(ATTEMPT, None)
+    if attempt is not None and (attempt.checks or is_marked(item)):
+        setattr(report, ATTRIBUTE, wire.dumps(attempt.checks))
+
+
+# of the whole run -------------------------------------------------------------------------------
+
+
+class Results:
+    """Collects the checks of all tests, from all processes, and reports them at the end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.session = config.stash[SESSION]
+        self.collected = Collected()
+        self.skipped = 0
+        self.written: list[str] = []
+        self.problems: list[str] = []
+
+    def pytest_report_header(self) -> str | None:
+        """Say that models are trained, and with which options."""
+        return options.header(self.session) if self.session.enabled else None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the latest string of each test; a rerun replaces what it repeats."""
+        if OFF in internals.skip_reason(report):
+            self.skipped += 1
+        if report.failed:
+            self.collected.failed.add(report.nodeid)
+        if hasattr(report, ATTRIBUTE):
+            self.collected.texts[report.nodeid] = getattr(report, ATTRIBUTE)
+            file, line, _ = report.location
+            self.collected.places[report.nodeid] = file, (line or 0) + 1
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the files, where there was a run."""
+        option = self.config.option
+        ran = exitstatus != pytest.ExitCode.USAGE_ERROR
+        ran = ran and not (option.collectonly or option.setuponly or option.setupplan)
+        reports = self.session.enabled and ranks.is_first()
+        if ran and reports and not internals.is_worker(self.config):
+            self._write(session, "JSON", self.session.json)
+            self._write(session, "HTML", self.session.html)
+            self._append(os.environ.get("GITHUB_STEP_SUMMARY"))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """A few lines for each check, or one that says how many tests were skipped."""
+        if not ranks.is_first():
+            return
+        quiet = self.config.option.verbose < 0
+        entries = list(self._entries())
+        lines = [*([] if quiet else self.written), *self.problems]
+        if entries or lines:
+            terminalreporter.write_sep("=", "bncheck")
+        for entry in entries:
+            terminalreporter.write(entry.word, **{entry.colour: True})
+            for line in (entry.first, *entry.more):
+                terminalreporter.write_line(line)
+        for line in [*lines, *self._annotations()]:
+            terminalreporter.write_line(line)
+        if self.skipped:
+            from pytest_bncheck.wording import plural
+
+            tests = plural(self.skipped, "test")
+            terminalreporter.write_line(f"bncheck: {tests} skipped; --bncheck runs them.")
+
+    def pytest_unconfigure(self) -> None:
+        """Let the process that reports come to its end first."""
+        if self.session.enabled:
+            ranks.wait_for_first()
+
+    def _entries(self) -> Iterator[Entry]:
+        """What the terminal shows of each check."""
+        verbosity = self.config.option.verbose
+        width = self.config.get_terminal_writer().fullwidth
+        for check in self.collected.checks():
+            from pytest_bncheck.reports import summary
+
+            expected = self.collected.is_expected(check)
+            entry = summary.entry(check, verbosity=verbosity, width=width, expected=expected)
+            if entry is not None:
+                yield entry
+
+    def _annotations(self) -> Iterator[str]:
+        """Commands to GitHub Actions, for what is wrong and was not expected to be."""
+        if os.environ.get("GITHUB_ACTIONS") != "true":
+            return
+        for check in self.collected.checks():
+            from pytest_bncheck.reports import github
+
+            file, line = self.collected.places[check["nodeid"]]
+            root = str(self.config.rootpath)
+            file = github.in_repository(file, root, os.environ.get("GITHUB_WORKSPACE"))
+            command = github.annotation(check, file, line)
+            if command and not self.collected.is_expected(check):
+                yield command
+
+    def _write(self, session: pytest.Session, kind: str, path: Path | None) -> None:
+        """Write a report file; a run that cannot has failed."""
+        from pytest_bncheck.reports import wire
+
+        if path is None:
+            return
+        document = wire.document(self.collected.checks())
+        try:
+            if kind == "HTML":
+                from pytest_bncheck.reports import html
+
+                html.write(path, document, self.collected.is_expected)
+            else:
+                wire.write(path, document)
+            self.written.append(f"{kind} report: {path}")
+        except OSError as error:
+            self.problems.append(f"the {kind} report {path} could not be written: {error}")
+            if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _append(self, path: str | None) -> None:
+        """Append to the step's summary; the tests are not to blame if that fails."""
+        checks = self.collected.checks()
+        if not path or not checks:
+            return
+        from pytest_bncheck.reports import github
+
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(github.step_summary(checks, self.collected.is_expected))
+        except OSError as error:
+            self.problems.append(f"the step summary {path} could not be written: {error}")
+
+    # pytest-xdist
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Tell the controller which tests make checks, in case one of them kills its worker."""
+        if self.session.enabled and internals.is_worker(self.config):
+            marked = [item.nodeid for item in session.items if is_marked(item)]
+            internals.send_to_controller(self.config, MARKED, json.dumps(marked))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take in what a worker sends when it is done; one that crashed sends nothing."""
+        marked = internals.sent_by_worker(node, MARKED)
+        if marked is not None:
+            self.collected.learn(marked)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """Note that a worker died in this test."""
+        if self.session.enabled:
+            self.collected.crashed.append(crashitem)
+            self.collected.places.setdefault(crashitem, (report.location[0], 1))
+
+    # pytest-html
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
+        """Put a test's checks above its log."""
+        checks = getattr(report, ATTRIBUTE, None)
+        if checks is not None:
+            from pytest_bncheck.reports import summary, wire
+
+            data[:0] = [summary.html_entry(check) for check in wire.loads(checks)]

@@ -1,0 +1,53 @@
+"""What more than one report says about a check, from its JSON object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_bncheck.wording import plural
+
+NOT_ALIGNED = "The outputs of the two modes cannot be aligned"
+
+
+def title(check: Mapping[str, Any]) -> str:
+    """The test, and which of its checks."""
+    name = check["nodeid"] or "check"
+    return f"{name} #{check['index'] + 1}" if check["index"] else name
+
+
+def setting(check: Mapping[str, Any]) -> str:
+    """Where a check ran and on what."""
+    samples = f" on {plural(check['batch_size'], 'sample')}" if check["batch_size"] else ""
+    return f"{check['framework']}, {check['device']}, {plural(check['steps'], 'step')}{samples}"
+
+
+def first_sentence(message: str) -> str:
+    """What a finding says first, without the full stop."""
+    return message.partition(". ")[0].rstrip(".")
+
+
+def headline(check: Mapping[str, Any]) -> str:
+    """What the first finding says first; empty if there is none."""
+    return first_sentence(check["findings"][0]["message"]) if check["findings"] else ""
+
+
+def in_short(finding: Mapping[str, Any]) -> str:
+    """A finding's first sentence and its cause."""
+    return f"{first_sentence(finding['message'])}. {finding['cause']}"
+
+
+def problem(check: Mapping[str, Any]) -> str:
+    """The first line of what kept a check from being made."""
+    return str(check["error"]).partition("\n")[0]
+
+
+def agreement(check: Mapping[str, Any]) -> str:
+    """That eval mode repeats training mode, unless findings to the contrary do not count."""
+    return f"eval mode {'against' if check['suppressed'] else 'repeats'} training mode"
+
+
+def suppressed(check: Mapping[str, Any]) -> str:
+    """Which findings do not count, to end a line with; empty if there are none."""
+    codes = ", ".join(hidden["code"] for hidden in check["suppressed"])
+    return f" ({codes} suppressed)" if codes else ""

@@ -1,0 +1,174 @@
+"""Which faults of the running statistics there are, for the rules that tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+import numpy as np
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.evidence.diagnosis import MOST_OF_GAP
+from pytest_bncheck.maths import predictions
+from pytest_bncheck.maths.running import SETTLED, bessel
+from pytest_bncheck.maths.verdict import (
+    DEGRADED_DISTORTION,
+    DEGRADED_GAP,
+    DEGRADED_RETAINED,
+    Scores,
+    decisions_suffer,
+)
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.types import Layer, Prediction, Severity
+
+TELLING = 0.9
+"""Share of the whole gap above which a counterfactual gap says nothing."""
+
+
+def severity(evidence: Evidence, explained: Set[str]) -> Severity | None:
+    """How grave a fault of the running statistics is, or None if they are not at fault.
+
+    A degraded verdict is theirs only where converged statistics would do better. Layers in
+    `explained` have their finding; where they make most of the gap, the others did not break it.
+    """
+    verdict = evidence.bn_verdict
+    if verdict == "broken":
+        shares = zip(evidence.layers, evidence.diagnosis.attribution.shares, strict=False)
+        theirs = sum(share or 0.0 for layer, share in shares if layer.name in explained)
+        return "warning" if theirs >= MOST_OF_GAP else "error"
+    if verdict != "degraded" or evidence.judged is None:
+        return None
+    scores = evidence.scores(evidence.judged, evidence.judged_statistics)
+    excess = scores.gap if scores.excess is None else scores.excess
+    kept = evidence.retained(evidence.recalibrated or evidence.passes.with_mean or evidence.train)
+    loses = scores.retained is not None and not scores.retained >= DEGRADED_RETAINED
+    better = kept is None or kept >= DEGRADED_RETAINED
+    # With dropout the converged statistics are one random draw, no yardstick for small gaps.
+    slack, stochastic = evidence.slack, evidence.training.stochastic
+    allowed = evidence.distortion_limit if stochastic else slack * DEGRADED_DISTORTION
+    bent = not scores.distortion <= allowed
+    apart = excess is not None and not excess <= slack * DEGRADED_GAP
+    far = apart and not stochastic
+    if not (far or bent or (loses and better)):
+        return None
+    # Another path in eval mode explains a gap that no layer's statistics do.
+    return None if evidence.takes_another_path and not evidence.distorted() else "warning"
+
+
+def cost_of_other_path(evidence: Evidence) -> Prediction | None:
+    """The prediction on the eval path that decides worse than the training path, or None.
+
+    With the statistics that training converges to: they are made on the training path, and with
+    those of the eval path itself the same code can do worse or better. Where eval mode is near
+    enough to training mode for converged statistics not to be tried, those of the batch stand in.
+    """
+    path = evidence.passes.path
+    if path is None or not evidence.takes_another_path:
+        return None
+    converged = None if evidence.stream else evidence.recalibrated
+    other = evidence.passes.first if converged is None else converged
+    gap = evidence.compared.gap(other, path)
+    far = gap is not None and not gap <= evidence.gap_limit
+    return other if other is not None and far and _suffers(evidence, path, other) else None
+
+
+def _suffers(evidence: Evidence, path: Prediction, other: Prediction) -> bool:
+    retained = predictions.retained(evidence.first_loss, path.constant_loss, path.loss, other.loss)
+    scores = Scores(
+        gap=None,
+        distortion=0.0,
+        retained=retained,
+        accuracy=other.accuracy,
+        finite=predictions.finite(other.outputs),
+    )
+    return decisions_suffer(scores, path.accuracy) is not False
+
+
+def are_batches_known(evidence: Evidence) -> bool:
+    """Whether every layer's batch statistics could be read; lost updates leave them at 0."""
+    pairs = zip(evidence.passes.batch.mean, evidence.passes.batch.var, strict=True)
+    return all(mean.any() or var.any() for mean, var in pairs)
+
+
+def is_untouched(evidence: Evidence, k: int) -> bool:
+    """Whether a layer's statistics are at exactly 0 and 1."""
+    mean, var = evidence.training.stop.mean[k], evidence.training.stop.var[k]
+    if mean.any() or np.ptp(var) != 0:
+        return False
+    # The border converts a stored variance of 1 to (n-1)/n where n is known.
+    n, value = evidence.passes.calls.values[k], float(var[0])
+    return value == 1.0 or abs(value * bessel(n) - 1.0) < 1e-9
+
+
+def is_stale_copy(evidence: Evidence) -> bool:
+    """Whether a model that was handed over trained has statistics that do not belong to it."""
+    fresh = all(
+        is_untouched(evidence, k) and not layer.trained for k, layer in enumerate(evidence.layers)
+    )
+    cured = evidence.recalibrated is not None and not evidence.fails(evidence.recalibrated)
+    return not evidence.steps and not fresh and evidence.bn_verdict == "broken" and cured
+
+
+def layers_at_fault(evidence: Evidence, explained: Set[str]) -> list[str] | None:
+    """The distorted layers, worst first, that nothing else explains; None if all are explained."""
+    layers = evidence.distorted(sorted(explained))
+    return None if explained and not layers else layers
+
+
+def initial_value_explains(evidence: Evidence, explained: Set[str]) -> bool:
+    """Whether the initial value is the cause: without it the prediction passes, or it dominates."""
+    share = evidence.initial_share(explained)
+    if not evidence.steps or share == 0.0:
+        return False
+    if share >= 0.5:
+        return True
+    training, debiased = evidence.training, evidence.diagnosis.debiased
+    if debiased is None or training.largest_initial_weight(explained) <= SETTLED:
+        return False
+    typical = evidence.typical
+    verdict = typical.judge(typical.scores(debiased, training.start))
+    return verdict != "broken" and not typical.fails(debiased)
+
+
+def worst_layer(evidence: Evidence, layers: Sequence[str]) -> Layer:
+    """The layer that a message quotes: the worst, or the first where none is over the limit."""
+    named = {layer.name: layer for layer in evidence.layers}
+    if layers:
+        return named[layers[0]]
+    return evidence.layers[int(evidence.judged_distortions.argmax())]
+
+
+# in words ---------------------------------------------------------------------------------------
+
+
+def split_of_gap(evidence: Evidence) -> str | None:
+    """What is left of the gap without the initial value, and with converged statistics."""
+    whole = evidence.judged_gap
+    gaps = (
+        (evidence.gap_without_initial_value, "without the initial value"),
+        (evidence.floor, "with converged statistics"),
+    )
+    parts = [
+        f"{gap:.2f} {what}"
+        for gap, what in gaps
+        if whole and gap is not None and gap < TELLING * whole
+    ]
+    return f"The difference of {whole:.2f} would be {', '.join(parts)}." if parts else None
+
+
+def whose_gap(evidence: Evidence) -> str | None:
+    """Whether a few layers make the gap, or all of them together; None for three or fewer."""
+    share, culprits = evidence.culprits_explain, evidence.diagnosis.attribution.culprits
+    if share is None or len(evidence.layers) <= len(culprits):
+        return None
+    where = f"With only {words.listing(culprits)} put right"
+    if share >= 0.5:
+        return f"{where}, {words.percent(share)} of the difference would be gone."
+    return f"{where}, most of the difference would be left: the cause is common to all layers."
+
+
+def mixed_causes(evidence: Evidence) -> str | None:
+    """The layers by cause, where it is not the same for all."""
+    causes = evidence.causes
+    if len(causes) < 2:
+        return None
+    return f"By layer: {', '.join(f'{cause} in {count}' for cause, count in causes.items())}."

@@ -1,0 +1,84 @@
+"""What cures running statistics, in sentences with the numbers of the check."""
+
+from __future__ import annotations
+
+from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths.running import FORGETFUL, SETTLED, updates_until
+from pytest_bncheck.rules import _words as words
+from pytest_bncheck.types import Layer
+
+COMMON_RATE = 0.1
+"""PyTorch's default; in Keras, momentum 0.9."""
+
+
+def longer_training(evidence: Evidence, layer: Layer) -> str | None:
+    """The advice to train for longer, with the number of updates where it is known."""
+    more = evidence.diagnosis.remedies.further_updates
+    if more is not None:
+        return (
+            f"Train for at least {more} more updates, {evidence.steps + more} in all: with the "
+            "weights as they are now, eval mode passes then."
+        )
+    until = updates_until(layer.update_rate, SETTLED)
+    if until is None or layer.momentum is None:
+        return None
+    return (
+        f"Train for more updates: at momentum {layer.momentum:g} the initial value falls to 1 % "
+        f"only after {until}."
+    )
+
+
+def declaration(evidence: Evidence) -> str | None:
+    """The advice to declare the updates of the real training, if they are not declared yet."""
+    if evidence.settings.planned_updates is not None:
+        return None
+    more = evidence.diagnosis.remedies.further_updates
+    many = "many more updates" if more is None else f"at least {evidence.steps + more} updates"
+    return (
+        f"If the real training makes {many}, declare how many, and the check judges the "
+        "statistics as they will be then:\n@pytest.mark.bn_consistency(planned_updates=...)"
+    )
+
+
+def shorter_memory(evidence: Evidence, layer: Layer) -> str | None:
+    """The advice of a larger update rate: the one that sufficed here, or the common one."""
+    rate = layer.update_rate
+    rates = evidence.diagnosis.remedies.sufficient_rates
+    enough = {steps: r for steps, r in rates.items() if r is not None}
+    if enough:
+        pairs = list(enough.items())
+        one_for_all = len(set(enough.values())) == 1
+        said = [_enough(evidence, *pair) for pair in (pairs[:1] if one_for_all else pairs)]
+        if evidence.steps not in enough:
+            made = words.plural(evidence.steps, "step")
+            said.insert(0, f"no momentum would have sufficed for the {made} of this check")
+        code = evidence.dialect.set_momentum(layer.type, next(iter(enough.values())))
+        return f"Or shorten the memory: {', '.join(said)}.\n{code}"
+    if rate is None or not 0.0 < rate < COMMON_RATE:
+        return None
+    momentum = evidence.dialect.momentum_of(COMMON_RATE)
+    until = updates_until(COMMON_RATE, SETTLED)
+    return (
+        f"Or shorten the memory: momentum {momentum:g} forgets the initial value in {until} "
+        f"updates:\n{evidence.dialect.set_momentum(layer.type, COMMON_RATE)}"
+    )
+
+
+def _enough(evidence: Evidence, steps: int, rate: float) -> str:
+    """``momentum 0.8 should suffice for 20 steps``."""
+    only = " (which remembers the last batches only)" if rate >= FORGETFUL else ""
+    momentum = f"momentum {evidence.dialect.momentum_of(rate):g}{only}"
+    if steps > evidence.steps:
+        return f"{momentum} should suffice for {words.plural(steps, 'step')}"
+    return f"{momentum} would have sufficed for the {words.plural(steps, 'step')} of this check"
+
+
+def recalibration(evidence: Evidence) -> str | None:
+    """The advice to re-estimate the statistics, where that cures the prediction."""
+    if evidence.recalibrated is None or evidence.fails(evidence.recalibrated):
+        return None
+    result = words.how_good(evidence.recalibrated)
+    tried = f" (tried here: {result})" if result else ""
+    return (
+        f"Or re-estimate the statistics before predicting{tried}:\n{evidence.dialect.recalibrate}"
+    )
