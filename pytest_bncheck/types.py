@@ -129,6 +129,9 @@ class Layer:
         Name of that floating-point type.
     frozen_parameters
         It has parameters, they are all frozen, and so are all that come before it.
+    counted
+        Updates that the framework counted so far, over the model's whole life; None if it counts
+        none, or none of this layer.
     """
 
     name: str
@@ -142,6 +145,7 @@ class Layer:
     resolution: float = 2.0**-23
     dtype: str = "float32"
     frozen_parameters: bool = False
+    counted: int | None = None
 
 
 @dataclass(frozen=True)
@@ -274,6 +278,8 @@ class Dialect:
         Code that copies running statistics along with the parameters.
     unbiased
         Whether the framework stores the unbiased variance.
+    counter
+        Where the framework counts updates.
     """
 
     set_momentum: Callable[[str, float], str]
@@ -286,6 +292,7 @@ class Dialect:
     reset: str = ""
     copy_statistics: str = ""
     unbiased: bool = False
+    counter: str = "the counter"
 
 
 @dataclass(frozen=True)

@@ -135,14 +135,14 @@ class Judgement:
 
     @property
     def first_loss(self) -> float | None:
-        """The first training loss, or None without training.
+        """The first training loss; without training that of the mean prediction.
 
         Of several mini-batches the mean over their first turn, where that is more: the very first
         can be one that is easy to guess.
         """
         losses = self.training.losses
         if not losses:
-            return None
+            return self.train.constant_loss if self.train else None
         turn = losses[: max(len(self.passes.batches), 1)]
         return max(losses[0], sum(turn) / len(turn))
 
@@ -160,7 +160,7 @@ class Judgement:
     @property
     def inconclusive(self) -> bool:
         """Whether training achieved nothing, so that no verdict is possible."""
-        if not self.steps or not self.layers or self.trained:
+        if not self.layers or self.trained or self.first_loss is None:
             return False
         passes = self.passes
         path = passes.path if passes.path_gap else None  # another path may well have learnt
@@ -177,13 +177,20 @@ class Judgement:
     @cached_property
     def judged_distortions(self) -> Array:
         """Distortion of each layer under the statistics that the verdict is taken on."""
-        return running.distortion(self.judged_statistics, self.passes.noisy_batch, self.eps)
+        return self._distortions(self.judged_statistics)
 
     def distortions(self, statistics: Statistics) -> Array:
         """Distortion of each layer under some running statistics, against the training batch."""
         if statistics is self.judged_statistics:  # which nearly every rule asks for
             return self.judged_distortions
-        return running.distortion(statistics, self.passes.noisy_batch, self.eps)
+        return self._distortions(statistics)
+
+    def _distortions(self, statistics: Statistics) -> Array:
+        found = running.distortion(statistics, self.passes.noisy_batch, self.eps)
+        if self.training.past is None:
+            return found
+        # The model was trained on other batches, and this one is a single draw.
+        return running.beyond_chance(found, self.passes.calls.values)
 
     @property
     def distorted_layers(self) -> list[str]:
@@ -240,8 +247,7 @@ class Judgement:
     def judge(self, scores: Scores) -> BNVerdict | None:
         """The verdict on some scores under this check's limits."""
         best = self.recalibrated or self.train
-        accuracy = best.accuracy if best else None
-        return judge(scores, accuracy, self.gap_limit, self.distortion_limit, self.slack)
+        return judge(scores, best, self.gap_limit, self.distortion_limit, self.slack)
 
     @cached_property
     def measured_verdict(self) -> BNVerdict | None:
@@ -279,7 +285,7 @@ class Judgement:
             accuracy=prediction.accuracy,
             finite=predictions.finite(prediction.outputs),
         )
-        return decisions_suffer(scores, self.train.accuracy)
+        return decisions_suffer(scores, self.train)
 
     @property
     def cured_by_planning(self) -> bool:

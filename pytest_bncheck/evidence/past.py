@@ -61,14 +61,19 @@ class Group:
 
     @property
     def explains(self) -> bool:
-        """Whether what is left of the initial value is why the statistics are wrong."""
+        """Whether what is left of the initial value is why the statistics are wrong.
+
+        A cumulative average forgets it with the first update.
+        """
+        if self.update_rate is None:
+            return False
         share = CORROBORATED if self.agrees else DOMINATES
         return self.fit.weight >= running.SETTLED and self.fit.share >= share
 
     @property
-    def updates(self) -> int | None:
+    def made(self) -> int | None:
         """Updates that were made, as counted, or as they follow from the weight that is left."""
-        if self.agrees:
+        if self.agrees or not self.explains:
             return self.counted
         if self.update_rate is None or not 0.0 < self.update_rate < 1.0:
             return None
@@ -77,10 +82,21 @@ class Group:
 
 @dataclass(frozen=True)
 class Past:
-    """The groups of layers with one update rate, and the initial statistics of all layers."""
+    """What is left of each layer's initial value, and what it was.
+
+    Attributes
+    ----------
+    groups
+        Layers with one update rate each.
+    start
+        The initial statistics of all layers.
+    active
+        Whether each layer uses batch statistics in training.
+    """
 
     groups: Sequence[Group]
     start: Statistics
+    active: Sequence[bool]
 
     @property
     def explaining(self) -> Group | None:
@@ -98,13 +114,19 @@ class Past:
         return left
 
     @property
-    def updates(self) -> list[int | None]:
-        """Updates that each layer has made, as its group knows them."""
-        made: list[int | None] = [None] * len(self.start)
+    def made(self) -> int | None:
+        """Updates that were made, by the explaining group or as most layers count them."""
+        group = self.explaining or max(self.groups, key=lambda g: len(g.members), default=None)
+        return None if group is None else group.made
+
+    @property
+    def updates(self) -> list[int]:
+        """Updates that each layer has made, as its group knows them; 0 where nobody knows."""
+        updates = [0] * len(self.start)
         for group in self.groups:
             for k in group.members:
-                made[k] = group.updates if group.explains else group.counted
-        return made
+                updates[k] = group.made or 0
+        return updates
 
 
 def past(
@@ -152,7 +174,7 @@ def past(
         )
         counts = {layers[k].counted for k in members}
         groups.append(Group(members, rate, fit, counts.pop() if len(counts) == 1 else None))
-    return Past(groups, start)
+    return Past(groups, start, active)
 
 
 def _only(statistics: Statistics, members: Sequence[int]) -> Statistics:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
+from pytest_bncheck.evidence.past import Past
 from pytest_bncheck.maths import running
 from pytest_bncheck.types import Calls, Layer, Statistics, Streams
 
@@ -41,6 +42,8 @@ class Training:
         Layers whose statistics are not part of the model's own state.
     stochastic
         Whether a training step drew random numbers.
+    past
+        What the running statistics tell of a training before the check; None if the check trained.
     """
 
     layers: Sequence[Layer]
@@ -55,16 +58,22 @@ class Training:
     asleep: Sequence[str] = ()
     unsaved: Sequence[str] = ()
     stochastic: bool = False
+    past: Past | None = None
 
     @property
     def steps(self) -> int:
-        """Training steps that were made."""
+        """Training steps that the check made."""
         return len(self.losses)
 
     @property
+    def made(self) -> int | None:
+        """Updates that the model has made: in the check, or before it, as far as that is known."""
+        return self.steps if self.past is None else self.past.made
+
+    @property
     def start(self) -> Statistics:
-        """Running statistics before the training."""
-        return self.history[0]
+        """Running statistics before the training, the check's or that before it."""
+        return self.history[0] if self.past is None else self.past.start
 
     @property
     def is_logged(self) -> bool:
@@ -89,7 +98,12 @@ class Training:
 
     @property
     def calls_per_step(self) -> list[float]:
-        """How often each layer ran with batch statistics in a training step."""
+        """How often each layer ran with batch statistics in a training step.
+
+        Without training nobody knows how often a layer runs in a step; once is assumed.
+        """
+        if self.past is not None:
+            return [float(active) for active in self.past.active]
         return [count / max(self.steps, 1) for count in self.updates]
 
     @cached_property
@@ -108,13 +122,15 @@ class Training:
     @property
     def updates(self) -> Sequence[int]:
         """How often each layer ran with batch statistics, over all training steps."""
-        return self.calls.training
+        return self.calls.training if self.past is None else self.past.updates
 
     # what is left ---------------------------------------------------------------------------------
 
     @property
     def initial_weights(self) -> list[float]:
         """What is left of each layer's initial value, in [0, 1]."""
+        if self.past is not None:
+            return self.past.weights
         return [
             running.remaining_weight(layer.update_rate, updates)
             for layer, updates in zip(self.layers, self.updates, strict=True)
@@ -134,19 +150,12 @@ class Training:
 
     def kept(self, steps: int) -> list[float]:
         """The share of its statistics that each layer keeps over `steps` more training steps."""
-        return self._kept(steps, self.calls_per_step)
-
-    def kept_until(self, updates: int | None) -> list[float]:
-        """The share that each layer keeps until `updates` steps are made in all; 1 for None.
-
-        Without training nobody knows how often a layer runs in a step; once is assumed.
-        """
-        further = 0 if updates is None else max(0, updates - self.steps)
-        return self._kept(further, self.calls_per_step if self.steps else [1.0] * len(self.layers))
-
-    def _kept(self, steps: int, calls_per_step: Sequence[float]) -> list[float]:
-        rows = zip(self.layers, self.updates, calls_per_step, strict=True)
+        rows = zip(self.layers, self.updates, self.calls_per_step, strict=True)
         return [
             running.remaining_share(layer.update_rate, done, round(calls * steps))
             for layer, done, calls in rows
         ]
+
+    def kept_until(self, updates: int | None) -> list[float]:
+        """The share that each layer keeps until `updates` steps are made in all; 1 for None."""
+        return self.kept(0 if updates is None else max(0, updates - (self.made or 0)))

@@ -132,8 +132,8 @@ def _layers(evidence: Evidence) -> list[LayerReport]:
             type=layer.type,
             momentum=layer.momentum,
             update_rate=layer.update_rate,
-            updates=training.calls.training[k],
-            initial_weight=weights[k] if training.steps else None,
+            updates=training.updates[k],
+            initial_weight=weights[k] if training.steps or weights[k] else None,
             values_per_channel=passes.calls.values[k],
             shift=_root_mean_square(pairs[k][0]),
             scale=_root_mean_square(pairs[k][1] - 1.0),
@@ -148,7 +148,7 @@ def _remedies(evidence: Evidence) -> Remedies | None:
     recalibrated, remedies = evidence.recalibrated, evidence.diagnosis.remedies
     if recalibrated is None and remedies.further_updates is None:
         return None
-    rate = remedies.sufficient_rates.get(evidence.steps)
+    rate = remedies.sufficient_rates.get(evidence.training.made or 0)
     return Remedies(
         further_updates=remedies.further_updates,
         momentum=None if rate is None else evidence.dialect.momentum_of(rate),

@@ -224,7 +224,7 @@ def _diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Comp
     measured
         The judgement without converged statistics.
     """
-    training, passes, gap = measured.training, measured.passes, measured.judged_gap
+    passes, gap = measured.passes, measured.judged_gap
     if gap is None or not measured.layers or passes.is_random:
         return measured.compared, Diagnosis()
     typical = panel.only(measured.compared.typical_index)
@@ -242,9 +242,9 @@ def _diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Comp
         replaced = _replaced(panel, passes, recalibrated, adapter.dialect.unbiased)
         if judgement.cured_by_converging:
             attribution = _attribute(adapter, typical, judgement)
-    if judgement.measured_verdict in ("broken", "degraded") and training.steps:
+    if judgement.measured_verdict in ("broken", "degraded"):
         debiased = _without_initial_value(typical, judgement)
-    if judgement.conclusive_verdict == "broken" and training.steps:
+    if judgement.conclusive_verdict == "broken":
         cure = remedies.work_out(judgement.typical, typical.predict_with)
     return judgement.compared, Diagnosis(replaced, debiased, remixed, after_each, attribution, cure)
 

@@ -17,6 +17,7 @@ from pytest_bncheck.adapters.base import (
 )
 from pytest_bncheck.evidence import MiniBatches, Passes, Projection, Training
 from pytest_bncheck.evidence.passes import PATH_GAP, gap_of_half, gap_of_path
+from pytest_bncheck.evidence.past import Past, past
 from pytest_bncheck.experiment.panel import Panel, joined
 from pytest_bncheck.maths import running
 from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION
@@ -54,20 +55,6 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
         more = [adapter.run(0, Mode.TRAINING).statistics for _ in range(DRAWS - 1)]
         noisy = running.mean([noisy, *more])
     watching = adapter if isinstance(adapter, Watching) else None
-    training = Training(
-        layers=layers,
-        batch_size=adapter.batch_size,
-        losses=adapter.losses,
-        calls=adapter.calls,
-        history=adapter.history,
-        stop=stop,
-        streams=streams,
-        replicas=replicas,
-        idle=watching.idle if watching else [],
-        asleep=watching.asleep if watching else [],
-        unsaved=watching.unsaved if watching else [],
-        stochastic=adapter.stochastic,
-    )
     sticky = watching.sticky(0) if watching else []
     if not adapter.stochastic:
         path_gap = gap_of_path(path, first.prediction)
@@ -96,12 +83,44 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
         passes = _measure_all(adapter, panel, passes)
     elif isinstance(adapter, Replicated) and adapter.follows and first.prediction is not None:
         passes = _judged_by_mean(panel, passes, [first.prediction], [first.statistics], [noisy])
+    losses = adapter.losses
+    training = Training(
+        layers=layers,
+        batch_size=adapter.batch_size,
+        losses=losses,
+        calls=adapter.calls,
+        history=adapter.history,
+        stop=stop,
+        streams=streams,
+        replicas=replicas,
+        idle=watching.idle if watching else [],
+        asleep=watching.asleep if watching else [],
+        unsaved=watching.unsaved if watching else [],
+        stochastic=adapter.stochastic,
+        past=None if losses else _past(layers, stop, passes, adapter.dialect.unbiased),
+    )
     if settings.planned_updates is not None:
+        _refuse_plan(training, settings.planned_updates)
         kept = training.kept_until(settings.planned_updates)
         statistics = running.project(stop, passes.noisy_batch, kept)
         projection = Projection(statistics, panel.predict_with(statistics))
         passes = dataclasses.replace(passes, projection=projection)
     return training, passes
+
+
+def _past(layers: Sequence[Layer], now: Statistics, passes: Passes, unbiased: bool) -> Past:
+    values = passes.calls.values
+    return past(layers, passes.active, now, passes.noisy_batch, values, unbiased=unbiased)
+
+
+def _refuse_plan(training: Training, planned: int) -> None:
+    """Raise an InputError if fewer updates are planned than the model has made already."""
+    made = training.made
+    if training.past is not None and made is not None and planned < made:
+        raise InputError(
+            f"planned_updates: {planned} is less than the {made} updates that the model has made "
+            "already; it counts all updates of the real training"
+        )
 
 
 def _fit(statistics: Statistics, batch: Statistics, layers: Sequence[Layer]) -> bool:

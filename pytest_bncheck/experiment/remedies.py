@@ -98,7 +98,10 @@ def work_out(judgement: Judgement, predict: Predict) -> Remedies:
         gaps_after[more // 2] = _gap_after(judgement, predict, more // 2)
     if not (judgement.training.is_logged and _all_update(judgement)):
         return Remedies(more, gaps_after=gaps_after)
-    made, later = judgement.steps, LATER * judgement.steps
+    made = judgement.training.made
+    if not made:  # then nobody knows how long a training of the same length is
+        return Remedies(more, gaps_after=gaps_after)
+    later = LATER * made
     now = sufficient_rate(judgement, predict, made)
     # More steps need no shorter memory.
     then = sufficient_rate(judgement, predict, later, largest=now.enough or 1.0)
@@ -216,7 +219,7 @@ def sufficient_rate(
         `enough` is None where no rate suffices. The gaps hold that of `enough` in any case.
     """
     training, batch = judgement.training, judgement.passes.noisy_batch
-    calls, more = training.calls_per_step, (steps - training.steps) // 3
+    calls, more = training.calls_per_step, max((steps - training.steps) // 3, training.steps == 0)
     gaps: dict[float, float | None] = {}
 
     def replayed(rate: float) -> Statistics:
@@ -246,7 +249,7 @@ def sufficient_rate(
     if low == len(candidates):
         return Rate(None, gaps)
     chosen = candidates[low]
-    if steps == training.steps and chosen not in gaps:  # the report shows it
+    if steps == training.made and chosen not in gaps:  # the report shows it
         verdict(replayed(chosen), chosen)
     return Rate(chosen, gaps)
 

@@ -288,6 +288,27 @@ def chance_spread(samples: int, batches: int) -> float:
     return math.sqrt(1.5 / samples * (batches - 1) / batches)
 
 
+def beyond_chance(distortions: Array, values: Sequence[int | None]) -> Array:
+    r"""The part of each layer's distortion that the chance of a single batch does not explain.
+
+    .. math:: \sqrt{\max(0, D^2 - \frac{3}{2n})}
+
+    The mean of n values misses that of all by 1/n of the variance, the standard deviation by half
+    of that (see `chance_spread`). NaN stays NaN.
+
+    Parameters
+    ----------
+    distortions
+        D of each layer, shape (layers,).
+    values
+        n, values per channel; None where a layer did not run.
+    """
+    chance = np.array([1.5 / n if n else 0.0 for n in values])
+    with np.errstate(invalid="ignore"):
+        beyond: Array = np.sqrt(np.maximum(distortions**2 - chance, 0.0))
+    return beyond
+
+
 def readable(
     running: Statistics,
     batch: Statistics,

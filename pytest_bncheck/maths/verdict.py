@@ -10,7 +10,7 @@ a growing logit a gap without consequence. Every comparison is written so that N
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import BNVerdict
@@ -51,17 +51,33 @@ class Scores:
     finite: bool = True
 
 
-def decisions_suffer(scores: Scores, reference_accuracy: float | None) -> bool | None:
+class Reference(Protocol):
+    """What decisions are compared with: loss and accuracy, each None if unknown."""
+
+    @property
+    def loss(self) -> float | None:
+        """On the training targets."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """In [0, 1]."""
+
+
+def decisions_suffer(scores: Scores, reference: Reference | None) -> bool | None:
     """Whether the network decides worse than the reference; None if that cannot be measured.
 
     With accuracy: at least 0.05 below the reference, or less than half retained. Without: less
-    than 0.9 retained. Outputs that are not finite always suffer.
+    than 0.9 retained. Outputs that are not finite always suffer, a loss that is no larger than the
+    reference's never does.
     """
     if not scores.finite:
         return True
-    if scores.accuracy is not None and reference_accuracy is not None:
+    loss, accuracy = (None, None) if reference is None else (reference.loss, reference.accuracy)
+    if loss is not None and scores.loss is not None and scores.loss <= loss:
+        return False
+    if scores.accuracy is not None and accuracy is not None:
         half_lost = scores.retained is not None and not scores.retained >= HALF_RETAINED
-        return half_lost or not reference_accuracy - scores.accuracy < ACCURACY_DROP - 1e-9
+        return half_lost or not accuracy - scores.accuracy < ACCURACY_DROP - 1e-9
     if scores.retained is not None:
         return not scores.retained >= DEGRADED_RETAINED
     return None
@@ -69,7 +85,7 @@ def decisions_suffer(scores: Scores, reference_accuracy: float | None) -> bool |
 
 def judge(
     scores: Scores,
-    reference_accuracy: float | None,
+    reference: Reference | None,
     gap_tolerance: float,
     distortion_tolerance: float,
     slack: float = 1.0,
@@ -78,8 +94,8 @@ def judge(
 
     Parameters
     ----------
-    reference_accuracy
-        Accuracy with converged (recalibrated) statistics, in [0, 1].
+    reference
+        The prediction with converged (recalibrated) statistics.
     gap_tolerance, distortion_tolerance
         Limits, > 0.
     slack
@@ -92,7 +108,7 @@ def judge(
         not scores.gap <= gap_tolerance
         and not excess <= gap_tolerance
         and not scores.distortion <= distortion_tolerance
-        and decisions_suffer(scores, reference_accuracy) is not False
+        and decisions_suffer(scores, reference) is not False
     ):
         return "broken"
     if (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -20,6 +21,14 @@ from pytest_bncheck.maths.verdict import (
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.types import Layer, Prediction, Severity
 
+Inherited: TypeAlias = Literal["lost", "initial value", "lag", "stale"]
+
+LONG_MEMORY = 0.05
+"""Update rate below which statistics can trail weights that move."""
+
+WORTH_A_WARNING = 0.1
+"""Share of what was learned whose loss is worth a warning."""
+
 TELLING = 0.9
 """Share of the whole gap above which a counterfactual gap says nothing."""
 
@@ -34,9 +43,12 @@ def severity(evidence: Evidence, explained: Set[str]) -> Severity | None:
     if verdict == "broken":
         shares = zip(evidence.layers, evidence.diagnosis.attribution.shares, strict=False)
         theirs = sum(share or 0.0 for layer, share in shares if layer.name in explained)
-        return "warning" if theirs >= MOST_OF_GAP else "error"
+        unknown = not evidence.steps and evidence.suffers(evidence.judged) is None
+        return "warning" if theirs >= MOST_OF_GAP or unknown else "error"
     if verdict != "degraded" or evidence.judged is None:
         return None
+    if not evidence.steps:
+        return "warning" if decides_worse(evidence) else None
     scores = evidence.scores(evidence.judged, evidence.judged_statistics)
     excess = scores.gap if scores.excess is None else scores.excess
     kept = evidence.retained(evidence.recalibrated or evidence.passes.with_mean or evidence.train)
@@ -52,6 +64,25 @@ def severity(evidence: Evidence, explained: Set[str]) -> Severity | None:
         return None
     # Another path in eval mode explains a gap that no layer's statistics do.
     return None if evidence.takes_another_path and not evidence.distorted() else "warning"
+
+
+def decides_worse(evidence: Evidence) -> bool:
+    """Whether eval mode decides a little worse than converged statistics would.
+
+    By two hundredths of accuracy and two samples, or by a tenth of what was learned, at a loss
+    above that of training mode.
+    """
+    judged, best, train = evidence.judged, evidence.recalibrated, evidence.train
+    if judged is None or best is None or train is None:
+        return False
+    if judged.loss is not None and train.loss is not None and judged.loss <= train.loss:
+        return False
+    kept, could = evidence.retained(judged), evidence.retained(best)
+    loses = kept is not None and could is not None and kept < could - WORTH_A_WARNING
+    if judged.accuracy is None or best.accuracy is None:
+        return loses
+    drop, samples = best.accuracy - judged.accuracy, evidence.training.batch_size or 0
+    return loses or (drop >= 0.02 and drop * samples > 1.5)
 
 
 def cost_of_other_path(evidence: Evidence) -> Prediction | None:
@@ -77,10 +108,11 @@ def _suffers(evidence: Evidence, path: Prediction, other: Prediction) -> bool:
         gap=None,
         distortion=0.0,
         retained=retained,
+        loss=other.loss,
         accuracy=other.accuracy,
         finite=predictions.finite(other.outputs),
     )
-    return decisions_suffer(scores, path.accuracy) is not False
+    return decisions_suffer(scores, path) is not False
 
 
 def are_batches_known(evidence: Evidence) -> bool:
@@ -99,13 +131,33 @@ def is_untouched(evidence: Evidence, k: int) -> bool:
     return value == 1.0 or abs(value * bessel(n) - 1.0) < 1e-9
 
 
-def is_stale_copy(evidence: Evidence) -> bool:
-    """Whether a model that was handed over trained has statistics that do not belong to it."""
-    fresh = all(
-        is_untouched(evidence, k) and not layer.trained for k, layer in enumerate(evidence.layers)
-    )
-    cured = evidence.recalibrated is not None and not evidence.fails(evidence.recalibrated)
-    return not evidence.steps and not fresh and evidence.bn_verdict == "broken" and cured
+def inherited(evidence: Evidence) -> Inherited | None:
+    """Why a model that was handed over trained is broken; None if its statistics are not why.
+
+    A lag and a stale copy look alike. Only the update rate tells which is likelier: what remembers
+    long trails behind, and what forgets within a few updates does not.
+    """
+    past = evidence.training.past
+    if past is None or evidence.bn_verdict != "broken":
+        return None
+    if untouched(evidence):
+        return "lost"
+    if past.explaining is not None:
+        return "initial value"
+    if evidence.recalibrated is None or evidence.fails(evidence.recalibrated):
+        return None
+    rate = worst_layer(evidence, evidence.distorted()).update_rate
+    return "lag" if rate is None or rate < LONG_MEMORY else "stale"
+
+
+def untouched(evidence: Evidence, explained: Set[str] = frozenset()) -> list[str]:
+    """The layers that use batch statistics and have running ones at exactly 0 and 1."""
+    rows = zip(evidence.layers, evidence.passes.active, strict=True)
+    return [
+        layer.name
+        for k, (layer, active) in enumerate(rows)
+        if active and layer.name not in explained and is_untouched(evidence, k)
+    ]
 
 
 def layers_at_fault(evidence: Evidence, explained: Set[str]) -> list[str] | None:
@@ -116,8 +168,10 @@ def layers_at_fault(evidence: Evidence, explained: Set[str]) -> list[str] | None
 
 def initial_value_explains(evidence: Evidence, explained: Set[str]) -> bool:
     """Whether the initial value is the cause: without it the prediction passes, or it dominates."""
+    if not evidence.steps:
+        return inherited(evidence) == "initial value"
     share = evidence.initial_share(explained)
-    if not evidence.steps or share == 0.0:
+    if share == 0.0:
         return False
     if share >= 0.5:
         return True
@@ -135,6 +189,16 @@ def worst_layer(evidence: Evidence, layers: Sequence[str]) -> Layer:
     if layers:
         return named[layers[0]]
     return evidence.layers[int(evidence.judged_distortions.argmax())]
+
+
+def with_initial_value(evidence: Evidence, layers: Sequence[str]) -> list[str]:
+    """The layers whose initial value explains a model that was handed over; else all of them."""
+    past = evidence.training.past
+    group = None if past is None else past.explaining
+    if group is None:
+        return list(layers)
+    names = {evidence.layers[k].name for k in group.members}
+    return [name for name in layers if name in names] or sorted(names)
 
 
 # in words ---------------------------------------------------------------------------------------

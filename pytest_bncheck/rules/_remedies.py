@@ -15,9 +15,11 @@ def longer_training(evidence: Evidence, layer: Layer) -> str | None:
     """The advice to train for longer, with the number of updates where it is known."""
     more = evidence.diagnosis.remedies.further_updates
     if more is not None:
+        made = evidence.training.made
+        in_all = "" if made is None else f", {made + more} in all"
         return (
-            f"Train for at least {more} more updates, {evidence.steps + more} in all: with the "
-            "weights as they are now, eval mode passes then."
+            f"Train for at least {more} more updates{in_all}: with the weights as they are now, "
+            "eval mode passes then."
         )
     until = updates_until(layer.update_rate, SETTLED)
     if until is None or layer.momentum is None:
@@ -32,11 +34,15 @@ def declaration(evidence: Evidence) -> str | None:
     """The advice to declare the updates of the real training, if they are not declared yet."""
     if evidence.settings.planned_updates is not None:
         return None
-    more = evidence.diagnosis.remedies.further_updates
-    many = "many more updates" if more is None else f"at least {evidence.steps + more} updates"
+    more, made = evidence.diagnosis.remedies.further_updates, evidence.training.made
+    known = more is not None and made is not None
+    many = f"at least {(made or 0) + (more or 0)} updates" if known else "many more updates"
+    code = "@pytest.mark.bn_consistency(planned_updates=...)"
+    if not evidence.steps:
+        code = "check(model, batch, steps=0, planned_updates=...)"
     return (
         f"If the real training makes {many}, declare how many, and the check judges the "
-        "statistics as they will be then:\n@pytest.mark.bn_consistency(planned_updates=...)"
+        f"statistics as they will be then:\n{code}"
     )
 
 
@@ -49,9 +55,8 @@ def shorter_memory(evidence: Evidence, layer: Layer) -> str | None:
         pairs = list(enough.items())
         one_for_all = len(set(enough.values())) == 1
         said = [_enough(evidence, *pair) for pair in (pairs[:1] if one_for_all else pairs)]
-        if evidence.steps not in enough:
-            made = words.plural(evidence.steps, "step")
-            said.insert(0, f"no momentum would have sufficed for the {made} of this check")
+        if evidence.training.made not in enough:
+            said.insert(0, f"no momentum would have sufficed for {_made(evidence)}")
         code = evidence.dialect.set_momentum(layer.type, next(iter(enough.values())))
         return f"Or shorten the memory: {', '.join(said)}.\n{code}"
     if rate is None or not 0.0 < rate < COMMON_RATE:
@@ -68,9 +73,16 @@ def _enough(evidence: Evidence, steps: int, rate: float) -> str:
     """``momentum 0.8 should suffice for 20 steps``."""
     only = " (which remembers the last batches only)" if rate >= FORGETFUL else ""
     momentum = f"momentum {evidence.dialect.momentum_of(rate):g}{only}"
-    if steps > evidence.steps:
+    if steps > (evidence.training.made or 0):
         return f"{momentum} should suffice for {words.plural(steps, 'step')}"
-    return f"{momentum} would have sufficed for the {words.plural(steps, 'step')} of this check"
+    return f"{momentum} would have sufficed for {_made(evidence)}"
+
+
+def _made(evidence: Evidence) -> str:
+    """``the 20 steps of this check``."""
+    if evidence.steps:
+        return f"the {words.plural(evidence.steps, 'step')} of this check"
+    return words.plural(evidence.training.made or 0, "update")
 
 
 def recalibration(evidence: Evidence) -> str | None:

@@ -12,6 +12,9 @@ from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding, Layer
 
+CHANGED = 0.1
+"""Difference of two weights of the initial value that no lag of the weights explains."""
+
 
 class RunningStatsUnderconverged(Rule):
     """Running statistics that are still mostly their initial value.
@@ -67,7 +70,7 @@ class RunningStatsUnderconverged(Rule):
             or not faults.initial_value_explains(evidence, explained)
         ):
             return None
-        worst = faults.worst_layer(evidence, layers)
+        worst = faults.worst_layer(evidence, faults.with_initial_value(evidence, layers))
         k = evidence.layers.index(worst)
         training, rates = evidence.training, evidence.diagnosis.remedies.sufficient_rates
         weight = training.initial_weights[k]
@@ -100,6 +103,8 @@ def _cause(evidence: Evidence, worst: Layer, k: int, weight: float, layers: list
         f"After {updates} at momentum {worst.momentum:g}, {words.percent(weight, 1)} of {whose} "
         "still the initial value."
     )
+    if evidence.training.past is not None:
+        text = _read_from_statistics(evidence, worst, weight, whose)
     planned = evidence.settings.planned_updates
     if planned is not None:
         text += f" Projected to {planned} updates they are not close enough either."
@@ -109,6 +114,28 @@ def _cause(evidence: Evidence, worst: Layer, k: int, weight: float, layers: list
         faults.whose_gap(evidence),
         faults.split_of_gap(evidence),
     )
+
+
+def _read_from_statistics(evidence: Evidence, worst: Layer, weight: float, whose: str) -> str:
+    """What the statistics show, and what the framework's counter says of it."""
+    group = evidence.training.past.explaining if evidence.training.past else None
+    if group is None or worst.momentum is None:
+        return f"{words.percent(weight, 1)} of {whose} still the initial value."
+    momentum, counted, says = worst.momentum, group.counted, group.counted_weight
+    if group.agrees and counted is not None:
+        return (
+            f"After {words.plural(counted, 'update')} at momentum {momentum:g} (counted by "
+            f"{evidence.dialect.counter}), {words.percent(weight, 1)} of {whose} still the initial "
+            "value."
+        )
+    text = f"{words.percent(weight, 1)} of {whose} still the initial value"
+    if group.made:
+        text += f", as after about {words.plural(group.made, 'update')} at momentum {momentum:g}"
+    if counted is None or says is None:
+        return f"{text}."
+    text += f" ({evidence.dialect.counter} is {counted}, which would leave {words.percent(says, 1)}"
+    changed = abs(says - weight) > CHANGED
+    return f"{text}: the counter or the momentum was changed since)." if changed else f"{text})."
 
 
 def _remedy(evidence: Evidence, worst: Layer) -> str:

@@ -51,7 +51,7 @@ class RunningStatsLagging(Rule):
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         grade = faults.severity(evidence, explained)
         layers = faults.layers_at_fault(evidence, explained)
-        if faults.is_stale_copy(evidence):
+        if faults.inherited(evidence) in ("lost", "stale"):
             return None
         if grade is None or layers is None or faults.initial_value_explains(evidence, explained):
             return None
@@ -85,8 +85,10 @@ def _cause(evidence: Evidence, layers: list[str]) -> str:
     who = words.distorting(layers, evidence)
     if not evidence.steps:
         return (
-            f"{who}: the statistics that came with the model do not fit this batch. Their history "
-            "is unknown, since the check did not train (steps=0)."
+            f"{who}: the statistics that came with the model trail its weights, as a long memory "
+            f"does ({_memory(evidence, layers)}). It is not the initial value: taking it out "
+            "brings them no nearer. A copy without its statistics would look the same, since the "
+            "check did not see the training (steps=0)."
         )
     worst = faults.worst_layer(evidence, layers)
     weight = evidence.training.initial_weights[evidence.layers.index(worst)]
@@ -109,6 +111,11 @@ def _cause(evidence: Evidence, layers: list[str]) -> str:
         faults.whose_gap(evidence),
         faults.split_of_gap(evidence),
     )
+
+
+def _memory(evidence: Evidence, layers: list[str]) -> str:
+    momentum = faults.worst_layer(evidence, layers).momentum
+    return "a cumulative average" if momentum is None else f"momentum {momentum:g}"
 
 
 def _remedy(evidence: Evidence, layers: list[str]) -> str:

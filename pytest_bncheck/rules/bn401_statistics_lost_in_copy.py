@@ -58,33 +58,17 @@ class StatisticsLostInCopy(Rule):
         return lost or self._unsaved(evidence, explained)
 
     def _lost(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
-        untouched = [
-            layer.name
-            for k, layer in enumerate(evidence.layers)
-            if layer.trained and layer.name not in explained and faults.is_untouched(evidence, k)
-        ]
+        cause, grade = faults.inherited(evidence), faults.severity(evidence, explained)
         stale = faults.layers_at_fault(evidence, explained)
-        if not untouched and (stale is None or not faults.is_stale_copy(evidence)):
+        untouched = faults.untouched(evidence, explained) if cause == "lost" else []
+        if grade is None or (not untouched and (stale is None or cause != "stale")):
             return None
-        found = words.size_of_gap(evidence)
-        cause = (
-            f"{words.distorting(stale or [], evidence)}: the statistics that came with the model "
-            "do not belong to its parameters, or to data like this. Their history is unknown, "
-            "since the check did not train (steps=0)."
-        )
-        if untouched:
-            found = (
-                f"{words.n_of_m(untouched, evidence, 'have')} statistics at exactly 0 and 1 beside "
-                "trained parameters."
-            )
-            cause = (
-                "The parameters were trained or loaded, the running statistics were not: a copy, "
-                "an average or a checkpoint went without them."
-            )
-        broken = evidence.bn_verdict == "broken"
         return self.finding(
-            f"{words.headline(evidence)}. {found}" if broken else found,
-            cause=cause,
+            f"{words.headline(evidence)}. {words.size_of_gap(evidence)}",
+            cause=_without_statistics(evidence, untouched)
+            if untouched
+            else _not_their_statistics(evidence, stale or []),
+            severity=grade,
             remedy=words.bullets(
                 "Load or copy the running statistics together with the parameters:\n"
                 + evidence.dialect.copy_statistics,
@@ -109,3 +93,20 @@ class StatisticsLostInCopy(Rule):
             ),
             layers=names,
         )
+
+
+def _without_statistics(evidence: Evidence, untouched: list[str]) -> str:
+    return (
+        f"{words.n_of_m(untouched, evidence, 'have')} statistics at exactly 0 and 1: the "
+        "parameters were trained or loaded, the running statistics were not. A copy, an average "
+        "or a checkpoint went without them."
+    )
+
+
+def _not_their_statistics(evidence: Evidence, layers: list[str]) -> str:
+    return (
+        f"{words.distorting(layers, evidence)}: the statistics that came with the model do not "
+        "belong to its parameters, or to data like this. It is not the initial value: taking it "
+        "out brings them no nearer. A copy, an average, weights that trained on without them and "
+        "other data cannot be told apart by looking at the model (steps=0)."
+    )

@@ -9,12 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_bncheck.maths.verdict import Scores, decisions_suffer, judge
+from pytest_bncheck.types import Prediction
 
 BROKEN = {"gap": 1.0, "excess": 1.0, "distortion": 0.5, "retained": 0.1, "accuracy": 0.3}
 
 
 def verdict(reference: float | None = 1.0, **changes: float | None) -> str | None:
-    return judge(Scores(**{**BROKEN, **changes}), reference, 0.25, 0.10)  # type: ignore[arg-type]
+    return judge(Scores(**{**BROKEN, **changes}), best(reference), 0.25, 0.10)  # type: ignore[arg-type]
+
+
+def best(accuracy: float | None, loss: float | None = None) -> Prediction:
+    return Prediction({}, "", loss=loss, accuracy=accuracy)
 
 
 def test_all_four_conditions_make_it_broken() -> None:
@@ -64,7 +69,14 @@ def test_healthy_and_unmeasured() -> None:
     ],
 )
 def test_decisions(scores: Scores, reference: float | None, expected: bool | None) -> None:
-    assert decisions_suffer(scores, reference) is expected
+    assert decisions_suffer(scores, best(reference)) is expected
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(-2, 1))
+def test_a_loss_that_is_no_larger_never_suffers(loss: float, more: float, retained: float) -> None:
+    scores = Scores(1, 1, loss=loss, accuracy=0.2, retained=retained)
+    assert decisions_suffer(scores, best(1.0, loss + more)) is False
+    assert decisions_suffer(Scores(1, 1, loss=loss, finite=False), best(1.0, loss)) is True
 
 
 @given(st.floats(0, 3), st.floats(0, 3), st.floats(0, 3))

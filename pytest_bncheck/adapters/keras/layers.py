@@ -45,6 +45,7 @@ DIALECT = Dialect(
     copy_statistics="copy.set_weights(model.get_weights())  # not trainable_weights alone",
     freeze="Freeze layers instead of variables, which stops the statistics too:\n"
     "layer.trainable = False",
+    counter="optimizer.iterations",
     running_in_eval="Let it use the moving statistics in eval mode (training=training)",
 )
 
@@ -114,8 +115,15 @@ class Inventory:
         """What a report says about the layers with running statistics."""
         frozen = _frozen_until(self.named, self._places, self._model)
         trained = _trained(self.layers)
+        counted = _counted(self._model)
         return [
-            _describe(layer, name, trained=id(layer) in trained, frozen=id(layer) in frozen)
+            _describe(
+                layer,
+                name,
+                trained=id(layer) in trained,
+                frozen=id(layer) in frozen,
+                counted=counted,
+            )
             for layer, name in zip(self.layers, self.names, strict=True)
         ]
 
@@ -167,7 +175,16 @@ def _trained(layers: Sequence[KerasLayer]) -> set[int]:
     }
 
 
-def _describe(layer: KerasLayer, name: str, *, trained: bool, frozen: bool) -> Layer:
+def _counted(model: Any) -> int | None:
+    """Steps that the model's optimizer has made; None where it has none, or made none."""
+    optimizer = getattr(model, "optimizer", None)
+    iterations = getattr(optimizer, "iterations", None)
+    return None if iterations is None else int(iterations) or None
+
+
+def _describe(
+    layer: KerasLayer, name: str, *, trained: bool, frozen: bool, counted: int | None
+) -> Layer:
     dtype = keras.backend.standardize_dtype(layer.moving_variance.dtype)
     return Layer(
         name=name,
@@ -181,6 +198,7 @@ def _describe(layer: KerasLayer, name: str, *, trained: bool, frozen: bool) -> L
         resolution=_RESOLUTION.get(dtype, 2.0**-23),
         dtype=dtype,
         frozen_parameters=frozen,
+        counted=counted,
     )
 
 

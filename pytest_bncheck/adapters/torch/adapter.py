@@ -74,6 +74,7 @@ DIALECT = Dialect(
     "training=self.training)",
     copy_statistics="copy.load_state_dict(model.state_dict())  # parameters and buffers",
     unbiased=True,
+    counter="num_batches_tracked",
 )
 
 

@@ -271,14 +271,16 @@ class Layers:
 
     def describe(self, frozen: set[int]) -> list[Layer]:
         """Every layer in the experiment's terms; `frozen` holds the ids of modules kept in eval."""
+        modules = list(self.modules.values())
+        rows = zip(self.modules.items(), _trained(modules), _counted(modules), strict=True)
         return [
-            self._describe(name, module, id(module) in frozen, trained)
-            for (name, module), trained in zip(
-                self.modules.items(), _trained(list(self.modules.values())), strict=True
-            )
+            self._describe(name, module, id(module) in frozen, trained, counted)
+            for (name, module), trained, counted in rows
         ]
 
-    def _describe(self, name: str, module: Any, in_eval: bool, trained: bool) -> Layer:
+    def _describe(
+        self, name: str, module: Any, in_eval: bool, trained: bool, counted: int | None
+    ) -> Layer:
         momentum = getattr(module, "momentum", None)
         rate = self.rates.get(name, momentum)
         return Layer(
@@ -293,7 +295,23 @@ class Layers:
             resolution=torch.finfo(module.running_var.dtype).eps,
             dtype=str(module.running_var.dtype).removeprefix("torch."),
             frozen_parameters=name not in self._after_trainable and _all_frozen(module),
+            counted=counted,
         )
+
+
+def _counted(modules: Sequence[Any]) -> list[int | None]:
+    """`num_batches_tracked` of each layer, in one transfer; None where it counts nothing."""
+    counters = [getattr(module, "num_batches_tracked", None) for module in modules]
+    known = [counter for counter in counters if isinstance(counter, Tensor)]
+    if not known:
+        return [None] * len(modules)
+    home = known[0].device
+    counts = iter(
+        torch.stack([counter.detach().to(home).reshape(()) for counter in known]).tolist()
+    )
+    found = [int(next(counts)) if isinstance(c, Tensor) else None for c in counters]
+    # An InstanceNorm has a counter and never uses it.
+    return [count or None for count in found]
 
 
 def buffers(module: nn.Module) -> dict[str, Tensor]:
