@@ -185,6 +185,9 @@ class Report:
         The test and the number of the check in it; empty and 0 outside pytest.
     error
         What kept the check from being made, or None.
+    not_checked
+        A sentence for each rule that needs more than the adapter offers, and so was not applied;
+        not in the JSON object if there is none.
     """
 
     nodeid: str = ""
@@ -201,6 +204,7 @@ class Report:
     seed: int = 0
     findings: Sequence[Finding] = ()
     suppressed: Sequence[Suppressed] = ()
+    not_checked: Sequence[str] = ()
     predictions: Predictions = field(default_factory=Predictions)
     layers: Sequence[LayerReport] = ()
     remedies: Remedies | None = None
@@ -217,6 +221,8 @@ class Report:
         """The JSON object of this check: exact builtins only, non-finite numbers as strings."""
         result = exact(dataclasses.asdict(self))
         assert isinstance(result, dict)
+        if not self.not_checked:
+            del result["not_checked"]
         return result
 
     def _repr_html_(self) -> str | None:

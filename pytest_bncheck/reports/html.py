@@ -20,6 +20,7 @@ from pytest_bncheck.reports.sentences import (
     NOT_ALIGNED,
     agreement,
     headline,
+    not_checked,
     problem,
     suppressed,
 )
@@ -131,6 +132,7 @@ def _view(check: Mapping[str, Any], number: int) -> dict[str, Any]:
         "rest": _rest(check["findings"]),
         "modes": _modes(check),
         "measures": _measures(check, limits),
+        "not_checked": not_checked(check),
         "findings": [_finding(found) for found in check["findings"]],
         "limit": limits["distortion_limit"],
         "shares": are_telling([layer["attribution"] for layer in check["layers"]]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_bncheck.wording import plural
@@ -45,6 +45,12 @@ def problem(check: Mapping[str, Any]) -> str:
 def agreement(check: Mapping[str, Any]) -> str:
     """That eval mode repeats training mode, unless findings to the contrary do not count."""
     return f"eval mode {'against' if check['suppressed'] else 'repeats'} training mode"
+
+
+def not_checked(check: Mapping[str, Any]) -> Sequence[str]:
+    """Which rules were not applied, a sentence for each."""
+    sentences: Sequence[str] = check.get("not_checked", ())
+    return sentences
 
 
 def suppressed(check: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pytest_bncheck.reports.layout import printable, remedy_lines, table, wrap
-from pytest_bncheck.reports.sentences import problem, setting, suppressed, title
+from pytest_bncheck.reports.sentences import not_checked, problem, setting, suppressed, title
 from pytest_bncheck.wording import number, percent
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "error": "red"}
@@ -54,7 +54,8 @@ def entry(
         As in the JSON report.
     verbosity
         Below 0 one line without figures, and none for a check that passed; 1 adds figures, the
-        worst layers and what a warning says, 2 all layers, suppressed findings and times.
+        worst layers and what a warning says, 2 all layers, suppressed findings, rules
+        that were not applied, and times.
     width
         Columns of the terminal.
     expected
@@ -129,6 +130,8 @@ def _details(check: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
         yield "seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in check["seconds"].items())
         for hidden in check["suppressed"]:
             yield from wrap(f"{hidden['code']} {hidden['name']} is {hidden['reason']}.")
+        for sentence in not_checked(check):
+            yield from wrap(sentence)
         yield from table(layers, most=None)
     else:
         yield from table(sorted(layers, key=_distortion, reverse=True))
