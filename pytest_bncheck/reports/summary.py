@@ -100,10 +100,13 @@ def gist(check: Mapping[str, Any]) -> str:
 
 
 def _figures(check: Mapping[str, Any]) -> str:
-    shown = check["predictions"]
-    modes = [_quality(shown["train"]), _quality(shown["projected"] or shown["eval"])]
+    predictions = check["predictions"]
+    modes = [
+        _quality(predictions["train"]),
+        _quality(predictions["projected"] or predictions["eval"]),
+    ]
     if None in modes:
-        return f"gap {number(shown['gap'], missing='unknown')}"
+        return f"gap {number(predictions['gap'], missing='unknown')}"
     return f"train {modes[0]}, eval {modes[1]}"
 
 
@@ -116,14 +119,14 @@ def _quality(scored: Mapping[str, Any]) -> str | None:
 
 def _warnings(check: Mapping[str, Any]) -> Iterator[str]:
     """What the text of a failure says, for a test that did not fail."""
-    for found in check["findings"] if check["verdict"] == "warn" else ():
-        yield from wrap(f"{found['message']} {found['cause']}")
-        yield from remedy_lines(found["remedy"])
+    for finding in check["findings"] if check["verdict"] == "warn" else ():
+        yield from wrap(f"{finding['message']} {finding['cause']}")
+        yield from remedy_lines(finding["remedy"])
 
 
 def _details(check: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
-    shown, layers = check["predictions"], check["layers"]
-    figures = {name: number(shown[name], ".3g") for name in ("gap", "distortion", "retained")}
+    predictions, layers = check["predictions"], check["layers"]
+    figures = {name: number(predictions[name], ".3g") for name in ("gap", "distortion", "retained")}
     yield ", ".join(f"{name} {figure}" for name, figure in figures.items() if figure)
     yield setting(check)
     if everything:
@@ -139,7 +142,7 @@ def _details(check: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
 
 def _distortion(layer: Mapping[str, Any]) -> float:
     """For sorting: unknown is less than any number, "nan" and "inf" are more."""
-    bent = layer["distortion"]
-    if bent is None:
+    distortion = layer["distortion"]
+    if distortion is None:
         return -1.0
-    return float("inf") if isinstance(bent, str) else bent
+    return float("inf") if isinstance(distortion, str) else distortion

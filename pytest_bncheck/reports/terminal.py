@@ -49,21 +49,21 @@ def _counts(check: Mapping[str, Any]) -> str:
 
 def _without_findings(check: Mapping[str, Any]) -> str:
     """How the modes compare, in a check without findings."""
-    shown = check["predictions"]
+    predictions = check["predictions"]
     if not check["layers"]:
         return "The model has no layer with running statistics."
-    if shown["gap"] is None:
+    if predictions["gap"] is None:
         return f"{NOT_ALIGNED}, so they were not compared."
-    projected = shown["projected"]
+    projected = predictions["projected"]
     over = f"over {plural(len(check['layers']), 'normalisation layer')}"
     if projected is None or projected["gap"] is None:
-        text = f"{agreement(check)}: {_figures(shown)} {over}."
-        return text[0].upper() + text[1:]
+        return f"Eval mode {agreement(check)}: {_figures(predictions)} {over}."
     more = check["remedies"]["further_updates"] if check["remedies"] else None
     turns = f", right from {check['steps'] + more} updates on" if more else ""
+    planned = check["planned_updates"]
     return (
-        f"Projected to the planned {check['planned_updates']} updates, {agreement(check)}: "
-        f"{_figures(projected)} {over} (gap {number(shown['gap'])} after the "
+        f"Projected to the planned {planned} updates, eval mode {agreement(check)}: "
+        f"{_figures(projected)} {over} (gap {number(predictions['gap'])} after the "
         f"{plural(check['steps'], 'step')} of this check{turns})."
     )
 
