@@ -66,14 +66,14 @@ class StatisticsLostInCopy(Rule):
         stale = faults.layers_at_fault(evidence, explained)
         if not untouched and (stale is None or not faults.is_stale_copy(evidence)):
             return None
-        found = words.size_of_gap(evidence)
+        message = words.size_of_gap(evidence)
         cause = (
             f"{words.distorting(stale or [], evidence)}: the statistics that came with the model "
             "do not belong to its parameters, or to data like this. Their history is unknown, "
             "since the check did not train (steps=0)."
         )
         if untouched:
-            found = (
+            message = (
                 f"{words.n_of_m(untouched, evidence, 'have')} statistics at exactly 0 and 1 beside "
                 "trained parameters."
             )
@@ -83,7 +83,7 @@ class StatisticsLostInCopy(Rule):
             )
         broken = evidence.bn_verdict == "broken"
         return self.finding(
-            f"{words.headline(evidence)}. {found}" if broken else found,
+            f"{words.headline(evidence)}. {message}" if broken else message,
             cause=cause,
             remedy=words.bullets(
                 "Load or copy the running statistics together with the parameters:\n"

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import keras
 import numpy as np
 
-from pytest_bncheck.adapters.base import Adapter, Mode, Pass, Sampling, Sloping, Streaming, Watching
+from pytest_bncheck.adapters.base import (
+    Adapter,
+    Mode,
+    Pass,
+    Replicated,
+    Sampling,
+    Sloping,
+    Streaming,
+    Watching,
+)
 from pytest_bncheck.adapters.devices import pick, rounding
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import own_backend, split, wide_type
@@ -57,7 +66,7 @@ Tensor: TypeAlias = Any
 Variable: TypeAlias = Any
 
 
-class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
+class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
     """A Keras model under test; see `Adapter`."""
 
     framework = "keras"
@@ -227,6 +236,12 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         found = streams_of(self.layers(), self._steps.records, self.history[-2:], self._own)
         steps = in_time(self._parts)
         return {name: streams for name, streams in found.items() if name not in steps}
+
+    def gather(self) -> list[Statistics]:
+        return []  # a distribution strategy keeps one value for all replicas
+
+    def agree(self, value: bool) -> bool:
+        return value
 
     # looking ----------------------------------------------------------------------------------
 
