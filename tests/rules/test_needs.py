@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy import ToyAdapter, ToyModel, toy_batch
 
 from pytest_bncheck import rules, settings
 from pytest_bncheck.adapters.base import CAPABILITIES, Watching
 from pytest_bncheck.experiment import engine
 from pytest_bncheck.report import Report
 from pytest_bncheck.types import Capability, Recipe, Settings
+from toy import ToyAdapter, ToyModel, toy_batch
 
 
 class Watched(ToyAdapter, Watching):
