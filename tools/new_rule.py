@@ -84,7 +84,7 @@ Next:
   where it cannot apply, NOT_APPLICABLE = "why" stands instead of both
 - move {cls}() in ORDER to its place: an earlier rule explains its layers
 - pytest tests/rules/test_examples.py -k {code}
-- BNCHECK_REWRITE_TABLE=1 pytest tests/rules/test_examples.py -k table"""
+- BNCHECK_REWRITE=1 pytest tests/rules -k 'table or messages'"""
 
 
 def main() -> None:
