@@ -87,7 +87,7 @@ Next:
 - move {cls}() in ORDER to its place: an earlier rule explains its layers
 - say in {readme} when it fires
 - pytest tests/rules/test_examples.py -k {code}
-- BNCHECK_REWRITE_TABLE=1 pytest tests/rules/test_examples.py -k table"""
+- BNCHECK_REWRITE=1 pytest tests/rules -k 'table or messages'"""
 
 
 def main() -> None:
