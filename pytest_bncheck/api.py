@@ -32,12 +32,12 @@ def check(
         ``(inputs, targets)``, or whatever `train_step` and `forward` understand.
     batches
         Instead of `batch`: several mini-batches, from a list, a DataLoader, a tf.data dataset, a
-        PyDataset or any other iterable, which may be endless. The first 32 are taken and trained
-        on in turn; on the first 8 the verdict is taken.
+        PyDataset or any other iterable, which may be endless. The first 32 are used,
+        one a step in turn; the verdict is about the first 8.
     loss
-        ``loss(outputs, targets)``; inferred from the model and the targets if not given.
+        ``loss(outputs, targets)``; by default inferred from the model and the targets.
     optimizer
-        ``optimizer(params)`` or an optimizer of the framework; Adam(1e-3) if not given.
+        ``optimizer(params)`` or an optimizer of the framework; by default Adam(1e-3).
     train_step
         ``train_step(model, batch)``: the whole step; returns the loss.
     forward
@@ -49,12 +49,12 @@ def check(
     Returns
     -------
     Report
-        Findings are in it; they raise nothing.
+        Holds the findings; they raise no exception.
 
     Raises
     ------
     InputError
-        If something handed over cannot be used.
+        If an argument cannot be used.
 
     Examples
     --------

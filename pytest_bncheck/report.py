@@ -186,7 +186,8 @@ class Report:
     error
         What kept the check from being made, or None.
     not_checked
-        Selected rules that the adapter could not serve, each with what it lacks.
+        A sentence for each rule that needs more than the adapter offers, and so was not applied;
+        not in the JSON object if there is none.
     """
 
     nodeid: str = ""
@@ -220,7 +221,7 @@ class Report:
         """The JSON object of this check: exact builtins only, non-finite numbers as strings."""
         result = exact(dataclasses.asdict(self))
         assert isinstance(result, dict)
-        if not result["not_checked"]:
+        if not self.not_checked:
             del result["not_checked"]
         return result
 

@@ -48,7 +48,7 @@ class Option:
     parse
         Turns what the user wrote into the value; raises TypeError or ValueError.
     allowed
-        What can be given, as error messages say it.
+        What the user may write, as error messages say it.
     help
         One sentence for ``--help`` and the ini file; empty where neither has the option.
     metavar
@@ -150,7 +150,7 @@ def _intended(value: Any) -> tuple[str, ...]:
 
 
 def _function(arguments: int) -> Callable[[Any], Any]:
-    """A function that can be called with so many arguments."""
+    """A function that can be called with this many positional arguments."""
 
     def parse(value: Any) -> Any:
         if not callable(value) or (inspect.isroutine(value) and not _takes(value, arguments)):
@@ -165,7 +165,7 @@ def _takes(function: Any, arguments: int) -> bool:
         inspect.signature(function).bind(*range(arguments))
     except TypeError:
         return False
-    except ValueError:  # no signature to read
+    except ValueError:  # a builtin without a signature
         return True
     return True
 
@@ -254,7 +254,7 @@ def parse(name: str, value: Any, origin: str) -> Any:
     Parameters
     ----------
     name, value
-        The option and what was given for it.
+        The option and what the user wrote for it.
     origin
         Where it came from: ``"call"``, ``"marker"``, ``"--bncheck-seed"``.
 

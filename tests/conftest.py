@@ -13,12 +13,30 @@ import pytest
 
 # The nets are tiny, and threads that wait for each other cost more than they help.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where nothing else is asked for; Keras reads it once, when it is imported.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Loaded once here: pytester forgets modules that a run inside it imports first.
 import pytest_bncheck.experiment.engine
 import pytest_bncheck.plugin
 import pytest_bncheck.reports.terminal  # noqa: F401
 from project import ENVIRONMENT, Project
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of Keras, which tox runs on every backend.
+
+    They are in a folder of that name, or say it in theirs, or have it as their framework.
+    """
+    for item in items:
+        case = item.callspec.params if hasattr(item, "callspec") else {}
+        name = getattr(item, "originalname", item.name)
+        folders = item.path.relative_to(HERE).parts
+        if "keras" in (*folders, *name.split("_"), case.get("framework")):
+            item.add_marker("keras")
 
 
 @pytest.fixture(autouse=True)

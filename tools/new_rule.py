@@ -54,7 +54,7 @@ class $cls(Rule):
     name = "$name"
     severity = "$severity"
 
-    def find(self, evidence: Evidence, taken: Set[str]) -> Finding | None:
+    def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         return None
 ''')
 
@@ -79,12 +79,15 @@ def good() -> Case:
 
 NEXT = """\
 Next:
-- write {rule}: the page in its docstring, and find()
+- write {rule}: the page in its docstring, and find();
+  needs = frozenset({{"watching"}}) if find() reads what only some adapters offer,
+  intended = frozenset({{"..."}}) if users may declare that they want it so
 - make the models in {examples} fire it and not;
   where it cannot apply, NOT_APPLICABLE = "why" stands instead of both
 - move {cls}() in ORDER to its place: an earlier rule explains its layers
+- say in {readme} when it fires
 - pytest tests/rules/test_examples.py -k {code}
-- BNCHECK_REWRITE_TABLE=1 pytest tests/rules/test_examples.py -k table"""
+- BNCHECK_REWRITE=1 pytest tests/rules -k 'table or messages'"""
 
 
 def main() -> None:
@@ -107,8 +110,8 @@ def scaffold(root: Path, code: str, name: str, severity: str) -> str:
     cls = "".join(word.title() for word in name.split("-"))
     module = f"{code.lower()}_{name.replace('-', '_')}"
     package, examples = root / "pytest_bncheck" / "rules", root / "fixtures" / "rules"
-    if taken := [*package.glob(f"{code.lower()}_*.py")]:
-        raise FileExistsError(f"{code} is taken by {taken[0].name}")
+    if others := [*package.glob(f"{code.lower()}_*.py")]:
+        raise FileExistsError(f"{code} is taken by {others[0].name}")
     values = {"code": code, "name": name, "cls": cls, "severity": severity}
     (package / f"{module}.py").write_text(RULE.substitute(values), encoding="utf-8")
     for framework in ("torch", "keras"):
@@ -116,7 +119,8 @@ def scaffold(root: Path, code: str, name: str, severity: str) -> str:
         path.write_text(EXAMPLE.substitute(values), encoding="utf-8")
     _register(package / "__init__.py", module, cls)
     _list(root / "README.md", code, f"| {code} | {name} | {severity} | when it fires |\n")
-    return NEXT.format(rule=package / f"{module}.py", examples=examples, cls=cls, code=code)
+    rule, readme = package / f"{module}.py", root / "README.md"
+    return NEXT.format(rule=rule, examples=examples, readme=readme, cls=cls, code=code)
 
 
 def _register(path: Path, module: str, cls: str) -> None:

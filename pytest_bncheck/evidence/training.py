@@ -21,7 +21,7 @@ class Training:
     layers
         The layers with running statistics, in the order in which they run.
     batch_size
-        Samples in the first batch, or None if that cannot be told.
+        Samples in the first batch, or None if unknown.
     losses
         Training loss of every step.
     calls

@@ -15,12 +15,12 @@ HELD = 32
 
 
 def gather(batch: Any, batches: Iterable[Any] | None, seed: int) -> list[Any]:
-    """Take the batches of a check from what the user handed over.
+    """Take the batches of a check from the user's arguments.
 
     Parameters
     ----------
     batch, batches
-        Exactly one of them; the other is None. Of `batches` the first `HELD` are taken.
+        Exactly one of them; the other is None. Only the first `HELD` of `batches` are used.
     seed
         For loaders that shuffle; every random state, also that of a loader, is as before
         afterwards.

@@ -36,7 +36,7 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
         If a layer refuses a single value per channel.
     """
     __tracebackhide__ = True
-    # Both belong to the last step, and are gone after the next pass.
+    # Before any pass, while every process is at the end of its training.
     streams = adapter.streams if isinstance(adapter, Streaming) else {}
     replicas = adapter.gather() if isinstance(adapter, Replicated) else []
     with during("the pass with batch statistics"):

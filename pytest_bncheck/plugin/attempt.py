@@ -31,7 +31,7 @@ class Attempt:
     marker
         The options of the test's marks, nearest first.
     marked
-        Whether the test is to be checked.
+        Whether the test makes checks.
     checks
         The JSON objects of its checks so far.
     pending
@@ -123,7 +123,7 @@ def _merged(
 
 @contextmanager
 def seeded(item: pytest.Item, scope: str) -> Iterator[None]:
-    """Build an input of `item` from the seed of its check."""
+    """Build an input of `item`, a fixture of this scope, from the seed of its check."""
     from pytest_bncheck.adapters import random_state
 
     sources = item.config.stash[SESSION].sources

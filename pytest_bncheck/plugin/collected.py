@@ -1,4 +1,4 @@
-"""What arrives about checks while tests run, from this process and from workers."""
+"""The checks of a run as they arrive, from this process and from workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CRASHED = "WorkerCrash: the worker process died in this test; any checks are los
 
 @dataclass
 class Collected:
-    """The checks of a run, and what became of their tests.
+    """The checks of a run, and how their tests ended.
 
     Attributes
     ----------
@@ -22,11 +22,11 @@ class Collected:
     places
         By test, the file, relative to pytest's root, and its line, counted from 1.
     failed
-        Tests that did not pass; a check that failed in another one was expected to.
+        Tests that did not pass. Where a check failed and its test passed, that was expected.
     crashed
         Tests in which a worker process died.
     marked
-        Tests that make checks, as the workers found them; None while no worker has said so.
+        Tests that make checks, as the workers report them; None before any worker has.
     """
 
     texts: dict[str, str] = field(default_factory=dict)
@@ -42,8 +42,8 @@ class Collected:
     def checks(self) -> list[dict[str, Any]]:
         """All checks by test and index, with an error for each test that a worker died in.
 
-        Where no worker came to its end, nobody knows whether such a test makes checks; an error
-        too many is better than a check lost without a word.
+        If every worker died, it is unknown whether such a test makes checks; one error too many
+        is better than a check that is lost silently.
         """
         if not self.texts and not self.crashed:  # most runs; spares them the import
             return []

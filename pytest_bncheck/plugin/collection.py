@@ -1,13 +1,13 @@
-"""How the inputs join a test that is to be checked.
+"""How the inputs join a test that makes checks.
 
 A marked test names neither the model nor the batch; the plugin makes it use their fixtures, in
 one of two ways:
 
-* While pytest makes a test of a function, the function carries a ``usefixtures`` mark more. pytest
-  then knows the inputs at collection, so that a parametrized ``bncheck_model`` gives a test for
-  each of its parameters.
-* What becomes marked later, by another plugin or by a hook of a ``conftest.py``, has the fixtures
-  added to its names before its setup. They can no longer be parametrized.
+* While pytest makes a test of a function, the function carries one more mark, ``usefixtures``.
+  pytest then knows the inputs at collection, so that a parametrized ``bncheck_model`` gives a test
+  for each of its parameters.
+* A test that is marked later, by another plugin or by a hook of a ``conftest.py``, has the fixtures
+  added to its names before its setup. By then it is too late to parametrize them.
 """
 
 from __future__ import annotations

@@ -50,12 +50,12 @@ def _nearness(node: pytest.Item | pytest.Collector, name: str) -> int:
 
 
 def require_functions(item: pytest.Item) -> None:
-    """Find the fixture that was written as the function it should return.
+    """Refuse an optional fixture that was written as the function it should return.
 
     Raises
     ------
     InputError
-        pytest itself would say that a fixture called "outputs" is not found.
+        If there is one. The error of pytest would be that a fixture "outputs" is not found.
     """
     for name, signature in FUNCTIONS.items():
         found = definition(item, name)

@@ -66,7 +66,7 @@ def point_at_test_line(call: pytest.CallInfo[None], error: Exception | None) -> 
     call
         What pytest knows about the phase of the test.
     error
-        What was raised there, if anything; another failure is left alone.
+        The error raised there, if any; a failure with another error is left alone.
     """
     if error is None or call.excinfo is None or call.excinfo.value is not error:
         return

@@ -23,13 +23,13 @@ if TYPE_CHECKING:  # The dataclasses of a report take milliseconds, at the start
 @pytest.fixture
 def bncheck_model() -> Any:
     """Override this fixture: it returns the model to check."""
-    refuse(_override("bncheck_model", "build_model()"))
+    refuse(_not_overridden("bncheck_model", "build_model()"))
 
 
 @pytest.fixture
 def bncheck_batch() -> Any:
     """Override this fixture: it returns the batch to train on, ``(inputs, targets)``."""
-    refuse(_override("bncheck_batch", "inputs, targets"))
+    refuse(_not_overridden("bncheck_batch", "inputs, targets"))
 
 
 @pytest.fixture
@@ -133,11 +133,11 @@ def bncheck_report(
     }
     item, attempt = request.node, request.node.stash[ATTEMPT]
     try:
-        source = batch_fixture(item)
-        value = request.getfixturevalue(source)
+        name = batch_fixture(item)
+        value = request.getfixturevalue(name)
         if request.config.option.setuponly:
             return None
-        batch, batches = (value, None) if source == "bncheck_batch" else (None, value)
+        batch, batches = (value, None) if name == "bncheck_batch" else (None, value)
         report = run_check(item, bncheck_model, batch, batches, {}, functions)
     except InputError as error:
         refuse(error)
@@ -148,7 +148,7 @@ def bncheck_report(
     return report
 
 
-def _override(name: str, value: str) -> InputError:
+def _not_overridden(name: str, value: str) -> InputError:
     return InputError(
         f"this test needs the fixture {name}; override it in conftest.py or beside the test:\n\n"
         f"    @pytest.fixture\n    def {name}():\n        return {value}\n"

@@ -100,8 +100,8 @@ def added_mark(function: Any, mark: pytest.Mark) -> Iterator[None]:
 
 def skip_reason(report: pytest.TestReport) -> str:
     """Why a test was skipped; empty if it was not."""
-    told = report.longrepr
-    return str(told[2]) if report.skipped and isinstance(told, tuple) else ""
+    place = report.longrepr  # for a skipped test: file, line and reason
+    return str(place[2]) if report.skipped and isinstance(place, tuple) else ""
 
 
 def shorten_crash(report: pytest.TestReport) -> None:
@@ -117,7 +117,7 @@ def shorten_crash(report: pytest.TestReport) -> None:
 def owns_terminal(config: pytest.Config) -> bool:
     """Whether stdout is a terminal and pytest keeps everything else from it during a test.
 
-    Not with ``-s``, ``--capture=tee-sys`` and live logs, which put the user's own lines there.
+    Not with ``-s``, ``--capture=tee-sys`` and live logs, which write the user's lines there.
     """
     manager, option = config.pluginmanager, config.option
     # The reporter knows: stdout itself is captured while this is asked.

@@ -58,7 +58,7 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--bncheck", action=toggle, default=None, help=SWITCH)
     parser.addini("bncheck", SWITCH, type="bool", default=None)
     for name, option in settings.OPTIONS.items():
-        flag = "--bncheck-" + name.replace("_", "-")
+        flag = _flag(name)
         if not option.help:
             continue
         if not option.metavar:
@@ -74,6 +74,10 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--bncheck-html", default=None, metavar="PATH", help=HTML)
     parser.addini("bncheck_html", HTML, type="string", default=None)
     group.addoption("--bncheck-explain", default=None, metavar="RULE", help=EXPLAIN)
+
+
+def _flag(name: str) -> str:
+    return "--bncheck-" + name.replace("_", "-")
 
 
 def read(config: pytest.Config) -> Session:
@@ -97,13 +101,13 @@ def read(config: pytest.Config) -> Session:
 
 def header(session: Session) -> str:
     """One line that says that models are trained, with the options that are not the default."""
-    given, default = settings.merge(*session.sources), settings.merge()
-    shown = []
-    for name in given.sources:
-        value = getattr(given, name)
+    merged, default = settings.merge(*session.sources), settings.merge()
+    changed = []
+    for name in merged.sources:
+        value = getattr(merged, name)
         if value != getattr(default, name):
-            shown.append(f"{name}={_listed(value)}")
-    return f"bncheck: on ({', '.join(shown)})" if shown else "bncheck: on"
+            changed.append(f"{name}={_listed(value)}")
+    return f"bncheck: on ({', '.join(changed)})" if changed else "bncheck: on"
 
 
 def _listed(value: Any) -> str:
@@ -118,7 +122,7 @@ def explain(text: str) -> str:
     Raises
     ------
     pytest.UsageError
-        If there is no such rule.
+        If no rule matches.
     """
     from pytest_bncheck import rules
     from pytest_bncheck.reports import page
@@ -134,8 +138,7 @@ def _command_line(config: pytest.Config) -> settings.Source:
     given: dict[str, settings.Given] = {}
     for name, option in settings.OPTIONS.items():
         if option.help:
-            origin = "--bncheck-" + name.replace("_", "-")
-            given |= settings.source({name: config.getoption(f"bncheck_{name}")}, origin)
+            given |= settings.source({name: config.getoption(f"bncheck_{name}")}, _flag(name))
     return given
 
 
@@ -150,7 +153,7 @@ def _ini_file(config: pytest.Config) -> settings.Source:
 
 
 def _ini(config: pytest.Config, name: str) -> Any:
-    """One ini value, or None. Only from version 9.2 on pytest itself says UsageError."""
+    """One ini value, or None. Only from version 9.2 on does pytest raise UsageError itself."""
     try:
         return config.getini(name)
     except (TypeError, ValueError, pytest.UsageError) as error:
@@ -170,14 +173,14 @@ def _enabled(config: pytest.Config) -> bool:
 
 
 def _report_path(config: pytest.Config, kind: str) -> Path | None:
-    """A report's path, from the working directory or from the ini file's, tried out."""
+    """A report's path, relative to the working directory or to the ini file; it can be written."""
     option, ini = config.getoption(f"bncheck_{kind}"), _ini(config, f"bncheck_{kind}")
     if option is not None:
         text, base = option, config.invocation_params.dir
-        given = f"--bncheck-{kind}={text}"
+        setting = f"--bncheck-{kind}={text}"
     elif ini is not None:
         text, base = ini, config.inipath.parent if config.inipath else config.rootpath
-        given = f"bncheck_{kind}={text} (from {config.inipath.name if config.inipath else 'ini'})"
+        setting = f"bncheck_{kind}={text} (from {config.inipath.name if config.inipath else 'ini'})"
     else:
         return None
     path = Path(base, text)
@@ -187,7 +190,7 @@ def _report_path(config: pytest.Config, kind: str) -> Path | None:
 
         problem = wire.why_not_writable(path) if text else "the path is empty; name a file"
         if problem:
-            raise InputError(f"{given} cannot be written: {problem}.")
+            raise InputError(f"{setting} cannot be written: {problem}.")
     return path
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 
 KEY = "pytest-bncheck/reported"
-PATIENCE = datetime.timedelta(seconds=60)
+TIMEOUT = datetime.timedelta(seconds=60)
 
 
 def is_first() -> bool:
@@ -16,18 +16,20 @@ def is_first() -> bool:
 
 
 def wait_for_first() -> None:
-    """Stay until the first process has reported: torchrun ends all of them when one fails."""
+    """Wait until the first process has reported: torchrun ends all of them when one fails."""
     distributed = sys.modules.get("torch.distributed")
-    own_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # outlives the processes
-    if distributed is None or not _are_several() or not own_store:
+    shared_store = (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    )  # outlives the processes
+    if distributed is None or not _are_several() or not shared_store:
         return
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = distributed.TCPStore(host, port, is_master=False, timeout=PATIENCE)
+        store = distributed.TCPStore(host, port, is_master=False, timeout=TIMEOUT)
         if is_first():
             store.set(KEY, "yes")
         else:
-            store.wait([KEY], PATIENCE)
+            store.wait([KEY], TIMEOUT)
     except RuntimeError:
         return  # the first never came, or torchrun is gone
 

@@ -90,7 +90,7 @@ class Results:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the files, where there was a run."""
+        """Write the files, unless no test was run."""
         option = self.config.option
         ran = exitstatus != pytest.ExitCode.USAGE_ERROR
         ran = ran and not (option.collectonly or option.setuponly or option.setupplan)

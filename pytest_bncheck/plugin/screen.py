@@ -1,4 +1,4 @@
-"""The terminal of a run of pytest, where there is one to draw on while a test runs."""
+"""Progress on the terminal while a test runs, if the terminal is free to draw on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress(config: pytest.Config) -> Iterator[Progress | None]:
-    """Progress of one check, erased at the end; None where nobody watches a terminal."""
+    """Progress of one check, erased at the end; None if nobody watches a terminal."""
     stdout = sys.__stdout__
     if stdout is None or not _can_draw(config):
         yield None
@@ -26,16 +26,16 @@ def progress(config: pytest.Config) -> Iterator[Progress | None]:
     from pytest_bncheck.reports.progress import Progress
 
     def write(text: str) -> None:
-        # Not through pytest's own writer: it counts columns, and what is drawn here takes none.
+        # Not through pytest's writer: it counts columns, and the line drawn here takes none.
         with internals.uncaptured(config):
             stdout.write(text)
             stdout.flush()
 
-    shown = Progress(write, config.get_terminal_writer().fullwidth)
+    drawn = Progress(write, config.get_terminal_writer().fullwidth)
     try:
-        yield shown
+        yield drawn
     finally:
-        shown.close()
+        drawn.close()
 
 
 def _can_draw(config: pytest.Config) -> bool:

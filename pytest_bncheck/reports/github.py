@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_bncheck.reports.layout import printable, remedy_lines
-from pytest_bncheck.reports.sentences import in_short, title
+from pytest_bncheck.reports.sentences import WORST_FIRST, in_short, title
 from pytest_bncheck.reports.summary import gist
 from pytest_bncheck.wording import number, percent
 
 LEVELS = {"warn": "warning", "fail": "error", "error": "error"}
 MARKS = {"error": "❌", "fail": "❌", "warn": "⚠️", "pass": "✅"}
-"""Worst first."""
 
 
 def annotation(check: Mapping[str, Any], file: str, line: int) -> str | None:
@@ -37,10 +36,10 @@ def annotation(check: Mapping[str, Any], file: str, line: int) -> str | None:
         heading += f" and {len(findings) - 1} more" if len(findings) > 1 else ""
     else:
         heading = "bncheck"
-    told = [in_short(found) for found in findings] or [gist(check)]
+    texts = [in_short(finding) for finding in findings] or [gist(check)]
     properties = {"file": file, "line": str(line), "title": heading}
-    shown = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
-    return f"::{level} {shown}::{_data(chr(10).join([*told, title(check)]))}"
+    fields = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
+    return f"::{level} {fields}::{_data(chr(10).join([*texts, title(check)]))}"
 
 
 def _data(text: str) -> str:
@@ -63,12 +62,12 @@ def step_summary(
 ) -> str:
     """All checks as a Markdown table, worst first, and what is wrong in words.
 
-    Names of tests and layers are the user's, and are shown as they are written.
+    Names of tests and layers come from the user and are shown as they are written.
     """
-    ranked = sorted(checks, key=lambda check: list(MARKS).index(check["verdict"]))
+    ranked = sorted(checks, key=lambda check: WORST_FIRST.index(check["verdict"]))
     wrong = [check for check in ranked if check["verdict"] != "pass" and not is_expected(check)]
     verdicts = [check["verdict"] for check in ranked]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in MARKS if v in verdicts)
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in WORST_FIRST if v in verdicts)
     head = [
         f"## bncheck: {counts}",
         "",
@@ -76,36 +75,36 @@ def step_summary(
         "| --- | --- | --- | ---: | ---: | ---: |",
     ]
     rows = [_row(check, " (expected)" if is_expected(check) else "") for check in ranked]
-    told = [line for check in wrong for line in _told(check)]
-    return "\n".join([*head, *rows, *told]) + "\n\n"
+    details = [line for check in wrong for line in _details(check)]
+    return "\n".join([*head, *rows, *details]) + "\n\n"
 
 
 def _row(check: Mapping[str, Any], note: str) -> str:
-    shown = check["predictions"]
-    last = shown["projected"] or shown["eval"]
+    predictions = check["predictions"]
+    judged = predictions["projected"] or predictions["eval"]
     cells = (
         f"{MARKS[check['verdict']]} {check['verdict']}{note}",
         f"<code>{_escape(title(check))}</code>",
         "<br>".join(_escape(f"{f['code']} {f['name']}") for f in check["findings"]),
-        percent(shown["train"]["accuracy"]),
-        percent(last["accuracy"]),
-        number(shown["gap"]),
+        percent(predictions["train"]["accuracy"]),
+        percent(judged["accuracy"]),
+        number(predictions["gap"]),
     )
     return f"| {' | '.join(cells)} |"
 
 
-def _told(check: Mapping[str, Any]) -> Iterator[str]:
+def _details(check: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"### <code>{_escape(title(check))}</code>"
     if not check["findings"]:
         yield ""
         yield _escape(gist(check))
-    for found in check["findings"]:
-        heading = _escape(f"{found['code']} {found['name']}")
+    for finding in check["findings"]:
+        heading = _escape(f"{finding['code']} {finding['name']}")
         yield ""
-        yield f"**{heading}**: {_escape(in_short(found))}"
+        yield f"**{heading}**: {_escape(in_short(finding))}"
         yield ""
-        remedy = _verbatim(remedy_lines(found["remedy"]))
+        remedy = _verbatim(remedy_lines(finding["remedy"]))
         yield f"<details><summary>What to do</summary><pre>{remedy}</pre></details>"
 
 
@@ -115,5 +114,5 @@ def _escape(text: str) -> str:
 
 
 def _verbatim(lines: Iterable[str]) -> str:
-    """For a ``pre`` element; in lines of their own a blank one would end it."""
+    """Lines for a ``pre`` element; written as separate lines, a blank one would end it."""
     return "&#10;".join(map(html.escape, lines))

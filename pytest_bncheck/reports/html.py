@@ -18,8 +18,10 @@ from pytest_bncheck.reports import plots, wire
 from pytest_bncheck.reports.layout import are_telling
 from pytest_bncheck.reports.sentences import (
     NOT_ALIGNED,
+    WORST_FIRST,
     agreement,
     headline,
+    not_checked,
     problem,
     suppressed,
 )
@@ -32,9 +34,6 @@ FRAME_HEIGHT = 720
 
 CALM = {"pass", "warn"}
 """Verdicts whose check is folded up."""
-
-ORDER = ("error", "fail", "warn", "pass")
-"""Verdicts in the order of the page: what needs a look comes first."""
 
 LOSSES = {"recalibrated": "recalibrated", "eval": "eval", "train": "training"}
 
@@ -49,7 +48,7 @@ def page(document: Mapping[str, Any], is_expected: Expected = lambda check: Fals
     is_expected
         Whether a check failed and its test did not, because that was expected.
     """
-    checks = sorted(document["checks"], key=lambda check: ORDER.index(check["verdict"]))
+    checks = sorted(document["checks"], key=lambda check: WORST_FIRST.index(check["verdict"]))
     views = [_view(check, number) for number, check in enumerate(checks, 1)]
     for view in views:
         view["expected"] = is_expected(view)
@@ -94,7 +93,7 @@ def _render(
         checks=checks,
         title=title,
         document=document,
-        style=Markup(style),  # the package's own, like the script
+        style=Markup(style),  # from the package, like the script
         script=Markup(script),
         script_hash=f"sha256-{digest}",
     )
@@ -131,7 +130,8 @@ def _view(check: Mapping[str, Any], number: int) -> dict[str, Any]:
         "rest": _rest(check["findings"]),
         "modes": _modes(check),
         "measures": _measures(check, limits),
-        "findings": [_finding(found) for found in check["findings"]],
+        "not_checked": not_checked(check),
+        "findings": [_finding(finding) for finding in check["findings"]],
         "limit": limits["distortion_limit"],
         "shares": are_telling([layer["attribution"] for layer in check["layers"]]),
         "over": _over(check["layers"], limits["distortion_limit"]),
@@ -147,11 +147,10 @@ def _headline(check: Mapping[str, Any]) -> str:
         return headline(check)
     if not check["layers"]:
         return "No layer has running statistics"
-    shown = check["predictions"]["projected"] or check["predictions"]
-    if shown["gap"] is None:
+    compared = check["predictions"]["projected"] or check["predictions"]
+    if compared["gap"] is None:
         return NOT_ALIGNED
-    text = f"{agreement(check)}: gap {_number(shown['gap'])}{suppressed(check)}"
-    return text[0].upper() + text[1:]
+    return f"Eval mode {agreement(check)}: gap {_number(compared['gap'])}{suppressed(check)}"
 
 
 def _rest(findings: Sequence[Mapping[str, Any]]) -> str:
@@ -159,45 +158,49 @@ def _rest(findings: Sequence[Mapping[str, Any]]) -> str:
     return str(findings[0]["message"]).partition(". ")[2] if findings else ""
 
 
-def _finding(found: Mapping[str, Any]) -> dict[str, Any]:
+def _finding(finding: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        **found,
-        "named": listing(found["layers"]),
-        "steps": list(_remedy(found["remedy"])),
+        **finding,
+        "named": listing(finding["layers"]),
+        "steps": list(_remedy(finding["remedy"])),
     }
 
 
-def _remedy(text: str) -> Iterator[dict[str, str]]:
+def _remedy(remedy: str) -> Iterator[dict[str, str]]:
     """The things to do, each with its lines of code."""
-    said = ""
+    words = ""
     code: list[str] = []
-    for line in text.splitlines():
+    for line in remedy.splitlines():
         if line.startswith("- "):
-            if said or code:
-                yield {"text": said, "code": "\n".join(code)}
-            said, code = line[2:], []
+            if words or code:
+                yield {"text": words, "code": "\n".join(code)}
+            words, code = line[2:], []
         else:
             code.append(line)
-    if said or code:
-        yield {"text": said, "code": "\n".join(code)}
+    if words or code:
+        yield {"text": words, "code": "\n".join(code)}
 
 
 def _modes(check: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Loss and accuracy of each mode that was tried."""
-    shown = check["predictions"]
+    predictions = check["predictions"]
     names = {
         "train": "Training mode",
         "eval": "Eval mode",
         "projected": f"Eval mode after {check['planned_updates']} updates",
         "recalibrated": "Recalibrated",
     }
-    return [{"name": name, **shown[key]} for key, name in names.items() if shown[key] is not None]
+    return [
+        {"name": name, **predictions[key]}
+        for key, name in names.items()
+        if predictions[key] is not None
+    ]
 
 
 def _measures(check: Mapping[str, Any], limits: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The numbers of the verdict, with what they mean and their limits."""
-    shown = check["predictions"]
-    projected = shown["projected"] or {}
+    predictions = check["predictions"]
+    projected = predictions["projected"] or {}
     rows = (
         ("gap", "eval against training prediction, relative", limits["gap_limit"]),
         ("floor", "gap of converged statistics", None),
@@ -210,14 +213,14 @@ def _measures(check: Mapping[str, Any], limits: Mapping[str, Any]) -> list[dict[
         {
             "name": name.replace("_", " ").capitalize(),
             "meaning": meaning,
-            "value": shown[name],
+            "value": predictions[name],
             "projected": projected.get(name),
             "limit": limit,
-            "over": _is_over(shown[name], limit),
+            "over": _is_over(predictions[name], limit),
             "projected_over": _is_over(projected.get(name), limit),
         }
         for name, meaning, limit in rows
-        if shown[name] is not None
+        if predictions[name] is not None
     ]
 
 
@@ -283,7 +286,7 @@ def _remedy_figures(check: Mapping[str, Any], salt: str) -> Iterator[dict[str, A
             "Shorten the memory",
             _momentum_caption(momentum, check),
             plots.momenta(
-                [*_own_momentum(check), *curves["momentum"]],
+                [*_current_momentum(check), *curves["momentum"]],
                 limit,
                 floor,
                 momentum,
@@ -310,12 +313,13 @@ def _depth_caption(layers: Sequence[Mapping[str, Any]], limit: float) -> str:
 
 
 def _samples_caption(samples: Mapping[str, Any]) -> str:
-    same, shown = samples["same_decision"], plural(len(samples["train"]), "sample")
+    same = samples["same_decision"]
+    count = plural(len(samples["train"]), "sample")
     if same is None:
-        return f"{shown}; on the diagonal, eval mode repeats training mode."
+        return f"{count}; on the diagonal, eval mode repeats training mode."
     changed = len(same) - sum(same)
     verb = "changes its" if changed == 1 else "change their"
-    return f"{changed} of {shown} {verb} decision (red); on the diagonal, nothing changes."
+    return f"{changed} of {count} {verb} decision (red); on the diagonal, nothing changes."
 
 
 def _momentum_caption(chosen: float | None, check: Mapping[str, Any]) -> str:
@@ -332,12 +336,12 @@ def _momentum_caption(chosen: float | None, check: Mapping[str, Any]) -> str:
     return f"{text}."
 
 
-def _own_momentum(check: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The momentum that the model has, if all layers share it."""
-    own = {(layer["momentum"], layer["update_rate"]) for layer in check["layers"]}
-    if len(own) != 1 or None in next(iter(own)):
+def _current_momentum(check: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The momentum of the model, if all layers share it."""
+    used = {(layer["momentum"], layer["update_rate"]) for layer in check["layers"]}
+    if len(used) != 1 or None in next(iter(used)):
         return []
-    ((momentum, rate),) = own
+    ((momentum, rate),) = used
     gap = check["predictions"]["gap"]
     return [{"momentum": momentum, "update_rate": rate, "gap": gap}]
 
@@ -359,7 +363,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _number(value: Any, aligned: bool = False) -> str:
-    """A number of the JSON report: three significant digits, a dash where there is none.
+    """A number of the JSON report: three significant digits, a dash for None.
 
     `aligned` keeps zeros at the end, for columns.
     """

@@ -8,20 +8,20 @@ from typing import Any
 
 from pytest_bncheck.wording import number, percent
 
-WIDTH = 72
+TEXT_WIDTH = 72
 """Columns of a failure's text, which pytest indents by four, or by eight inside a function."""
 
-WORST = 5
+MOST_ROWS = 5
 """Layers that a table shows."""
 
 SHOWN, TELLING = 0.005, 1.5
-"""What the largest share has to lie between for a table to show them."""
+"""The largest share must lie between them for a table to show the shares."""
 
 NAME = 27
 """Columns for a layer's name, which is cut on its left."""
 
 
-def wrap(text: str, indent: str = "", hanging: str = "", width: int = WIDTH) -> list[str]:
+def wrap(text: str, indent: str = "", hanging: str = "", width: int = TEXT_WIDTH) -> list[str]:
     """`text` in lines of at most `width` columns, but for words that are longer.
 
     Parameters
@@ -53,28 +53,28 @@ def remedy_lines(remedy: str) -> Iterator[str]:
     """A finding's remedy: its items wrapped, the code under them as it is."""
     for line in remedy.splitlines():
         if line.startswith("- "):
-            yield from wrap(line, hanging="  ", width=WIDTH - 2)
+            yield from wrap(line, hanging="  ", width=TEXT_WIDTH - 2)
         else:
             yield f"    {line}"
 
 
-def table(rows: Sequence[Mapping[str, Any]], most: int | None = WORST) -> Iterator[str]:
-    """A table of layers, in their order; no line if there is none.
+def table(rows: Sequence[Mapping[str, Any]], most: int | None = MOST_ROWS) -> Iterator[str]:
+    """A table of layers, in their order; no line if `rows` is empty.
 
     Parameters
     ----------
     rows
         Layers as in the JSON report.
     most
-        Show so many, and how many more there are; None for all.
+        Show at most this many rows, and how many more there are; None for all.
     """
     if not rows:
         return
-    shown = rows[:most]
-    shares = are_telling([row["attribution"] for row in shown])
-    heading = "layer" if len(shown) == len(rows) else "worst layers"
+    visible = rows[:most]
+    shares = are_telling([row["attribution"] for row in visible])
+    heading = "layer" if len(visible) == len(rows) else "worst layers"
     yield _line(heading, "momentum", "updates", "initial", "distortion", *["share"] * shares)
-    for row in shown:
+    for row in visible:
         name = row["name"]
         yield _line(
             name if len(name) <= NAME else "..." + name[3 - NAME :],
@@ -84,8 +84,8 @@ def table(rows: Sequence[Mapping[str, Any]], most: int | None = WORST) -> Iterat
             number(row["distortion"], ".2f"),
             *[percent(row["attribution"])] * shares,
         )
-    if len(shown) < len(rows):
-        yield f"and {len(rows) - len(shown)} more"
+    if len(visible) < len(rows):
+        yield f"and {len(rows) - len(visible)} more"
 
 
 def are_telling(shares: Sequence[float | str | None]) -> bool:
@@ -99,5 +99,5 @@ def are_telling(shares: Sequence[float | str | None]) -> bool:
 
 def _line(name: str, *cells: str) -> str:
     widths = (8, 7, 8, 10, 5)
-    shown = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False))
-    return f"{name:<{NAME}} {' '.join(shown)}".rstrip()
+    aligned = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False))
+    return f"{name:<{NAME}} {' '.join(aligned)}".rstrip()

@@ -6,12 +6,12 @@ import re
 
 from pytest_bncheck.reports.layout import wrap
 
-WIDTH = 78
+PAGE_WIDTH = 78
 """Columns of a line; code is not broken."""
 
 
 def render(page: str) -> str:
-    """A docstring as text: paragraphs wrapped anew, code as it is, no marks around either.
+    """A docstring as text: paragraphs wrapped to the terminal, code as it is, without markup.
 
     Parameters
     ----------
@@ -34,4 +34,4 @@ def _block(block: str) -> str:
 
 def _paragraph(lines: list[str]) -> list[str]:
     text = re.sub(r"^::$", "", " ".join(lines))
-    return wrap(re.sub(r"::$", ":", text).replace("``", "`"), width=WIDTH)
+    return wrap(re.sub(r"::$", ":", text).replace("``", "`"), width=PAGE_WIDTH)

@@ -135,11 +135,11 @@ def depth(distortions: Sequence[Any], limit: float, salt: str) -> str:
         return _svg(figure, salt)
 
 
-def samples(shown: Mapping[str, Any], salt: str) -> str:
+def samples(drawn: Mapping[str, Any], salt: str) -> str:
     """Outputs of single samples, eval against training mode; equal ones lie on the diagonal."""
-    same = shown["same_decision"] or [True] * len(shown["train"])
+    same = drawn["same_decision"] or [True] * len(drawn["train"])
     points: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    for kept, train, evaluated in zip(same, shown["train"], shown["eval"], strict=True):
+    for kept, train, evaluated in zip(same, drawn["train"], drawn["eval"], strict=True):
         pairs = zip(train, evaluated, strict=True)
         points[kept] += [(x, y) for x, y in pairs if drawable(x) and drawable(y)]
     with _plot() as (figure, axes):
@@ -203,8 +203,8 @@ def momenta(
         axes.set_xlim(-0.3, len(names) - 0.7)
         _mark(axes, line, mark)
         every = -(-len(names) // 6)  # labels that fit
-        shown = [k for k in range(len(names)) if k % every == 0 or k == mark]
-        axes.set_xticks(shown, [f"{names[k]:g}" for k in shown])
+        labelled = [k for k in range(len(names)) if k % every == 0 or k == mark]
+        axes.set_xticks(labelled, [f"{names[k]:g}" for k in labelled])
         _emphasise(axes, mark)
         axes.set_xlabel("momentum, longest memory first")
         return _svg(figure, salt)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_bncheck.wording import plural
+
+WORST_FIRST = ("error", "fail", "warn", "pass")
+"""The verdicts, in the order in which reports show checks."""
 
 NOT_ALIGNED = "The outputs of the two modes cannot be aligned"
 
@@ -43,8 +46,14 @@ def problem(check: Mapping[str, Any]) -> str:
 
 
 def agreement(check: Mapping[str, Any]) -> str:
-    """That eval mode repeats training mode, unless findings to the contrary do not count."""
-    return f"eval mode {'against' if check['suppressed'] else 'repeats'} training mode"
+    """How eval mode compares, to follow those words; a suppressed finding may say otherwise."""
+    return f"{'against' if check['suppressed'] else 'repeats'} training mode"
+
+
+def not_checked(check: Mapping[str, Any]) -> Sequence[str]:
+    """Which rules were not applied, a sentence for each."""
+    sentences: Sequence[str] = check.get("not_checked", ())
+    return sentences
 
 
 def suppressed(check: Mapping[str, Any]) -> str:

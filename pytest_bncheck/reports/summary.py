@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pytest_bncheck.reports.layout import printable, remedy_lines, table, wrap
-from pytest_bncheck.reports.sentences import problem, setting, suppressed, title
+from pytest_bncheck.reports.sentences import not_checked, problem, setting, suppressed, title
 from pytest_bncheck.wording import number, percent
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "error": "red"}
@@ -54,7 +54,8 @@ def entry(
         As in the JSON report.
     verbosity
         Below 0 one line without figures, and none for a check that passed; 1 adds figures, the
-        worst layers and what a warning says, 2 all layers, suppressed findings and times.
+        worst layers and what a warning says, 2 all layers, suppressed findings, rules
+        that were not applied, and times.
     width
         Columns of the terminal.
     expected
@@ -99,10 +100,13 @@ def gist(check: Mapping[str, Any]) -> str:
 
 
 def _figures(check: Mapping[str, Any]) -> str:
-    shown = check["predictions"]
-    modes = [_quality(shown["train"]), _quality(shown["projected"] or shown["eval"])]
+    predictions = check["predictions"]
+    modes = [
+        _quality(predictions["train"]),
+        _quality(predictions["projected"] or predictions["eval"]),
+    ]
     if None in modes:
-        return f"gap {number(shown['gap'], missing='unknown')}"
+        return f"gap {number(predictions['gap'], missing='unknown')}"
     return f"train {modes[0]}, eval {modes[1]}"
 
 
@@ -115,20 +119,22 @@ def _quality(scored: Mapping[str, Any]) -> str | None:
 
 def _warnings(check: Mapping[str, Any]) -> Iterator[str]:
     """What the text of a failure says, for a test that did not fail."""
-    for found in check["findings"] if check["verdict"] == "warn" else ():
-        yield from wrap(f"{found['message']} {found['cause']}")
-        yield from remedy_lines(found["remedy"])
+    for finding in check["findings"] if check["verdict"] == "warn" else ():
+        yield from wrap(f"{finding['message']} {finding['cause']}")
+        yield from remedy_lines(finding["remedy"])
 
 
 def _details(check: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
-    shown, layers = check["predictions"], check["layers"]
-    figures = {name: number(shown[name], ".3g") for name in ("gap", "distortion", "retained")}
+    predictions, layers = check["predictions"], check["layers"]
+    figures = {name: number(predictions[name], ".3g") for name in ("gap", "distortion", "retained")}
     yield ", ".join(f"{name} {figure}" for name, figure in figures.items() if figure)
     yield setting(check)
     if everything:
         yield "seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in check["seconds"].items())
         for hidden in check["suppressed"]:
             yield from wrap(f"{hidden['code']} {hidden['name']} is {hidden['reason']}.")
+        for sentence in not_checked(check):
+            yield from wrap(sentence)
         yield from table(layers, most=None)
     else:
         yield from table(sorted(layers, key=_distortion, reverse=True))
@@ -136,7 +142,7 @@ def _details(check: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
 
 def _distortion(layer: Mapping[str, Any]) -> float:
     """For sorting: unknown is less than any number, "nan" and "inf" are more."""
-    bent = layer["distortion"]
-    if bent is None:
+    distortion = layer["distortion"]
+    if distortion is None:
         return -1.0
-    return float("inf") if isinstance(bent, str) else bent
+    return float("inf") if isinstance(distortion, str) else distortion

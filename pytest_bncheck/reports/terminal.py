@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pytest_bncheck.reports.layout import remedy_lines, table, wrap
-from pytest_bncheck.reports.sentences import NOT_ALIGNED, agreement, headline, setting
+from pytest_bncheck.reports.sentences import NOT_ALIGNED, agreement, headline, not_checked, setting
 from pytest_bncheck.wording import number, plural
 
 
@@ -32,6 +32,8 @@ def check_lines(check: Mapping[str, Any]) -> list[str]:
     for hidden in check["suppressed"]:
         text = f"{hidden['code']} {hidden['name']} ({hidden['reason']}): {hidden['message']}"
         lines += ["", *wrap(text)]
+    for sentence in not_checked(check):
+        lines += ["", *wrap(sentence)]
     return lines
 
 
@@ -47,21 +49,21 @@ def _counts(check: Mapping[str, Any]) -> str:
 
 def _without_findings(check: Mapping[str, Any]) -> str:
     """How the modes compare, in a check without findings."""
-    shown = check["predictions"]
+    predictions = check["predictions"]
     if not check["layers"]:
         return "The model has no layer with running statistics."
-    if shown["gap"] is None:
+    if predictions["gap"] is None:
         return f"{NOT_ALIGNED}, so they were not compared."
-    projected = shown["projected"]
+    projected = predictions["projected"]
     over = f"over {plural(len(check['layers']), 'normalisation layer')}"
     if projected is None or projected["gap"] is None:
-        text = f"{agreement(check)}: {_figures(shown)} {over}."
-        return text[0].upper() + text[1:]
+        return f"Eval mode {agreement(check)}: {_figures(predictions)} {over}."
     more = check["remedies"]["further_updates"] if check["remedies"] else None
     turns = f", right from {check['steps'] + more} updates on" if more else ""
+    planned = check["planned_updates"]
     return (
-        f"Projected to the planned {check['planned_updates']} updates, {agreement(check)}: "
-        f"{_figures(projected)} {over} (gap {number(shown['gap'])} after the "
+        f"Projected to the planned {planned} updates, eval mode {agreement(check)}: "
+        f"{_figures(projected)} {over} (gap {number(predictions['gap'])} after the "
         f"{plural(check['steps'], 'step')} of this check{turns})."
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest_bncheck
+from pytest_bncheck.reports.sentences import WORST_FIRST
 
 SCHEMA = 1
 
@@ -20,7 +21,6 @@ UNWRITABLE = "backslashreplace"
 
 _DISTRIBUTIONS = ("pytest", "numpy", "torch", "keras", "tensorflow", "jax")
 _COUNTS = {"pass": "passed", "warn": "warned", "fail": "failed", "error": "errored"}
-_WORST = ("pass", "warn", "fail", "error")
 
 
 def dumps(checks: Sequence[dict[str, Any]]) -> str:
@@ -47,7 +47,7 @@ def properties(checks: Sequence[dict[str, Any]]) -> list[tuple[str, str | float]
     """What JUnit shows of a test's checks: the worst verdict, all codes, the largest gap."""
     if not checks:
         return []
-    verdict = max((check["verdict"] for check in checks), key=_WORST.index)
+    verdict = min((check["verdict"] for check in checks), key=WORST_FIRST.index)
     codes = dict.fromkeys(found["code"] for check in checks for found in check["findings"])
     gaps = [check["predictions"]["gap"] for check in checks]
     result: list[tuple[str, str | float]] = [("bncheck_verdict", verdict)]

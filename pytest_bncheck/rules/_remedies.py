@@ -54,11 +54,11 @@ def shorter_memory(evidence: Evidence, layer: Layer) -> str | None:
     if enough:
         pairs = list(enough.items())
         one_for_all = len(set(enough.values())) == 1
-        said = [_enough(evidence, *pair) for pair in (pairs[:1] if one_for_all else pairs)]
+        advice = [_enough(evidence, *pair) for pair in (pairs[:1] if one_for_all else pairs)]
         if evidence.training.made not in enough:
-            said.insert(0, f"no momentum would have sufficed for {_made(evidence)}")
+            advice.insert(0, f"no momentum would have sufficed for {_made(evidence)}")
         code = evidence.dialect.set_momentum(layer.type, next(iter(enough.values())))
-        return f"Or shorten the memory: {', '.join(said)}.\n{code}"
+        return f"Or shorten the memory: {', '.join(advice)}.\n{code}"
     if rate is None or not 0.0 < rate < COMMON_RATE:
         return None
     momentum = evidence.dialect.momentum_of(COMMON_RATE)

@@ -33,7 +33,7 @@ def _loss(prediction: Prediction | None) -> str | None:
 
 
 def headline(evidence: Evidence) -> str:
-    """``100 % right in training mode, 33 % in eval mode``, or the best that can be said."""
+    """``100 % right in training mode, 33 % in eval mode``, or the best that is known."""
     mode = "in eval mode"
     if evidence.passes.projection is not None:
         mode = f"in eval mode after {evidence.settings.planned_updates} updates"
@@ -99,8 +99,8 @@ def n_of_m(layers: Collection[str], evidence: Evidence, verb: str) -> str:
     """``3 of 20 normalisation layers have``; the verb is given in its plural form."""
     noun = "normalisation layer" if len(evidence.layers) == 1 else "normalisation layers"
     singular = {"have": "has"}.get(verb, f"{verb}s") if verb else ""
-    said = singular if len(layers) == 1 else verb
-    return f"{len(layers)} of {len(evidence.layers)} {noun} {said}".rstrip()
+    form = singular if len(layers) == 1 else verb
+    return f"{len(layers)} of {len(evidence.layers)} {noun} {form}".rstrip()
 
 
 def their(layers: Collection[str]) -> str:
@@ -136,7 +136,7 @@ def sentences(*some: str | None) -> str:
 
 def bullets(*lines: str | None) -> str:
     """The lines as a list of things to do; None is left out, and an "Or" before the first."""
-    told = [line for line in lines if line]
-    if told and told[0].startswith("Or "):
-        told[0] = told[0][3].upper() + told[0][4:]
-    return "\n".join(f"- {line}" for line in told)
+    known = [line for line in lines if line]
+    if known and known[0].startswith("Or "):
+        known[0] = known[0][3].upper() + known[0][4:]
+    return "\n".join(f"- {line}" for line in known)

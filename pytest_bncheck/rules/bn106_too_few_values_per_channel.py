@@ -78,7 +78,7 @@ class TooFewValuesPerChannel(Rule):
             if evidence.dialect.unbiased
             else "statistics of so few values vary from batch to batch"
         )
-        found = (
+        message = (
             f"Even with converged statistics the predictions differ by {floor:.2f} of their "
             f"spread over the batch (up to {usual:g} is usual)."
             if floor is not None and not floor <= usual
@@ -86,7 +86,7 @@ class TooFewValuesPerChannel(Rule):
             "per channel."
         )
         return self.finding(
-            found,
+            message,
             cause=f"A batch gives {words.layer(names[0])} only {words.plural(n, 'value')} per "
             f"channel: {effect}.",
             remedy=_remedy(evidence, n),

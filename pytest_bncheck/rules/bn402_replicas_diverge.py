@@ -59,19 +59,21 @@ class ReplicasDiverge(Rule):
         if not replicas:
             return None
         first, *others = replicas
-        apart = np.max([running.distortion(first, other, evidence.eps) for other in others], axis=0)
-        found = {
+        distances = np.max(
+            [running.distortion(first, other, evidence.eps) for other in others], axis=0
+        )
+        apart = {
             layer.name: float(distance)
-            for layer, distance in zip(evidence.layers, apart, strict=True)
+            for layer, distance in zip(evidence.layers, distances, strict=True)
             if not distance <= ROUNDING and layer.name not in explained
         }
-        if not found:
+        if not apart:
             return None
-        names = sorted(found, key=lambda name: -found[name])
+        names = sorted(apart, key=lambda name: -apart[name])
         return self.finding(
             f"{words.n_of_m(names, evidence, 'have')} other running statistics in each of "
             f"{len(replicas)} processes; in {words.layer(names[0])} they are "
-            f"{found[names[0]]:.2g} standard deviations apart.",
+            f"{apart[names[0]]:.2g} standard deviations apart.",
             cause="Each process averages the statistics of its own batches, and nothing brings the "
             "averages together.",
             remedy=words.bullets(
@@ -83,5 +85,5 @@ class ReplicasDiverge(Rule):
             ),
             layers=names,
             processes=len(replicas),
-            apart=found[names[0]],
+            apart=apart[names[0]],
         )

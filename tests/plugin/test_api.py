@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from importlib import metadata
 
 import pytest
 
-from pytest_bncheck import InputError, Report, adapters, check
+from pytest_bncheck import InputError, Report, adapters, check, settings
 from toy import ToyAdapter, ToyModel, toy_batch
 
 
@@ -44,6 +46,11 @@ def test_bad_input():
         check(ToyModel())
     with pytest.raises(InputError, match="cannot check a model of type int"):
         check(3, toy_batch())
+
+
+def test_its_docstring_names_every_option():
+    spelled_out = {*inspect.signature(check).parameters}
+    assert spelled_out | {*re.findall(r"`(\w+)`", check.__doc__)} >= {*settings.OPTIONS}
 
 
 def test_entry_point_that_cannot_be_loaded(toy_entry_point, monkeypatch):

@@ -120,6 +120,7 @@ EVIL = dataclasses.replace(
                 {HOSTILE: HOSTILE})
     ],
     suppressed=[Suppressed(HOSTILE, HOSTILE, HOSTILE, HOSTILE)],
+    not_checked=[HOSTILE],
     layers=[dataclasses.replace(LAYERS[40], name=HOSTILE, type=HOSTILE)],
 )  # fmt: skip
 REPORTS = [PASSING, WARNING, FAILING, PROJECTED, ERROR, EVIL]
@@ -168,6 +169,14 @@ def test_what_is_suppressed_is_not_called_right():
     (headline,) = Page(html.page(document(report))).select("p", "headline")
     assert "repeats" not in headline
     assert headline.endswith("(BN101 suppressed)")
+
+
+def test_rules_that_could_not_look_are_named():
+    report = dataclasses.replace(PASSING, not_checked=["BN108 needs streams."])
+    assert "Not checked" not in Page(html.page(document(PASSING))).select("h3")
+    page = Page(html.page(document(report)))
+    assert "Not checked" in page.select("h3")
+    assert "BN108 needs streams." in " ".join(page.select("li"))
 
 
 def test_every_number_of_the_check_is_there():

@@ -36,6 +36,7 @@ FULL = Report(
     batch_size=3,
     findings=[Finding("BN101", "a-name", "error", "m", "c", ["bn"], "r", {"gap": NAN, "x": None})],
     suppressed=[Suppressed("BN106", "a-name", "ignored", "m")],
+    not_checked=["BN108 a-name needs streams."],
     predictions=Predictions(
         *[NAN] * 6, Scored(INF, 1), Scored(-INF), Scored(NAN, 1), Projected(NAN, 1, *[INF] * 4)
     ),
@@ -66,10 +67,19 @@ def test_reports_fit(report: Report) -> None:
     jsonschema.validate(document(report.to_dict()), SCHEMA)
 
 
-def test_only_what_plots_show_may_be_missing() -> None:
+OPTIONAL = {"curves", "not_checked"}
+
+
+def test_only_what_plots_show_and_what_was_not_checked_may_be_missing() -> None:
     check = FULL.to_dict()
-    del check["curves"]
+    for key in OPTIONAL:
+        del check[key]
     jsonschema.validate(document(check), SCHEMA)
+
+
+def test_what_was_not_checked_is_there_only_if_there_is_something() -> None:
+    assert "not_checked" not in Report().to_dict()
+    assert FULL.to_dict()["not_checked"] == FULL.not_checked
 
 
 def objects(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
@@ -92,7 +102,7 @@ def test_no_key_may_be_missing_or_new(path: tuple[str | int, ...]) -> None:
     part: Any = whole
     for key in path:
         part = part[key]
-    for key in set(part) - {"curves"}:
+    for key in set(part) - OPTIONAL:
         value = part.pop(key)
         with pytest.raises(jsonschema.ValidationError, match="required property"):
             jsonschema.validate(whole, SCHEMA)

@@ -106,7 +106,10 @@ def test_shares_of_the_layers_where_they_are_known() -> None:
 
 def test_very_verbose_shows_all_layers_what_is_suppressed_and_times() -> None:
     hidden = Suppressed("BN106", "too-few-values-per-channel", "ignored: " + "tiny " * 20, "Few.")
-    lines = entry(dataclasses.replace(REPORT, suppressed=[hidden]), verbosity=2)
+    report = dataclasses.replace(REPORT, suppressed=[hidden], not_checked=["BN108 needs streams."])
+    lines = entry(report, verbosity=2)
+    assert "      BN108 needs streams." in lines
+    assert "      BN108 needs streams." not in entry(report, verbosity=1)
     assert names(lines) == [f"block{k}.bn" for k in range(6)]
     assert "      seconds: train 0.00, measure 0.00, diagnose 0.00, total 0.00" in lines
     assert any("BN106 too-few-values-per-channel is ignored: tiny" in line for line in lines)

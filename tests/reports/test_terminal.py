@@ -54,6 +54,15 @@ def test_text_fits_80_columns_with_pytest_s_indent_and_says_everything() -> None
     assert str(REPORT) == text
 
 
+def test_rules_that_could_not_look_come_last() -> None:
+    sentence = "BN108 mixed-streams needs streams, which this adapter does not offer."
+    assert "BN108" not in str(REPORT)
+    for report in (REPORT, dataclasses.replace(REPORT, findings=(), verdict="pass")):
+        text = str(dataclasses.replace(report, not_checked=[sentence, "BN306."]))
+        assert text.replace("\n", " ").endswith(f"  {sentence}  BN306.")
+        assert max(map(len, text.splitlines())) <= 72
+
+
 def test_a_number_stays_with_its_unit() -> None:
     for start in range(60):
         message = "x" * start + " word 95.1 % of it"

@@ -5,32 +5,17 @@ The table in the docs is made from these results.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
-import os
 from pathlib import Path
 
 import pytest
 
-from pytest_bncheck import check
-from pytest_bncheck.report import Report
 from pytest_bncheck.rules import RULES
-from rule_examples import EXAMPLES, load
+from rule_examples import EXAMPLES, REWRITE, examine, load
 
 FRAMEWORKS = {"torch": "PyTorch", "keras": "Keras"}
 TABLE = Path(__file__).parents[2] / "docs" / "rules.md"
-REWRITE = "BNCHECK_REWRITE_TABLE"
-
-
-@functools.cache
-def examine(framework: str, code: str, which: str) -> Report | None:
-    """The report on an example model, or None if the rule does not apply there, or not alone."""
-    module = load(framework, code)
-    if hasattr(module, "NOT_APPLICABLE") or hasattr(module, "ELSEWHERE"):
-        return None
-    case = getattr(module, which)()
-    return check(case.model, case.batch, **case.options)
 
 
 @pytest.mark.parametrize("code", RULES)
@@ -101,8 +86,8 @@ def cell(framework: str, code: str) -> str:
 
 
 def test_the_table_in_the_docs_is_what_the_examples_do(framework: str) -> None:
-    """Set BNCHECK_REWRITE_TABLE=1, with both frameworks installed, to write it anew."""
-    if os.environ.get(REWRITE):
+    """Set BNCHECK_REWRITE=1, with both frameworks installed, to write it."""
+    if REWRITE:
         rows = [
             f"| {code} | {rule.name} | {rule.severity} "
             + "".join(f"| {cell(name, code)} " for name in FRAMEWORKS)

@@ -16,7 +16,7 @@ from bad_inputs import CHECKS, FIXTURES, MARKERS, OPTIONS, Row
 from pytest_bncheck import InputError, check
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
-REWRITE = "BNCHECK_REWRITE_TABLE"
+REWRITE = "BNCHECK_REWRITE"
 """Set to 1, with PyTorch installed, to write the page anew."""
 
 TITLES = {

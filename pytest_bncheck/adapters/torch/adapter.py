@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,12 @@ from pytest_bncheck.adapters.devices import pick, rounding, torch_devices
 from pytest_bncheck.adapters.hints import kind
 from pytest_bncheck.adapters.random_state import RandomState, fingerprint
 from pytest_bncheck.adapters.torch import lightning
-from pytest_bncheck.adapters.torch import loss as losses
 from pytest_bncheck.adapters.torch import step as steps
 from pytest_bncheck.adapters.torch.batch import batch_length
 from pytest_bncheck.adapters.torch.data import (
+    Raw,
     batched,
+    dtype_name,
     first_half,
     float_outputs,
     leaves,
@@ -36,13 +37,17 @@ from pytest_bncheck.adapters.torch.data import (
     to_tensors,
 )
 from pytest_bncheck.adapters.torch.hints import hints
-from pytest_bncheck.adapters.torch.layers import Layers, Raw
-from pytest_bncheck.adapters.torch.passes import Passes, equal, is_library_leaf, moved, number
+from pytest_bncheck.adapters.torch.internals import as_written, require_internals
+from pytest_bncheck.adapters.torch.layers import Layers
+from pytest_bncheck.adapters.torch.loss import Criterion
+from pytest_bncheck.adapters.torch.modes import Watch, asleep, depends_on_mode, is_library_leaf
+from pytest_bncheck.adapters.torch.passes import Passes, equal, moved
 from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, refuse_synchronised
 from pytest_bncheck.adapters.torch.replicas import Replicas
 from pytest_bncheck.adapters.torch.slopes import slopes
-from pytest_bncheck.adapters.torch.state import Snapshot, as_written, overwrite
-from pytest_bncheck.adapters.torch.tracing import Tracer, Watch, depends_on_mode
+from pytest_bncheck.adapters.torch.state import Snapshot, overwrite
+from pytest_bncheck.adapters.torch.streams import streams_of
+from pytest_bncheck.adapters.torch.tracing import Tracer
 from pytest_bncheck.types import (
     Calls,
     Dialect,
@@ -56,8 +61,6 @@ from pytest_bncheck.types import (
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
-
-T = TypeVar("T")
 
 DIALECT = Dialect(
     set_momentum=lambda kind, rate: f"nn.{kind}(..., momentum={rate:g})",
@@ -96,6 +99,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self.model = model
         self.recipe = recipe
         refuse_model(model)
+        require_internals()
         self._to = None if device is None else torch.device(pick(device, torch_devices()))
         home = self._to or next((t.device for t in _tensors(model)), torch.device("cpu"))
         self.device = str(home)
@@ -109,13 +113,16 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
                 f"batch: no tensor or array of samples in {kind(batches[0])}; "
                 "expected (inputs, targets) or a dict, of tensors or arrays"
             )
-        self._criterion = losses.Criterion(recipe.loss)
+        self._criterion = Criterion(recipe.loss)
+        self._custom_step = steps.is_custom(model, recipe)
         self._log: list[Raw] = []
         self._read_log: list[Statistics] = []
-        self._idle: dict[nn.Module, None] = {}
-        self._trained_on: dict[int, Statistics] = {}
-        self._around = ExitStack()
-        self.noise = rounding(_name(dtype), self.device)
+        self._inferred: dict[nn.Module, None] = {}
+        """Modules that ran in inference mode only, in some training step."""
+        self._trained_on: dict[int, Pass] = {}
+        """Passes in training mode by mini-batch, where another pass was the same."""
+        self._cleanup = ExitStack()
+        self.noise = rounding(dtype_name(dtype), self.device)
 
     # before -----------------------------------------------------------------------------------
 
@@ -131,13 +138,13 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._passes = self._make_passes(self._snapshot.paths)
         self._replicas = Replicas(self.model)
         self.follows = self._replicas.follows
-        self._step, self._passes.users = steps.make(
-            self.model, self.recipe, self._passes.forward, self._criterion
-        )
-        self._around.enter_context(as_written())
+        self._step = steps.make(self.model, self.recipe, self._passes.forward, self._criterion)
+        self._cleanup.enter_context(as_written())
 
     def _make_passes(self, paths: Mapping[nn.Module, str]) -> Passes:
-        return Passes(self.model, self.recipe, self._layers, self._criterion, paths)
+        return Passes(
+            self.model, self.recipe, self._layers, self._criterion, paths, self._custom_step
+        )
 
     def _materialise(self) -> None:
         """Give lazy modules their parameters, which takes a forward; nothing else changes."""
@@ -156,7 +163,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         kept: list[tuple[Tensor, Tensor]] = []
         if keep_weights:
             kept = [(tensor, tensor.detach().clone()) for tensor in _tensors(self.model)]
-        self._around.close()
+        self._cleanup.close()
         self._snapshot.restore()
         for tensor, values in kept:
             overwrite(tensor.data, values)
@@ -167,42 +174,39 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         __tracebackhide__ = True
         self._passes.begin()
         refuse_synchronised(self.model, torch.device(self.device))
-        self._layers.watch()
+        self._layers.calls.watch()
         if len(self._layers.rates) < len(self._layers.modules):
-            state = RandomState.capture()
-            with torch.no_grad():
-                self._passes.in_training(
-                    lambda: self._layers.measure_silent_rates(
-                        lambda: self._passes.forward(self._batches[0])
-                    )
-                )
-            state.restore()
-            self._passes.enter_training()
-        self._layers.reset_counters()
-        self._log, self._calls = [self._layers.raw()], self._layers.counted()
+            self._measure_silent_rates()
+        self._layers.calls.reset()
+        self._log, self._calls = [self._layers.raw()], self._layers.calls.counted()
+
+    def _measure_silent_rates(self) -> None:
+        __tracebackhide__ = True
+        state, batch = RandomState.capture(), self._batches[0]
+        with torch.no_grad():
+            self._passes.in_training(
+                lambda: self._layers.measure_silent_rates(lambda: self._passes.forward(batch))
+            )
+        state.restore()
+        self._passes.enter_training()
 
     def train_step(self, index: int) -> None:
         __tracebackhide__ = True
-        loss = self.step(index)
-        self._losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
+        self._losses.append(self.step(index))
+        self._log.append(self._layers.raw())  # stays on the device; `history` reads it
 
     def step(self, index: int) -> Any:
         __tracebackhide__ = True
         first, ran = not self._losses, Watch()
-        before = fingerprint() if first else None
-        with torch.enable_grad(), ran.open(), self._layers.step():
+        before = fingerprint() if first else {}
+        with torch.enable_grad(), ran.open(), self._layers.calls.during_step():
             loss = self._step(self._batches[index])
-        self._log.append(self._layers.raw())
-        self._idle.update({m: None for m in ran.inference if m not in ran.training})
+        self._inferred.update({m: None for m in ran.inference if m not in ran.training})
         if first:
             self.stochastic = before != fingerprint()
             self._log = self._layers.order_by_call(self._log)
-        self._calls = self._layers.counted()
-        return loss
-
-    @property
-    def losses(self) -> list[float]:
-        return [number(loss) for loss in self._losses]
+        self._calls = self._layers.calls.counted()
+        return loss.detach() if isinstance(loss, Tensor) else loss
 
     @property
     def history(self) -> list[Statistics]:
@@ -224,7 +228,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
     @property
     def streams(self) -> Mapping[str, Streams]:
-        return self._layers.streams(*self._log[-2:]) if self._losses else {}
+        return streams_of(self._layers, *self._log[-2:]) if self._losses else {}
 
     # looking ----------------------------------------------------------------------------------
 
@@ -233,27 +237,24 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
     @property
     def idle(self) -> list[str]:
-        paths = self._snapshot.paths
+        paths, modes = self._snapshot.paths, self._passes.modes
         return [
             paths[module]
-            for module in self._idle
-            if self._passes.modes.get(module, False) and module in paths and depends_on_mode(module)
+            for module in self._inferred
+            if modes.get(module, False) and module in paths and depends_on_mode(module)
         ]
 
     @property
     def asleep(self) -> list[str]:
-        found: dict[nn.Module, None] = {}
-        for part in self.model.modules():
-            members = [m for m in part.modules() if not self._passes.modes.get(m, True)]
-            if self._passes.mixed and part in members and any(part.children()) and _trains(members):
-                found.update({m: None for m in members if m in self._idle and depends_on_mode(m)})
-        return [self._snapshot.paths[module] for module in found]
+        modules = asleep(self.model, self._passes.modes) if self._passes.mixed else []
+        ran = (m for m in modules if m in self._inferred and depends_on_mode(m))
+        return [self._snapshot.paths[module] for module in ran]
 
     @property
     def unsaved(self) -> list[str]:
         try:
             state = self.model.state_dict(keep_vars=True)
-        except Exception:  # a state of the user's own making
+        except Exception:  # the user's own `state_dict`
             return []
         saved = {id(leaf): leaf for _, leaf in leaves(state) if isinstance(leaf, Tensor)}
         return [
@@ -277,34 +278,102 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         __tracebackhide__ = True
         match mode:
             case Mode.EVAL:
-                return Pass(self._predict(index, observe))
+                return Pass(self._in_eval(index) if observe else self._unobserved(index))
             case Mode.BATCH_STATISTICS:
                 return self._with_batch_statistics(self._batches[index], self._sizes[index])
             case Mode.TRAINING:
-                return Pass(None, self._batch_statistics(index))
+                return self._trained_on.get(index) or self._in_training(index)
             case Mode.TRAINING_PATH:
-                return Pass(self._predict_on_training_path(index))
+                return self._on_training_path(index)
 
-    def _predict(self, batch: int, observe: bool) -> Prediction:
+    def _unobserved(self, index: int) -> Prediction:
         __tracebackhide__ = True
         self._passes.enter_eval()
-        if not observe:
-            return self._passes.run(self._batches[batch], self._sizes[batch], observe=False)
-        watch, own = Watch(), self._layers.named_buffers()
-        before = {name: buffer.detach().clone() for name, buffer in own.items()}
+        return self._passes.run(self._batches[index], self._sizes[index], observe=False)
+
+    def _in_eval(self, index: int) -> Prediction:
+        __tracebackhide__ = True
+        self._passes.enter_eval()
+        watch, buffers = Watch(), self._layers.named_buffers()
+        before = {name: buffer.detach().clone() for name, buffer in buffers.items()}
         with watch.open():
-            prediction = self._passes.run(self._batches[batch], self._sizes[batch])
-        if watch.low_precision is not None:  # autocast, whatever the parameters' own dtype
-            self.noise = rounding(_name(watch.low_precision), self.device)
-        updated = moved([(name, buffer, before[name]) for name, buffer in own.items()])
-        stuck = [
+            prediction = self._passes.run(self._batches[index], self._sizes[index])
+        if watch.low_precision is not None:  # autocast, whatever the parameters' dtype
+            self.noise = rounding(dtype_name(watch.low_precision), self.device)
+        updated = moved([(name, buffer, before[name]) for name, buffer in buffers.items()])
+        in_training = [
             self._snapshot.paths[module]
             for module in watch.training
             if module in self._snapshot.paths and depends_on_mode(module)
         ]
         return dataclasses.replace(
-            prediction, mutated=(*prediction.mutated, *updated), in_training=tuple(stuck)
+            prediction, mutated=(*prediction.mutated, *updated), in_training=tuple(in_training)
         )
+
+    def _with_batch_statistics(self, batch: Any, size: int | None) -> Pass:
+        __tracebackhide__ = True
+        self._passes.enter_eval()
+        active = self._active()
+        for module in active.values():
+            module.training = True
+        return self._with_statistics(active, lambda: self._passes.run(batch, size))
+
+    def _in_training(self, index: int) -> Pass:
+        __tracebackhide__ = True
+        active = self._active()
+
+        def forward() -> None:
+            self._passes.forward(self._batches[index])
+
+        def run() -> Pass:
+            with self._passes.as_trained(), torch.no_grad():
+                return self._with_statistics(active, forward)
+
+        return self._passes.in_training(run)
+
+    def _on_training_path(self, index: int) -> Pass:
+        __tracebackhide__ = True
+        self._passes.enter_training()
+        active = self._active()
+        live = {id(module) for module in active.values()}
+        other = False
+        for module in self.model.modules():
+            if is_library_leaf(module):
+                other |= module.training != (id(module) in live) and depends_on_mode(module)
+                module.training = id(module) in live
+        batch, size = self._batches[index], self._sizes[index]
+        try:
+            with self._passes.as_trained():
+                found = self._with_statistics(active, lambda: self._passes.run(batch, size))
+        except Exception:
+            if not self._custom_step:
+                raise
+            return Pass(None)  # in training mode the model needs more than its inputs
+        if not other and found.prediction is not None and not found.prediction.random:
+            # Then this is the whole pass in training mode.
+            self._trained_on[index] = dataclasses.replace(found, prediction=None)
+        return found
+
+    def _with_statistics(self, active: Iterable[str], run: Callable[[], Prediction | None]) -> Pass:
+        """A pass with the batch statistics of the active layers, which start from zero."""
+        __tracebackhide__ = True
+        with self._layers.emptied(active):
+            self._layers.calls.reset()
+            prediction = run()
+            filled, calls = self._replicas.led(self._layers.raw()), self._layers.calls.counted()
+        return Pass(prediction, self._layers.batch_statistics(filled, active, calls), calls)
+
+    def _active(self) -> dict[str, Any]:
+        """The layers that used batch statistics in training, or would have."""
+        pairs = zip(self._layers.modules.items(), self._calls.training, strict=True)
+        return {
+            name: module
+            for (name, module), calls in pairs
+            if (calls if self._losses else self._passes.modes[module])
+            and not self._layers.is_constant(name)
+        }
+
+    # other passes -----------------------------------------------------------------------------
 
     def predict_half(self, index: int) -> Prediction | None:
         half = first_half(self._batches[index], self._sizes[index])
@@ -327,65 +396,22 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         attributes = self._passes.attributes
         if attributes is None:
             return []
+        batch, size = self._batches[index], self._sizes[index]
+
+        def outputs() -> dict[str, Array]:
+            with self._layers.emptied(self._active()), torch.no_grad():
+                return float_outputs(self._passes.forward(batch), size)
+
         self._passes.enter_training()
-        return attributes.sticky(
-            lambda: self._passes.in_training(lambda: self._training_outputs(index)), self.noise
-        )
+        return attributes.sticky(lambda: self._passes.in_training(outputs), self.noise)
 
     def predict_remixed(self, batches: int) -> list[Prediction]:
         __tracebackhide__ = True
         sizes = [size for size in self._sizes[:batches] if size is not None]
-        dealt = remixed(self._batches[:batches], sizes) if len(sizes) == batches else []
-        with self._layers.of_other_sizes():
-            passes = [self._with_batch_statistics(batch, size) for batch, size in dealt]
+        mixed = remixed(self._batches[:batches], sizes) if len(sizes) == batches else []
+        with self._layers.calls.keeping_values():
+            passes = [self._with_batch_statistics(batch, size) for batch, size in mixed]
         return [found.prediction for found in passes if found.prediction is not None]
-
-    def _with_batch_statistics(self, batch: Any, size: int | None) -> Pass:
-        __tracebackhide__ = True
-        self._passes.enter_eval()
-        active = self._active()
-        for module in active.values():
-            module.training = True
-        prediction, filled, calls = self._filling(active, lambda: self._passes.run(batch, size))
-        return Pass(prediction, self._layers.batch_statistics(filled, active, calls), calls)
-
-    def _batch_statistics(self, batch: int) -> Statistics:
-        __tracebackhide__ = True
-        if batch in self._trained_on:
-            return self._trained_on[batch]
-        active = self._active()
-
-        def run() -> Statistics:
-            with self._passes.as_trained(), torch.no_grad():
-                _, filled, calls = self._filling(
-                    active, lambda: self._passes.forward(self._batches[batch])
-                )
-            return self._layers.batch_statistics(filled, active, calls)
-
-        return self._passes.in_training(run)
-
-    def _predict_on_training_path(self, batch: int) -> Prediction | None:
-        __tracebackhide__ = True
-        self._passes.enter_training()
-        active = self._active()
-        live = {id(module) for module in active.values()}
-        other = False
-        for module in self.model.modules():
-            if is_library_leaf(module):
-                other |= module.training != (id(module) in live) and depends_on_mode(module)
-                module.training = id(module) in live
-        try:
-            with self._passes.as_trained():
-                prediction, filled, calls = self._filling(
-                    active, lambda: self._passes.run(self._batches[batch], self._sizes[batch])
-                )
-        except Exception:
-            if not self._passes.users:
-                raise
-            return None  # in training mode the model wants more than its inputs
-        if not other and not prediction.random:  # then it is the whole pass in training mode
-            self._trained_on[batch] = self._layers.batch_statistics(filled, active, calls)
-        return prediction
 
     def slopes(self, index: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
         __tracebackhide__ = True
@@ -398,41 +424,6 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             direction,
         )
 
-    # inside -----------------------------------------------------------------------------------
-
-    def _filling(self, active: Iterable[str], run: Callable[[], T]) -> tuple[T, Raw, Calls]:
-        """What a pass gives, what it leaves in the statistics of active layers, and its calls."""
-        __tracebackhide__ = True
-        with self._layers.emptied(active):
-            self._layers.reset_counters()
-            found = run()
-            return found, self._replicas.led(self._layers.raw()), self._layers.counted()
-
-    def _training_outputs(self, batch: int) -> Any:
-        with self._layers.emptied(self._active()), torch.no_grad():
-            return float_outputs(self._passes.forward(self._batches[batch]), self._sizes[batch])
-
-    def _active(self) -> dict[str, Any]:
-        """The layers that used batch statistics in training, or would have."""
-        pairs = zip(self._layers.modules.items(), self._calls.training, strict=True)
-        return {
-            name: module
-            for (name, module), calls in pairs
-            if (calls if self._losses else self._passes.modes[module])
-            and not self._layers.is_constant(name)
-        }
-
-
-def _trains(modules: Sequence[nn.Module]) -> bool:
-    """Whether parameters of the modules themselves train, other than a normalisation's."""
-    own = [m for m in modules if "Norm" not in type(m).__name__]
-    return any(p.requires_grad for m in own for p in m.parameters(recurse=False))
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    """A type's name as frameworks share it: ``bfloat16``."""
-    return str(dtype).removeprefix("torch.")
-
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
@@ -440,7 +431,7 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _is_among(tensor: Tensor, some: Mapping[int, Tensor]) -> bool:
-    """Whether a tensor, or one like it, is there; `some` has their ids."""
+    """Whether a tensor, or one with the same values, is among `some`, a mapping from ids."""
     return id(tensor) in some or any(
         each.shape == tensor.shape and bool(equal(each, tensor.to(each))) for each in some.values()
     )

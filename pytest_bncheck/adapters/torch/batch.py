@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from pytest_bncheck.adapters.hints import kind
 from pytest_bncheck.adapters.torch.data import leaves
 from pytest_bncheck.adapters.torch.hints import hints
+from pytest_bncheck.adapters.torch.internals import uncompiled
 from pytest_bncheck.types import InputError
 
 TARGETS = ("labels", "label", "targets", "target", "y")
@@ -180,7 +181,7 @@ def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 
 def _inner(model: nn.Module) -> Any:
-    inner: Any = getattr(model, "_orig_mod", model)
+    inner: Any = uncompiled(model)
     while isinstance(inner, _WRAPPERS):
         inner = inner.module
     return inner

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from pytest_bncheck.types import InputError
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
+
+
+Raw: TypeAlias = tuple[Tensor, Tensor]
+"""Running means and running variances as they are stored, in one tensor each."""
 
 
 def to_tensors(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
@@ -103,6 +107,11 @@ def _is_batched(leaf: Any, size: int | None) -> bool:
     if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.dim():
         return False
     return size is None or leaf.shape[0] == size
+
+
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """A type's name as frameworks share it: ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def describe(outputs: Any) -> str:

@@ -1,7 +1,6 @@
-"""The layers of a PyTorch model that keep running statistics, as one set.
+"""The layers of a PyTorch model that keep running statistics: reading, writing, describing them.
 
-They are read and written together, counted while they run, and described in the terms that the
-experiment speaks. torch stores the unbiased variance; the conversion happens here.
+PyTorch stores the unbiased variance; it is converted here.
 """
 
 from __future__ import annotations
@@ -13,18 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from pytest_bncheck.adapters.torch.state import plain_name
-from pytest_bncheck.maths.running import bessel, from_zero, recover_calls
-from pytest_bncheck.types import Calls, Layer, Statistics, Streams
-
-Raw = tuple[Tensor, Tensor]
-"""All running means and all running variances as they are stored, in one tensor each."""
+from pytest_bncheck.adapters.torch.calls import CallCounter
+from pytest_bncheck.adapters.torch.data import Raw, dtype_name
+from pytest_bncheck.adapters.torch.internals import plain_name
+from pytest_bncheck.maths.running import bessel, from_zero
+from pytest_bncheck.types import Calls, Layer, Statistics
 
 
 class Layers:
-    """Every module of a model with a running mean and variance, by name, in a fixed order."""
+    """Every module of a model with a running mean and variance.
+
+    Attributes
+    ----------
+    modules
+        The modules by name, in the order in which statistics are read and written.
+    rates
+        Their update rates, None for the cumulative average; without those of layers that have no
+        momentum to read, until `measure_silent_rates`.
+    calls
+        Counts their calls.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules: dict[str, Any] = {
@@ -37,13 +45,7 @@ class Layers:
             for name, module in self.modules.items()
             if hasattr(module, "momentum")
         }
-        self.last: str | None = None
-        """The layer that last started to normalise with batch statistics."""
-        self._values: dict[str, int] = {}
-        self._order: dict[str, None] = {}
-        self._after_trainable: set[str] = set()
-        self._in_step = False
-        self.reset_counters()
+        self.calls = CallCounter(self.modules, self.is_constant)
 
     # statistics -------------------------------------------------------------------------------
 
@@ -61,7 +63,7 @@ class Layers:
             return Statistics((), ())
         ends = np.cumsum(self._sizes())[:-1]
         mean, var = (np.split(t.cpu().double().numpy(), ends) for t in raw)
-        factors = [1.0 if exact else bessel(self._values.get(name)) for name in self.modules]
+        factors = [1.0 if exact else bessel(self.calls.values.get(name)) for name in self.modules]
         return Statistics(
             tuple(mean), tuple(v / factor for v, factor in zip(var, factors, strict=True))
         )
@@ -77,7 +79,7 @@ class Layers:
     def write(self, statistics: Statistics, exact: bool) -> None:
         """Store statistics; with `exact` the biased variances as they are."""
         for k, (name, module) in enumerate(self.modules.items()):
-            factor = 1.0 if exact else bessel(self._values.get(name))
+            factor = 1.0 if exact else bessel(self.calls.values.get(name))
             _fill(module.running_mean, statistics.mean[k])
             _fill(module.running_var, statistics.var[k] * factor)
 
@@ -99,44 +101,28 @@ class Layers:
         A layer without momentum averages over its calls; one with momentum 0 gets a temporary one.
         """
         names = set(active)
-        saved = [
-            (b, b.detach().clone()) for m in self.modules.values() for b in buffers(m).values()
-        ]
-        still = {n: m for n, m in self.modules.items() if n in names and self.rates[n] == 0.0}
-        momenta = {n: m.momentum for n, m in still.items() if hasattr(m, "momentum")}
-        for name in names:
-            for buffer in buffers(self.modules[name]).values():
-                buffer.data.zero_()
-        for name in momenta:
-            still[name].momentum = 1.0
-        try:
-            yield
-        finally:
-            for name, momentum in momenta.items():
-                still[name].momentum = momentum
-            for buffer, values in saved:
-                buffer.data.copy_(values)
-
-    @contextmanager
-    def of_other_sizes(self) -> Iterator[None]:
-        """Passes over other numbers of values, which leave those of training in place."""
-        values = dict(self._values)
-        try:
-            yield
-        finally:
-            self._values = values
+        unmoved = [m for n, m in self.modules.items() if n in names and self.rates[n] == 0.0]
+        momenta = [(m, m.momentum) for m in unmoved if hasattr(m, "momentum")]
+        with _kept(self.modules.values()):
+            for name in names:
+                for buffer in buffers(self.modules[name]).values():
+                    buffer.data.zero_()
+            for module, _ in momenta:
+                module.momentum = 1.0
+            try:
+                yield
+            finally:
+                for module, momentum in momenta:
+                    module.momentum = momentum
 
     def measure_silent_rates(self, forward: Callable[[], object]) -> None:
         """Measure the update rate of layers that have no momentum to read.
 
-        With zeroed statistics and one batch, two passes leave α·b and α·b·(2-α).
+        With zeroed statistics and one batch b, two passes leave α·b and α·b·(2-α).
         """
         silent = {n: m for n, m in self.modules.items() if n not in self.rates}
-        saved = [
-            (b, b.detach().clone()) for m in self.modules.values() for b in buffers(m).values()
-        ]
-        reads = []
-        try:
+        reads: list[dict[str, Tensor]] = []
+        with _kept(self.modules.values()):
             for module in silent.values():
                 module.running_mean.data.zero_()
                 module.running_var.data.zero_()
@@ -145,88 +131,18 @@ class Layers:
                 reads.append(
                     {n: m.running_var.detach().double().clone() for n, m in silent.items()}
                 )
-        finally:
-            for buffer, values in saved:
-                buffer.data.copy_(values)
         for name in silent:
             one, two = reads[0][name], reads[1][name]
             norm = float((one * one).sum())
             self.rates[name] = 0.0 if norm == 0 else 2.0 - float((one * two).sum()) / norm
 
     def is_constant(self, name: str) -> bool:
-        """Whether a layer is made of constants: it has no momentum, and no pass changes it."""
+        """Whether a layer has no momentum and no pass changes its statistics."""
         return self.rates.get(name) == 0.0 and not hasattr(self.modules[name], "momentum")
-
-    # calls ------------------------------------------------------------------------------------
-
-    def watch(self) -> None:
-        """Count the calls of every layer from now on."""
-        for name, module in self.modules.items():
-            module.register_forward_pre_hook(self._counter(name))
-
-    def reset_counters(self) -> None:
-        """Start counting anew."""
-        self._trained = dict.fromkeys(self.modules, 0)
-        self._inferred = dict.fromkeys(self.modules, 0)
-
-    def counted(self) -> Calls:
-        """Calls since `reset_counters`; n is the last that was seen."""
-        return Calls(
-            tuple(self._trained.values()),
-            tuple(self._inferred.values()),
-            tuple(self._values.get(name) for name in self.modules),
-        )
-
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Look at every call for the time of a training step; the last step's are forgotten."""
-        self._between: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._inputs: dict[str, list[tuple[int, int]]] = {}
-        self._in_step = True
-        try:
-            yield
-        finally:
-            self._in_step = False
-
-    def streams(self, before: Raw, after: Raw) -> dict[str, Streams]:
-        """Batch statistics of each call in the last step, of layers with several.
-
-        Read from what each call changed, so that training runs as it would without a look.
-
-        Parameters
-        ----------
-        before, after
-            The statistics around that step.
-        """
-        if not self._between:
-            return {}
-        start, stop = self.biased(before, exact=True), self.biased(after, exact=True)
-        found = {}
-        for k, (name, module) in enumerate(self.modules.items()):
-            seen = [(m.cpu().double(), v.cpu().double()) for m, v in self._between.get(name, ())]
-            between = [(m.reshape(-1).numpy(), v.reshape(-1).numpy()) for m, v in seen]
-            points = [(start.mean[k], start.var[k]), *between, (stop.mean[k], stop.var[k])]
-            if between and self.rates[name] != 0.0:
-                each = self._read_calls(name, module, points)
-                found[name] = Streams(each, min(samples for _, samples in self._inputs[name]))
-        return found
-
-    def _read_calls(self, name: str, module: Any, points: list[tuple[Any, Any]]) -> Statistics:
-        """Biased batch statistics of the calls between the points."""
-        sizes, rate = self._inputs[name], self.rates[name]
-        earlier = self._trained[name] - len(sizes)
-        each = recover_calls(
-            points,
-            [1.0 / (earlier + j + 1) if rate is None else rate for j in range(len(sizes))],
-            float(getattr(module, "eps", 0.0)),
-            torch.finfo(module.running_var.dtype).eps,
-        )
-        pairs = zip(each.var, sizes, strict=True)
-        return Statistics(each.mean, tuple(var / bessel(n) for var, (n, _) in pairs))
 
     def order_by_call(self, log: list[Raw]) -> list[Raw]:
         """Put the layers, and the log of their statistics, in the order of their first call."""
-        order = [*self._order, *(name for name in self.modules if name not in self._order)]
+        order = [*self.calls.order, *(n for n in self.modules if n not in self.calls.order)]
         if order == list(self.modules):
             return log
         sizes, names = self._sizes(), list(self.modules)
@@ -235,42 +151,23 @@ class Layers:
             parts = dict(zip(names, torch.split_with_sizes(flat, sizes), strict=True))
             return torch.cat([parts[name] for name in order])
 
-        for attribute in ("modules", "_trained", "_inferred"):
-            mapping = getattr(self, attribute)
-            setattr(self, attribute, {name: mapping[name] for name in order})
+        for name in order:  # in place: `calls` has the same dictionary
+            self.modules[name] = self.modules.pop(name)
         return [(sort(mean), sort(var)) for mean, var in log]
-
-    def _counter(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
-        def count(module: Any, args: tuple[Any, ...]) -> None:
-            self._order.setdefault(name)
-            if not module.training or self.is_constant(name):
-                self._inferred[name] += 1
-                return
-            self._trained[name] += 1
-            self.last = name
-            if args and isinstance(args[0], Tensor):
-                n = self._values[name] = _values_per_channel(module, args[0])
-                if self._in_step:
-                    self._look(name, module, (n, args[0].shape[0]))
-                if args[0].requires_grad:
-                    self._after_trainable.add(name)
-
-        return count
-
-    def _look(self, name: str, module: Any, size: tuple[int, int]) -> None:
-        """Keep what a layer's earlier calls in this step made of its statistics."""
-        if name in self._inputs:
-            raw = module.running_mean.detach().clone(), module.running_var.detach().clone()
-            self._between.setdefault(name, []).append(raw)
-        self._inputs.setdefault(name, []).append(size)
 
     def _sizes(self) -> list[int]:
         return [module.running_mean.numel() for module in self.modules.values()]
 
-    # words ------------------------------------------------------------------------------------
+    # description ------------------------------------------------------------------------------
 
     def describe(self, frozen: set[int]) -> list[Layer]:
-        """Every layer in the experiment's terms; `frozen` holds the ids of modules kept in eval."""
+        """Every layer as rules and reports see it.
+
+        Parameters
+        ----------
+        frozen
+            The ids of modules that stay in eval mode in training.
+        """
         modules = list(self.modules.values())
         rows = zip(self.modules.items(), _trained(modules), _counted(modules), strict=True)
         return [
@@ -293,8 +190,8 @@ class Layers:
             stock=type(module).__module__.startswith("torch.nn."),
             trained=trained,
             resolution=torch.finfo(module.running_var.dtype).eps,
-            dtype=str(module.running_var.dtype).removeprefix("torch."),
-            frozen_parameters=name not in self._after_trainable and _all_frozen(module),
+            dtype=dtype_name(module.running_var.dtype),
+            frozen_parameters=name not in self.calls.after_trainable and _all_frozen(module),
             counted=counted,
         )
 
@@ -315,7 +212,7 @@ def _counted(modules: Sequence[Any]) -> list[int | None]:
 
 
 def buffers(module: nn.Module) -> dict[str, Tensor]:
-    """What a layer updates in training: its statistics and its counter of batches."""
+    """What a layer updates in training: running mean and variance, and its counter of batches."""
     keys = ("running_mean", "running_var", "num_batches_tracked")
     found = {key: getattr(module, key, None) for key in keys}
     return {key: buffer for key, buffer in found.items() if isinstance(buffer, Tensor)}
@@ -326,14 +223,19 @@ def _has_statistics(module: nn.Module) -> bool:
     return isinstance(mean, Tensor) and isinstance(var, Tensor)
 
 
-def _values_per_channel(module: Any, values: Tensor) -> int:
-    n = values.numel() // (module.running_mean.numel() or 1)
-    per_sample = isinstance(module, _NormBase) and "InstanceNorm" in type(module).__name__
-    return n // max(values.shape[0], 1) if per_sample else n
+@contextmanager
+def _kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Layers end with the statistics that they began with."""
+    saved = [(b, b.detach().clone()) for module in modules for b in buffers(module).values()]
+    try:
+        yield
+    finally:
+        for buffer, values in saved:
+            buffer.data.copy_(values)
 
 
 def _trained(modules: Sequence[Any]) -> list[bool]:
-    """Whether scale or offset differ from their initial 1 and 0, found out in one transfer."""
+    """Whether scale or offset differ from their initial 1 and 0, read in one transfer."""
     flags = [
         (k, (value.detach() != start).any())
         for k, module in enumerate(modules)

@@ -16,6 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bncheck.adapters.torch.hints import hints
+from pytest_bncheck.adapters.torch.internals import (
+    attach_fabric,
+    fabric_of,
+    set_optimizers,
+    uncompiled,
+)
 from pytest_bncheck.types import InputError
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -29,19 +35,19 @@ def is_module(model: Any) -> bool:
 def attach(model: nn.Module) -> None:
     """Let a LightningModule log, and ask for its trainer, where there is none."""
     if is_module(model):
-        module: Any = _plain(model)
-        module._fabric, module._fabric_optimizers = _NoTrainer(), []
+        library = sys.modules[_base(model).__module__.split(".")[0]]
+        attach_fabric(uncompiled(model), _NoTrainer(), library.__version__)
 
 
 def begin(model: nn.Module) -> None:
     """What a Trainer calls after `train()`: there a module may put frozen parts in eval mode."""
     if is_module(model):
-        _plain(model).on_train_epoch_start()
+        uncompiled(model).on_train_epoch_start()
 
 
 def has_forward(model: nn.Module) -> bool:
     """Whether a model defines what it predicts."""
-    module, base = _plain(model), _base(model)
+    module, base = uncompiled(model), _base(model)
     undefined = [nn.Module.forward, *([] if base is None else [base.forward])]
     return getattr(type(module), "forward", None) not in undefined
 
@@ -62,7 +68,7 @@ class Step:
     def __init__(
         self, model: nn.Module, optimizer: Callable[[], torch.optim.Optimizer], given: bool
     ) -> None:
-        self._module: Any = _plain(model)
+        self._module: Any = uncompiled(model)
         self._base: Any = _base(model)
         self._optimizer, self._given = optimizer, given
         self._optimizers: list[Any] | None = None
@@ -79,17 +85,17 @@ class Step:
             something that cannot be used.
         """
         __tracebackhide__ = True
-        module = self._module
+        module, trainer = self._module, fabric_of(self._module)
         if self._optimizers is None:
             self._configure()
-        module._fabric.backpropagated.clear()
+        trainer.backpropagated.clear()
         module.on_train_batch_start(batch, self._index)
         outputs = module.training_step(*self._arguments(batch))
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if module.automatic_optimization:
             self._update(loss)
-        elif loss is None and module._fabric.backpropagated:
-            loss = sum(module._fabric.backpropagated)
+        elif loss is None and trainer.backpropagated:
+            loss = sum(trainer.backpropagated)
         module.on_train_batch_end(outputs, batch, self._index)
         self._index += 1
         return loss
@@ -101,8 +107,9 @@ class Step:
         defined = type(module).configure_optimizers is not self._base.configure_optimizers
         wish = module.configure_optimizers() if defined and not self._given else self._optimizer()
         self._optimizers, self._schedulers = _configured(wish)
-        trainer = module._fabric
-        trainer.optimizers = module._fabric_optimizers = self._optimizers
+        set_optimizers(module, self._optimizers)
+        trainer = fabric_of(module)
+        trainer.optimizers = self._optimizers
         trainer.lr_scheduler_configs = self._schedulers
         if module.automatic_optimization and len(self._optimizers) != 1:
             raise InputError(
@@ -212,11 +219,6 @@ def _base(model: Any) -> Any:
     """The class LightningModule that a model derives from, or None."""
     for package in _PACKAGES:
         base = getattr(sys.modules.get(package), "LightningModule", None)
-        if base is not None and isinstance(_plain(model), base):
+        if base is not None and isinstance(uncompiled(model), base):
             return base
     return None
-
-
-def _plain(model: Any) -> Any:
-    """The module inside what `torch.compile` returns."""
-    return getattr(model, "_orig_mod", model)

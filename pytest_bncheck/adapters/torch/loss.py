@@ -11,16 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from pytest_bncheck.adapters.hints import kind as in_words
-from pytest_bncheck.adapters.torch.data import leaves
+from pytest_bncheck.adapters.torch.data import dtype_name, leaves
 from pytest_bncheck.adapters.torch.hints import hints
+from pytest_bncheck.adapters.torch.internals import last_operation
 from pytest_bncheck.types import InputError
 
 Loss = Callable[[Any, Any], Any]
 
 IGNORED = -100
 """The class index that torch's cross-entropy leaves out."""
-
-_VIEWS = ("View", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Select", "Alias", "Clone")
 
 
 class Criterion:
@@ -92,21 +91,6 @@ def main_output(outputs: Any) -> Any:
         return outputs[0]
     tensors = [leaf for _, leaf in leaves(outputs) if isinstance(leaf, Tensor) and leaf.dim()]
     return tensors[0] if len(tensors) == 1 else outputs
-
-
-def last_operation(output: Tensor) -> str:
-    """softmax, log_softmax, sigmoid or logits, read from the autograd graph.
-
-    Values cannot tell: most untrained networks with one output stay within [0, 1].
-    """
-    node: Any = output.grad_fn
-    while node is not None and any(node.name().startswith(view) for view in _VIEWS):
-        node = node.next_functions[0][0] if node.next_functions else None
-    name = "" if node is None else node.name()
-    for operation, kind in (("LogSoftmax", "log_softmax"), ("Softmax", "softmax")):
-        if name.startswith(operation):
-            return kind
-    return "sigmoid" if name.startswith("Sigmoid") else "logits"
 
 
 def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
@@ -243,5 +227,5 @@ def _unclear(outputs: Any, targets: Any) -> InputError:
 
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} ({str(value.dtype).removeprefix('torch.')})"
+        return f"a tensor of shape {tuple(value.shape)} ({dtype_name(value.dtype)})"
     return in_words(value)

@@ -1,4 +1,4 @@
-"""Forward passes of a PyTorch model: the modes they run in, and what they give and change."""
+"""Forward passes of a PyTorch model: their modes, their predictions and what they change."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from pytest_bncheck.adapters.torch import loss as losses
 from pytest_bncheck.adapters.torch.batch import refuse_arguments, targets_of, understand
 from pytest_bncheck.adapters.torch.data import describe, float_outputs, mean_output
 from pytest_bncheck.adapters.torch.hints import hints
+from pytest_bncheck.adapters.torch.internals import has_too_few_values, plain_name
 from pytest_bncheck.adapters.torch.layers import Layers
+from pytest_bncheck.adapters.torch.modes import is_library_leaf
 from pytest_bncheck.adapters.torch.refusals import dtype_note
-from pytest_bncheck.adapters.torch.state import plain_name
 from pytest_bncheck.types import InputError, Prediction, Recipe
 
 T = TypeVar("T")
-
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torchmetrics")
-"""Packages whose layers are library layers on the training path."""
 
 
 class Passes:
@@ -36,14 +34,14 @@ class Passes:
     model, recipe
         The user's.
     layers, criterion
-        What is known of them.
+        The model's layers with running statistics, and its loss.
     paths
-        The way to each module.
+        The path of each module in the model.
+    custom_step
+        Whether the training step is the user's code.
 
     Attributes
     ----------
-    users
-        Whether the training step is the user's own code.
     mixed
         Whether the model was handed over with some modules in training mode and some not.
     modes
@@ -59,10 +57,11 @@ class Passes:
         layers: Layers,
         criterion: losses.Criterion,
         paths: Mapping[nn.Module, str],
+        custom_step: bool,
     ) -> None:
         self._model, self._recipe, self._paths = model, recipe, paths
         self._layers, self._criterion = layers, criterion
-        self.users, self.mixed = False, False
+        self._custom_step, self.mixed = custom_step, False
         self.modes: dict[nn.Module, bool] = {}
         self.attributes: PlainAttributes | None = None
 
@@ -97,8 +96,8 @@ class Passes:
     def in_training(self, run: Callable[[], T]) -> T:
         """`run` in training mode.
 
-        A model that then wants more than its inputs (the targets, of which only the user's own
-        step knows) is told to predict, while its layers are told to train.
+        A model that needs more than its inputs in training mode (the targets, which only the
+        user's step passes) runs in eval mode, with its layers in training mode.
         """
         __tracebackhide__ = True
         self.enter_training()
@@ -107,7 +106,7 @@ class Passes:
         except TooFewValues:
             raise
         except Exception:
-            if not self.users:
+            if not self._custom_step:
                 raise
         self._model.eval()
         own = {id(module) for module in self._layers.modules.values()}
@@ -130,8 +129,8 @@ class Passes:
         try:
             return self._call(batch)
         except ValueError as error:
-            if "more than 1 value per channel" in str(error) and self._layers.last is not None:
-                raise TooFewValues(self._layers.last) from None
+            if has_too_few_values(error) and self._layers.calls.last is not None:
+                raise TooFewValues(self._layers.calls.last) from None
             raise
         except RuntimeError as error:
             note = dtype_note(self._model, batch)
@@ -184,9 +183,9 @@ class Passes:
         try:
             loss = self._criterion(outputs, targets)
         except InputError:
-            if not self.users:
+            if not self._custom_step:
                 raise
-            return None, None  # the user's own step knows the loss, nobody else does
+            return None, None  # only the user's step knows the loss
         if loss is None or losses.own_loss(outputs) is not None:  # the latter knows no other output
             return None if loss is None else number(loss), None
         return number(loss), number(self._criterion(mean_output(outputs, size), targets))
@@ -195,11 +194,6 @@ class Passes:
         own = {id(buffer) for buffer in self._layers.named_buffers().values()}
         others = [(n, b) for n, b in self._model.named_buffers() if id(b) not in own]
         return [(plain_name(name), buffer, buffer.detach().clone()) for name, buffer in others]
-
-
-def is_library_leaf(module: nn.Module) -> bool:
-    """Whether a module is one of a library's layers, and not the user's own code."""
-    return type(module).__module__.split(".")[0] in LIBRARIES and not any(module.children())
 
 
 def number(loss: Any) -> float:
@@ -213,7 +207,7 @@ def equal(left: Tensor, right: Tensor) -> Tensor:
 
 
 def moved(buffers: Sequence[tuple[str, Tensor, Tensor]]) -> list[str]:
-    """Names of the buffers that are not as they were before, found out in one transfer."""
+    """Names of the buffers that are not as they were before, compared in one transfer."""
     if not buffers:
         return []
     home = buffers[0][1].device

@@ -17,7 +17,14 @@ from pytest_bncheck.adapters.devices import rounding
 from pytest_bncheck.adapters.random_state import fingerprint
 from pytest_bncheck.adapters.torch.adapter import DIALECT
 from pytest_bncheck.adapters.torch.batch import batch_length, understand
-from pytest_bncheck.adapters.torch.data import describe, first_half, float_outputs, to_tensors
+from pytest_bncheck.adapters.torch.data import (
+    describe,
+    dtype_name,
+    first_half,
+    float_outputs,
+    to_tensors,
+)
+from pytest_bncheck.adapters.torch.internals import is_exported, require_internals
 from pytest_bncheck.adapters.torch.state import Snapshot
 from pytest_bncheck.types import Calls, InputError, Layer, Prediction, Recipe, Statistics
 
@@ -34,12 +41,12 @@ class TorchProgramAdapter(Adapter, Sampling):
         """Whether this adapter can take the model."""
         if isinstance(model, (torch.jit.ScriptModule, torch.export.ExportedProgram)):
             return True
-        # An exported program as a module refuses to change its mode.
-        return isinstance(model, torch.fx.GraphModule) and "train" in vars(model)
+        return is_exported(model)
 
     def __init__(
         self, model: Any, batches: Sequence[Any], recipe: Recipe, device: str | None
     ) -> None:
+        require_internals()
         kind = "torch.jit.ScriptModule"
         if not isinstance(model, torch.jit.ScriptModule):
             kind = "program of torch.export"
@@ -53,7 +60,7 @@ class TorchProgramAdapter(Adapter, Sampling):
         home = next((tensor.device for tensor in tensors), torch.device("cpu"))
         dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         self.device = str(home)
-        self.noise = rounding(str(dtype).removeprefix("torch."), self.device)
+        self.noise = rounding(dtype_name(dtype), self.device)
         self._batches = [to_tensors(batch, home, dtype) for batch in batches]
         self._sizes = [batch_length(batch) for batch in self._batches]
         self.batch_size = self._sizes[0]

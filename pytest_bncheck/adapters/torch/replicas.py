@@ -1,7 +1,7 @@
 """The processes that train one model together, with DistributedDataParallel or SyncBatchNorm.
 
-What one of them does alone while the others wait for it would never end. So every pass that talks
-to the others is made by all, and what decides on such a pass is decided together.
+A collective entered by one process only deadlocks. So every pass that talks to the others is made
+by all, and what decides on such a pass is decided together.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-Raw = tuple[Tensor, Tensor]
+from pytest_bncheck.adapters.torch.data import Raw
 
 
 class Replicas:
@@ -24,24 +24,24 @@ class Replicas:
     count
         Processes, at least 1.
     follows
-        Whether another process's batches make the running statistics of this one.
+        True if this process gets its running statistics from the first one.
     """
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
         self._wrappers = [m for m in modules if isinstance(m, DistributedDataParallel)]
         shared = self._wrappers or any(isinstance(m, nn.SyncBatchNorm) for m in modules)
-        there = bool(shared) and dist.is_available() and dist.is_initialized()
-        self._group: Any = dist.group.WORLD if there else None
+        joined = bool(shared) and dist.is_available() and dist.is_initialized()
+        self._group: Any = dist.group.WORLD if joined else None
         if self._wrappers:
             self._group = self._wrappers[0].process_group
-        self.count = dist.get_world_size(self._group) if there else 1
-        self._first = dist.get_global_rank(self._group, 0) if there else 0
+        self.count = dist.get_world_size(self._group) if joined else 1
+        self._first = dist.get_global_rank(self._group, 0) if joined else 0
         self._led = self.count > 1 and any(w.broadcast_buffers for w in self._wrappers)
         self.follows = self._led and dist.get_rank(self._group) > 0
 
     def agree(self, value: bool, device: torch.device) -> bool:
-        """Whether it is so in every process."""
+        """Whether `value` is true in every process."""
         if self.count == 1:
             return value
         votes = torch.tensor(float(value), device=device)
@@ -49,7 +49,7 @@ class Replicas:
         return bool(votes > 0)
 
     def settle(self) -> None:
-        """Bring the buffers together as the next forward would, and leave them alone from then on.
+        """Broadcast the buffers as the next forward would, and switch off further broadcasts.
 
         A forward in eval mode would overwrite them with those of the first process.
         """
@@ -60,7 +60,7 @@ class Replicas:
             wrapper.broadcast_buffers = False
 
     def led(self, raw: Raw) -> Raw:
-        """The first process's statistics, where its batches make everybody's."""
+        """The first process's statistics where they are broadcast, otherwise those given."""
         if self._led:
             raw = raw[0].clone(), raw[1].clone()
             for tensor in raw:
@@ -68,7 +68,7 @@ class Replicas:
         return raw
 
     def gather(self, raw: Raw) -> list[Raw]:
-        """The statistics of every process; nothing where there is only one."""
+        """The statistics of every process; an empty list where there is only one."""
         if self.count == 1:
             return []
         found = []

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pytest_bncheck.adapters.torch.internals import parameters_by_name
+
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
 
@@ -56,9 +58,9 @@ def _affine(modules: Mapping[str, Any]) -> Iterator[dict[str, _Affine]]:
     out of it.
     """
     own = {
-        name: (module, dict(module._parameters))
+        name: (module, dict(parameters_by_name(module)))
         for name, module in modules.items()
-        if {"weight", "bias"} <= module._parameters.keys()
+        if {"weight", "bias"} <= parameters_by_name(module).keys()
     }
     leaves = {}
     try:
@@ -70,13 +72,13 @@ def _affine(modules: Mapping[str, Any]) -> Iterator[dict[str, _Affine]]:
                     if there is None
                     else there.detach().clone()
                 )
-                module._parameters[key] = nn.Parameter(value)
+                parameters_by_name(module)[key] = nn.Parameter(value)
             leaves[name] = module.weight, module.bias
         yield leaves
     finally:
         for module, before in own.values():
-            module._parameters.clear()
-            module._parameters.update(before)
+            parameters_by_name(module).clear()
+            parameters_by_name(module).update(before)
 
 
 def _slope(scale: Tensor, by_scale: Tensor | None, by_offset: Tensor | None) -> Tensor:

@@ -12,10 +12,9 @@ import functools
 import random
 import sys
 import types
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,13 @@ import torch
 from torch import nn
 
 from pytest_bncheck.adapters.containers import container_type, members_of, refill
+from pytest_bncheck.adapters.torch.internals import (
+    default_device,
+    plain_name,
+    registries,
+    set_version,
+    version_of,
+)
 
 Undo = Callable[[], None]
 
@@ -79,9 +85,7 @@ def _attributes(item: Any) -> list[dict[str, Any]]:
     """The dictionaries that hold an object's attributes, if it is walked into."""
     if not _is_walked(item):
         return []
-    own: dict[str, Any] = item.__dict__
-    inner = ("_modules", "_parameters", "_buffers") if isinstance(item, nn.Module) else ()
-    return [*(own[key] for key in inner if isinstance(own.get(key), dict)), own]
+    return [*(registries(item) if isinstance(item, nn.Module) else ()), item.__dict__]
 
 
 def _slots(item: Any) -> Iterator[tuple[types.MemberDescriptorType, Any]]:
@@ -156,7 +160,7 @@ def _remember_tensor(tensor: torch.Tensor) -> Undo | None:
     """
     if nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.is_inference():
         return None  # nothing to put back: no numbers yet, or nobody can change them
-    data, wanted, version = tensor.data, tensor.requires_grad, tensor._version
+    data, wanted, version = tensor.data, tensor.requires_grad, version_of(tensor)
     values = data.clone()
     gradient = tensor.grad if tensor.is_leaf else None
     gradient_values = None if gradient is None else gradient.detach().clone()
@@ -171,7 +175,7 @@ def _remember_tensor(tensor: torch.Tensor) -> Undo | None:
                 tensor.requires_grad_(wanted)
         if gradient is not None and gradient_values is not None:
             overwrite(gradient.data, gradient_values)
-        _set_version(tensor, version)
+        set_version(tensor, version)
 
     return undo
 
@@ -183,17 +187,6 @@ def overwrite(data: torch.Tensor, values: torch.Tensor) -> None:
             if stride == 0:  # torch refuses to write one place several times
                 data, values = data.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
     data.copy_(values)
-
-
-def _set_version(tensor: torch.Tensor, version: int) -> None:
-    """Tell autograd that a tensor is what it was, so that a graph made before can be used."""
-    tell = getattr(torch._C._autograd, "_unsafe_set_version_counter", None)
-    if tell is None or tensor._version == version:
-        return
-    try:
-        tell((tensor,), (version,))
-    except TypeError:  # torch 2.6 takes one of each
-        tell(tensor, version)
 
 
 def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:
@@ -239,27 +232,6 @@ def _globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             yield name, function.__globals__[name]
 
 
-def plain_name(path: str) -> str:
-    """A path in a model without what `torch.compile` puts around modules."""
-    return ".".join(part for part in path.split(".") if part != "_orig_mod")
-
-
-@contextmanager
-def as_written() -> Iterator[None]:
-    """A context in which what `torch.compile` compiled runs as it was written.
-
-    It computes the same; and compiled code would not see the hooks that watch a pass, and would
-    be compiled again for every mode.
-    """
-    if "torch._dynamo" not in sys.modules:
-        yield  # nothing is compiled
-        return
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        # torch warns of the hooks that watch a pass; here they may well see the wrapper too.
-        warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
-        yield
-
-
 def _is_foreign(module: str | None) -> bool:
     return (module or "").split(".")[0] in _FOREIGN
 
@@ -274,7 +246,7 @@ def _is_walked(item: Any) -> bool:
 def global_flags() -> Undo:
     """PyTorch's process-wide switches that a user's code can leave changed; the way back."""
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
-    device, matmul = _default_device(), torch.get_float32_matmul_precision()
+    device, matmul = default_device(), torch.get_float32_matmul_precision()
     anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -283,7 +255,7 @@ def global_flags() -> Undo:
     autocast = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
 
     def undo() -> None:
-        if _default_device() != device:
+        if default_device() != device:
             torch.set_default_device(device)
         torch.set_grad_enabled(grad)
         torch.set_default_dtype(dtype)
@@ -295,13 +267,3 @@ def global_flags() -> Undo:
             torch.set_autocast_enabled(kind, on)
 
     return undo
-
-
-def _default_device() -> torch.device | None:
-    """The device that was set as the default, or None if none was.
-
-    `torch.get_default_device` does not tell these apart, and a default that was set slows down
-    every call.
-    """
-    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
-    return None if context is None else context.device

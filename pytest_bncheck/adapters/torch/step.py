@@ -1,4 +1,4 @@
-"""One training step of a PyTorch model: its own from a loss and an optimizer, or the user's."""
+"""One training step of a PyTorch model: from a loss and an optimizer, or the user's code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pytest_bncheck.adapters.hints import kind as in_words
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch.batch import per_sample, targets_of
 from pytest_bncheck.adapters.torch.hints import hints
-from pytest_bncheck.adapters.torch.loss import Criterion, Loss, infer, last_operation, main_output
+from pytest_bncheck.adapters.torch.internals import last_operation
+from pytest_bncheck.adapters.torch.loss import Criterion, Loss, infer, main_output
 from pytest_bncheck.adapters.torch.refusals import refuse_optimizer, refuse_training
 from pytest_bncheck.types import InputError, Recipe
 
@@ -24,24 +25,31 @@ Step: TypeAlias = Callable[[Any], Any]
 """Trains on one batch and returns the loss."""
 
 SAME = 0.02
-"""Relative difference of two values of one loss, computed in other precisions."""
+"""Largest relative difference of one loss computed in two precisions."""
+
+
+def is_custom(model: nn.Module, recipe: Recipe) -> bool:
+    """Whether the step is the user's code: `train_step`, or Lightning's without a `loss`."""
+    if recipe.train_step is not None:
+        return True
+    return recipe.loss is None and lightning.is_module(model)
 
 
 def make(
     model: nn.Module, recipe: Recipe, forward: Callable[[Any], Any], criterion: Criterion
-) -> tuple[Step, bool]:
-    """The step of a model, and whether it is the user's own code.
+) -> Step:
+    """The training step of a model.
 
     The user's `train_step` comes before Lightning's ``training_step``, which comes before the
-    step that is made here; a `loss` that is given leads to the latter.
+    step that is made here. A `loss` overrides Lightning's step.
     """
+    if not is_custom(model, recipe):
+        return _LossStep(model, recipe.optimizer, forward, criterion)
     if recipe.train_step is not None:
-        return _UsersStep(model, recipe.train_step, criterion, "train_step"), True
-    if lightning.is_module(model) and recipe.loss is None:
-        wish = recipe.optimizer
-        step = lightning.Step(model, lambda: optimizer_for(model, wish), wish is not None)
-        return _UsersStep(model, lambda _, batch: step(batch), criterion, "training_step"), True
-    return _OwnStep(model, recipe.optimizer, forward, criterion), False
+        return _CustomStep(model, recipe.train_step, criterion, "train_step")
+    wish = recipe.optimizer
+    step = lightning.Step(model, lambda: optimizer_for(model, wish), wish is not None)
+    return _CustomStep(model, lambda _, batch: step(batch), criterion, "training_step")
 
 
 def optimizer_for(model: nn.Module, wish: Any) -> torch.optim.Optimizer:
@@ -71,7 +79,7 @@ def optimizer_for(model: nn.Module, wish: Any) -> torch.optim.Optimizer:
     return made
 
 
-class _OwnStep:
+class _LossStep:
     """Forward, loss, backward and one update of an optimizer."""
 
     def __init__(
@@ -118,11 +126,11 @@ def _wants_closure(optimizer: torch.optim.Optimizer) -> bool:
     return closure is not None and closure.default is closure.empty
 
 
-class _UsersStep:
-    """A step of the user's, of which only the returned loss is known.
+class _CustomStep:
+    """A training step of the user's, of which only the returned loss is known.
 
-    In the first one it is watched whether some output gives the same number with the loss that
-    the targets suggest. Only then can predictions be scored on the same scale later.
+    During the first one the inferred loss of every module's output is computed. If one of them
+    equals the returned loss, predictions can be scored with that loss later.
     """
 
     def __init__(
@@ -139,10 +147,10 @@ class _UsersStep:
         __tracebackhide__ = True
         if not self._first:
             return self._checked(self._step(self._model, batch))
-        self._first, witness = False, _Witness(targets_of(self._model, batch))
-        with witness.watch():
+        self._first, inferred = False, _InferredLosses(targets_of(self._model, batch))
+        with inferred.watch():
             loss = self._checked(self._step(self._model, batch))
-        kind = witness.match(float(loss))
+        kind = inferred.match(float(loss))
         self._criterion.settle(None if kind is None else _like(kind), kind)
         return loss
 
@@ -159,8 +167,8 @@ class _UsersStep:
             ) from None
 
 
-class _Witness:
-    """Collects what the inferred loss would be of every output that fits the targets."""
+class _InferredLosses:
+    """Collects the inferred loss of every module's output that fits the targets."""
 
     def __init__(self, targets: Any) -> None:
         self._targets = targets
@@ -193,9 +201,9 @@ class _Witness:
 
 
 def _like(kind: str) -> Loss:
-    """The loss that is inferred anew from outputs of a known kind.
+    """The loss that outputs of a known kind suggest, inferred at each call.
 
-    What gave it away may have been a part's output, and the model may return something else.
+    The kind may come from a part's output, and the model may return something of another form.
     """
     return lambda outputs, targets: infer(outputs, targets, kind)(outputs, targets)
 

@@ -1,11 +1,11 @@
-"""Modules and calls of a PyTorch model: in which mode they ran, and which trained in eval mode."""
+"""Calls in PyTorch's eval mode that behave as in training."""
 
 from __future__ import annotations
 
+import inspect
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -31,49 +29,7 @@ _LIBRARIES = (PACKAGE, _TORCH, str(Path(np.__file__).resolve().parent), random._
 _HOST = {"random": "Python's random", "numpy": "numpy.random"}
 """Generators that no function of torch draws from, as messages call them."""
 
-_TRAINING_ARGUMENT = 5
-"""Place of `training` among the arguments of `F.batch_norm`."""
-
-
-def depends_on_mode(module: nn.Module) -> bool:
-    """Whether a module computes something else in training mode, as far as can be told.
-
-    Library layers are known; of the user's own, the code is asked whether it reads `training`.
-    """
-    if isinstance(module, (_NormBase, _DropoutNd, nn.RReLU)):
-        return not isinstance(module, _DropoutNd) or module.p > 0
-    if isinstance(module, nn.MultiheadAttention):
-        return bool(module.dropout > 0)
-    if isinstance(module, nn.RNNBase):
-        return bool(module.dropout > 0) and module.num_layers > 1
-    if type(module).__module__.startswith("torch."):
-        return False
-    code = getattr(type(module).forward, "__code__", None)
-    return code is not None and "training" in code.co_names
-
-
-class Watch:
-    """Which modules ran, in which mode, while it was open; from hooks on every module at once."""
-
-    def __init__(self) -> None:
-        self.training: dict[nn.Module, None] = {}
-        self.inference: dict[nn.Module, None] = {}
-        self.low_precision: torch.dtype | None = None
-        """The 16-bit type in which some module got its input, if one did."""
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """Watch for the time of a ``with`` block."""
-        handle = register_module_forward_pre_hook(self._see)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _see(self, module: nn.Module, inputs: Any) -> None:
-        if inputs and getattr(inputs[0], "dtype", None) in (torch.float16, torch.bfloat16):
-            self.low_precision = inputs[0].dtype
-        (self.training if module.training else self.inference).setdefault(module)
+_BATCH_NORM = inspect.signature(functional.batch_norm)
 
 
 class Tracer:
@@ -172,8 +128,7 @@ def _generator(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _uses_batch_statistics(func: Any, args: Any, kwargs: Any) -> bool:
     if func is not functional.batch_norm:
         return False
-    positional = args[_TRAINING_ARGUMENT] if len(args) > _TRAINING_ARGUMENT else False
-    return bool(kwargs.get("training", positional))
+    return bool(_BATCH_NORM.bind(*args, **kwargs).arguments.get("training", False))
 
 
 def _call(func: Any, args: Any, kwargs: Any) -> str:

@@ -22,7 +22,7 @@ from pytest_bncheck import check  # noqa: E402
 BACKEND = keras.backend.backend()
 L = keras.layers
 FIGURES = Path(__file__).with_name("figures.json")
-REWRITE = "BNCHECK_REWRITE_FIGURES"
+REWRITE = "BNCHECK_REWRITE"
 FIXTURES = Path(__file__).parents[3] / "fixtures"
 
 

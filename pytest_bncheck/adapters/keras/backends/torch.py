@@ -14,6 +14,7 @@ from pytest_bncheck.adapters.keras.backends import torch_internals as internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Losses, Tensor, Variable, wide_type
 from pytest_bncheck.adapters.keras.state import contents
 from pytest_bncheck.adapters.torch.draws import Draws, function_name
+from pytest_bncheck.adapters.torch.internals import force_eager
 from pytest_bncheck.adapters.torch.state import global_flags
 
 
@@ -122,8 +123,7 @@ class Torch(Backend):
         return torch.no_grad()
 
     def nothing_traced(self) -> contextlib.AbstractContextManager[Any]:
-        stance = getattr(torch.compiler, "set_stance", None)  # since PyTorch 2.6
-        return contextlib.nullcontext() if stance is None else stance("force_eager")
+        return force_eager()
 
     def users_step(self) -> contextlib.AbstractContextManager[Any]:
         return torch.enable_grad()

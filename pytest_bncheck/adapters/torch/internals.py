@@ -1,0 +1,168 @@
+"""Private names and undocumented words of PyTorch and Lightning; no other file has them.
+
+What a check cannot do without is looked for when it starts, by `require_internals` and
+`attach_fabric`. Everything else has a fall-back for a version that lacks it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bncheck.adapters.versions import find, require
+
+# modules ------------------------------------------------------------------------------------------
+
+_REGISTRIES = ("_modules", "_parameters", "_buffers")
+
+
+def require_internals() -> None:
+    """Raise an InputError if this version of PyTorch lacks a name that every check needs."""
+    module = vars(nn.Module())
+    missing = [name for name in _REGISTRIES if name not in module]
+    require("PyTorch", torch.__version__, [f"torch.nn.Module.{name}" for name in missing])
+
+
+def registries(module: nn.Module) -> list[dict[str, Any]]:
+    """The dictionaries in which a module keeps its children, parameters and buffers."""
+    own = vars(module)
+    return [own[name] for name in _REGISTRIES if isinstance(own.get(name), dict)]
+
+
+def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The dictionary of a module's parameters, with None for those that it does without."""
+    return module._parameters
+
+
+def is_exported(model: object) -> bool:
+    """Whether a model is an exported program as a module, which refuses to change its mode."""
+    return isinstance(model, torch.fx.GraphModule) and "train" in vars(model)
+
+
+def has_too_few_values(error: ValueError) -> bool:
+    """Whether a layer refused to train on a single value per channel."""
+    return "more than 1 value per channel" in str(error)
+
+
+# torch.compile ------------------------------------------------------------------------------------
+
+_COMPILED = "_orig_mod"
+"""Where `torch.compile` keeps the module that it compiled."""
+
+
+def uncompiled(model: Any) -> Any:
+    """The module inside what `torch.compile` returns; any other as it is."""
+    return getattr(model, _COMPILED, model)
+
+
+def plain_name(path: str) -> str:
+    """A path in a model without what `torch.compile` puts around modules."""
+    return ".".join(part for part in path.split(".") if part != _COMPILED)
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """A context in which compiled modules run as they were written.
+
+    They compute the same; and compiled code would not see the hooks that watch a pass, and would
+    be compiled again for every mode.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield  # nothing is compiled
+        return
+    with force_eager(), warnings.catch_warnings():
+        # torch warns of the hooks that watch a pass; here they may well see the wrapper too.
+        warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
+        yield
+
+
+def force_eager() -> AbstractContextManager[Any]:
+    """Compile nothing for the time of a ``with`` block; before PyTorch 2.6 it does nothing."""
+    stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if stance is None else stance("force_eager")
+
+
+# tensors and process-wide switches ----------------------------------------------------------------
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often autograd saw a tensor change in place; None if PyTorch does not tell."""
+    return getattr(tensor, "_version", None)
+
+
+def set_version(tensor: Tensor, version: int | None) -> None:
+    """Tell autograd that a tensor is what it was, so that an earlier graph can still be used.
+
+    Without the private function such a graph refuses its backward pass; the numbers are the same.
+    """
+    tell = find("torch._C._autograd._unsafe_set_version_counter")
+    if tell is None or version is None or version_of(tensor) == version:
+        return
+    try:
+        tell((tensor,), (version,))
+    except TypeError:  # torch 2.6 takes one of each
+        tell(tensor, version)
+
+
+def default_device() -> torch.device | None:
+    """The device that was set as the default, or None if none was.
+
+    `torch.get_default_device` does not tell these apart, and a default that was set slows down
+    every call. It is the fall-back all the same.
+    """
+    holder = getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
+    if holder is None:
+        return torch.get_default_device()
+    context = getattr(holder, "device_context", None)
+    return None if context is None else context.device
+
+
+# autograd graphs ----------------------------------------------------------------------------------
+
+_VIEWS = ("View", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Select", "Alias", "Clone")
+_OPERATIONS = {"LogSoftmax": "log_softmax", "Softmax": "softmax", "Sigmoid": "sigmoid"}
+
+
+def last_operation(output: Tensor) -> str:
+    """softmax, log_softmax, sigmoid or logits, read from the names of nodes in the autograd graph.
+
+    Values cannot tell: most untrained networks with one output stay within [0, 1].
+    """
+    node: Any = output.grad_fn
+    while node is not None and node.name().startswith(_VIEWS):
+        node = node.next_functions[0][0] if node.next_functions else None
+    name = "" if node is None else node.name()
+    found = (kind for operation, kind in _OPERATIONS.items() if name.startswith(operation))
+    return next(found, "logits")
+
+
+# Lightning ----------------------------------------------------------------------------------------
+
+
+def attach_fabric(module: Any, fabric: Any, version: str) -> None:
+    """Give a LightningModule something in its Trainer's place.
+
+    Raises
+    ------
+    InputError
+        If this version of Lightning has no place for it.
+    """
+    missing = [name for name in ("_fabric", "_fabric_optimizers") if not hasattr(module, name)]
+    require("Lightning", version, [f"LightningModule.{name}" for name in missing])
+    module._fabric, module._fabric_optimizers = fabric, []
+
+
+def fabric_of(module: Any) -> Any:
+    """What stands in the place of a LightningModule's Trainer."""
+    return module._fabric
+
+
+def set_optimizers(module: Any, optimizers: list[Any]) -> None:
+    """The optimizers that a LightningModule gets from ``self.optimizers()``."""
+    module._fabric_optimizers = optimizers

@@ -1,0 +1,41 @@
+"""Private names of pytest: in one file, and with a clear message if one is missing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_bncheck import InputError
+from pytest_bncheck.plugin import internals
+
+FILE = Path(internals.__file__)
+PRIVATE = (
+    *("_fixturemanager", ".argnames", ".baseid", ".fixturenames", "istestfunction", "pytestmark"),
+    *("reprcrash", "capturemanager", "logging-plugin", "log_cli_level"),
+    *("workerinput", "workeroutput"),
+)
+OTHERS = sorted({*FILE.parents[1].rglob("*.py")} - {FILE})
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_no_other_file_has_a_private_name(name):
+    assert name in FILE.read_text()
+    assert [path for path in OTHERS if name in path.read_text()] == []
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in OTHERS if path.parent == FILE.parent], ids=lambda path: path.name
+)
+def test_the_plugin_reaches_into_nothing_else(path):
+    code = re.sub(r'"""[\s\S]*?"""', "", path.read_text())
+    assert re.findall(r"(?<!\bself)\._[a-z]\w*", code) == []
+
+
+def test_a_missing_name_is_an_error_with_the_versions():
+    node = SimpleNamespace(session=SimpleNamespace(), nodeid="")
+    message = rf"pytest {pytest.__version__} is not supported by pytest-bncheck \S+; it lacks _fix"
+    with pytest.raises(InputError, match=message):
+        internals.definition(node, "bncheck_model")
