@@ -128,7 +128,7 @@ class Adapter(ABC):
     batch_size
         Samples in the first batch, or None if that cannot be told.
     expected_steps
-        Training steps that the experiment will make at most; set before `begin`.
+        Training steps that the experiment will make at most; set before `save`.
     program
         What a finished program is that can neither be watched nor trained: ``a ScriptModule``;
         None for a model.

@@ -24,6 +24,9 @@ from pytest_bncheck.types import BNVerdict, Layer, Prediction, Settings, Statist
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
 
+MOSTLY_RIGHT = 0.75
+"""Accuracy that no untrained model has by chance."""
+
 REPEATED = 0.01
 """Spread, in standard deviations, up to which several calls of a layer are a repetition."""
 
@@ -148,8 +151,14 @@ class Judgement:
 
     @property
     def trained(self) -> bool:
-        """Whether training lowered the loss by a tenth, to a finite value."""
+        """Whether training lowered the loss by a tenth, to a finite value.
+
+        Of a model that was handed over trained, whose first loss nobody knows and which has no
+        constant prediction to compare with: whether it is right on most samples.
+        """
         losses = self.training.losses
+        if self.first_loss is None:
+            return self.train is not None and (self.train.accuracy or 0.0) >= MOSTLY_RIGHT
         loss = self.train.loss if self.train else None
         if loss is None and losses:
             loss = losses[-1]

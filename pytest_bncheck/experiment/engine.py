@@ -90,6 +90,7 @@ def run(
         raise InputError("batches: there is none; at least one is needed")
     clock = _Clock()
     with seeded(settings.seed), _freed(adapter(model, batches, recipe, settings.device)) as subject:
+        subject.expected_steps = AUTO_LAST if settings.steps == "auto" else settings.steps
         subject.save()
         finished = False
         try:
@@ -118,7 +119,6 @@ def _experiment(
     adapter: Adapter, batches: int, settings: Settings, clock: _Clock, progress: Progress | None
 ) -> Evidence:
     __tracebackhide__ = True
-    adapter.expected_steps = AUTO_LAST if settings.steps == "auto" else settings.steps
     try:
         with during("entering training mode"):
             adapter.begin()

@@ -104,7 +104,8 @@ def joined(each: Sequence[Prediction]) -> Prediction:
         outputs=outputs,
         loss=mean([prediction.loss for prediction in each]),
         accuracy=mean([prediction.accuracy for prediction in each]),
-        constant_loss=mean([prediction.constant_loss for prediction in each]),
+        # A batch of one sample is its own mean.
+        constant_loss=mean([p.constant_loss for p in each]) if max(rows) > 1 else None,
         random=any(prediction.random for prediction in each),
         mutated=tuple(dict.fromkeys(name for p in each for name in p.mutated)),
         in_training=tuple(dict.fromkeys(name for p in each for name in p.in_training)),

@@ -11,6 +11,9 @@ from pytest_bncheck.wording import listing as listing
 from pytest_bncheck.wording import percent as percent
 from pytest_bncheck.wording import plural as plural
 
+HUGE = 100
+"""A gap whose digits say nothing: the samples hardly differ, or there is only one."""
+
 USUAL = {"gap_tolerance": DEGRADED_GAP, "distortion_tolerance": DEGRADED_DISTORTION}
 """What healthy networks keep to: beyond it a check warns, before it fails."""
 
@@ -56,8 +59,9 @@ def size_of_gap(evidence: Evidence) -> str:
         where = "They"
     if gap is None:
         return f"{where} the predictions cannot be aligned."
+    apart = f"{gap:.2f} of" if not gap >= HUGE else f"more than {HUGE} times"
     return (
-        f"{where} the two predictions differ by {gap:.2f} of their spread over the batch "
+        f"{where} the two predictions differ by {apart} their spread over the batch "
         f"({limit(evidence, 'gap_tolerance')})."
     )
 

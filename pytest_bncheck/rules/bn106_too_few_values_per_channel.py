@@ -118,6 +118,8 @@ def _grade(evidence: Evidence, few: dict[str, int]) -> Severity | None:
     """Error, warning or nothing, for layers with more than one value."""
     if not few or evidence.inconclusive:
         return None
+    if not evidence.steps and not evidence.fails(evidence.judged):
+        return None  # this batch says nothing about those of the training
     n, floor = min(few.values()), evidence.floor
     if n < FEW and evidence.recalibrated is not None and evidence.fails(evidence.recalibrated):
         return "error"

@@ -45,7 +45,7 @@ class TrainingInconclusive(Rule):
     severity = "warning"
 
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
-        if not evidence.inconclusive:
+        if not evidence.inconclusive or not evidence.steps:
             return None
         losses = evidence.training.losses
         first, last = losses[0], losses[-1]

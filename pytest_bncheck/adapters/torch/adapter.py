@@ -143,7 +143,13 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
     def _make_passes(self, paths: Mapping[nn.Module, str]) -> Passes:
         return Passes(
-            self.model, self.recipe, self._layers, self._criterion, paths, self._custom_step
+            self.model,
+            self.recipe,
+            self._layers,
+            self._criterion,
+            paths,
+            custom_step=self._custom_step,
+            needs_loss=self.expected_steps > 0 and not self._custom_step,
         )
 
     def _materialise(self) -> None:

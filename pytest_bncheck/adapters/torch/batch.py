@@ -34,13 +34,18 @@ class Call:
     targets: Any
 
 
-def understand(model: nn.Module, batch: Any) -> Call:
+def understand(model: nn.Module, batch: Any, *, targets: bool = True) -> Call:
     """The call that a batch stands for.
 
     A pair is (inputs, targets); inputs that are a tuple, a list or a dict are several arguments,
     but two lists, of samples and of dicts with their targets, stay lists. Of a dict the model
     gets the keys that it has arguments for, targets included if it makes its own loss; what is
     left, or is called "labels" or the like, are the targets.
+
+    Parameters
+    ----------
+    targets
+        Whether there have to be some; else a tensor alone, or in a tuple by itself, is the inputs.
 
     Raises
     ------
@@ -49,6 +54,10 @@ def understand(model: nn.Module, batch: Any) -> Call:
     """
     if isinstance(batch, Mapping):
         return _understand_dict(model, dict(batch))
+    if not targets and isinstance(batch, Tensor):
+        return Call((batch,), {}, None)
+    if not targets and isinstance(batch, (tuple, list)) and len(batch) == 1:
+        return Call(tuple(batch), {}, None)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         known: tuple[str, ...] = ()
         if isinstance(batch, (tuple, list)) and len(batch) > 2:
@@ -56,12 +65,12 @@ def understand(model: nn.Module, batch: Any) -> Call:
         raise hints.no_forward_and_step(
             f"batch: expected (inputs, targets) or a dict, got {kind(batch)}", *known
         )
-    inputs, targets = batch
+    inputs, expected = batch
     if per_sample(batch):
-        return Call((inputs,), {}, targets)
+        return Call((inputs,), {}, expected)
     if isinstance(inputs, Mapping):
-        return Call(*_keywords(model, dict(inputs)), targets)
-    return Call(tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}, targets)
+        return Call(*_keywords(model, dict(inputs)), expected)
+    return Call(tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}, expected)
 
 
 def targets_of(model: nn.Module, batch: Any) -> Any:

@@ -33,7 +33,8 @@ def to_tensors(batch: Any, device: torch.device, dtype: torch.dtype | None) -> A
         if isinstance(leaf, Tensor):
             if leaf.is_meta:
                 raise InputError("batch: a tensor on the meta device holds no numbers")
-            return leaf.to(device)
+            # What inference mode made cannot be trained on.
+            return leaf.clone().to(device) if leaf.is_inference() else leaf.to(device)
         if isinstance(leaf, (np.ndarray, np.generic)):
             array = np.asarray(leaf)
             if array.dtype.kind not in "fiub":

@@ -39,6 +39,8 @@ class Passes:
         The path of each module in the model.
     custom_step
         Whether the training step is the user's code.
+    needs_loss
+        Whether the check itself trains the model, which takes targets and a loss.
 
     Attributes
     ----------
@@ -58,10 +60,12 @@ class Passes:
         criterion: losses.Criterion,
         paths: Mapping[nn.Module, str],
         custom_step: bool,
+        needs_loss: bool,
     ) -> None:
         self._model, self._recipe, self._paths = model, recipe, paths
         self._layers, self._criterion = layers, criterion
-        self._custom_step, self.mixed = custom_step, False
+        self._custom_step, self._needs_loss = custom_step, needs_loss
+        self.mixed = False
         self.modes: dict[nn.Module, bool] = {}
         self.attributes: PlainAttributes | None = None
 
@@ -142,7 +146,7 @@ class Passes:
         __tracebackhide__ = True
         if self._recipe.forward is not None:
             return self._recipe.forward(self._model, batch)
-        call = understand(self._model, batch)
+        call = understand(self._model, batch, targets=self._needs_loss)
         if not lightning.has_forward(self._model):
             raise hints.no_forward(
                 f"{type(self._model).__name__} defines no forward, which is what it predicts"
@@ -183,9 +187,9 @@ class Passes:
         try:
             loss = self._criterion(outputs, targets)
         except InputError:
-            if not self._custom_step:
+            if self._needs_loss:
                 raise
-            return None, None  # only the user's step knows the loss
+            return None, None  # only the user's step knows the loss, or nobody asks for it
         if loss is None or losses.own_loss(outputs) is not None:  # the latter knows no other output
             return None if loss is None else number(loss), None
         return number(loss), number(self._criterion(mean_output(outputs, size), targets))

@@ -12,6 +12,7 @@ import functools
 import random
 import sys
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -58,8 +59,8 @@ class Snapshot:
         waiting = deque((root, "") for root in roots)
         while waiting:
             item, path = waiting.popleft()
-            if id(item) in self._seen:
-                continue
+            if id(item) in self._seen or type(item) in weakref.ProxyTypes:
+                continue  # a proxy passes for what it points to, which is reached otherwise
             if isinstance(item, nn.Module):
                 self.paths[item] = plain_name(path.removeprefix("."))
             self._keep(item)
