@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from pytest_bncheck.evidence import Judgement, Remedies
+from pytest_bncheck.evidence import Judgement, Remedies, Training
 from pytest_bncheck.maths import running
 from pytest_bncheck.types import Prediction, Statistics
 
@@ -219,7 +219,7 @@ def sufficient_rate(
         `enough` is None where no rate suffices. The gaps hold that of `enough` in any case.
     """
     training, batch = judgement.training, judgement.passes.noisy_batch
-    calls, more = training.calls_per_step, max((steps - training.steps) // 3, training.steps == 0)
+    calls, more = training.calls_per_step, _counted(training, steps)
     gaps: dict[float, float | None] = {}
 
     def replayed(rate: float) -> Statistics:
@@ -252,6 +252,17 @@ def sufficient_rate(
     if steps == training.made and chosen not in gaps:  # the report shows it
         verdict(replayed(chosen), chosen)
     return Rate(chosen, gaps)
+
+
+def _counted(training: Training, steps: int) -> int:
+    """How many steps count whose batch statistics are not logged, of `steps` in all.
+
+    They are taken for those of the weights as they are. Of a training before the check only the
+    later half had weights that were nearly these.
+    """
+    if training.past is not None:
+        return max(steps // 2, 1)
+    return (steps - training.steps) // 3
 
 
 def _gap_after(judgement: Judgement, predict: Predict, steps: int) -> float | None:
