@@ -56,7 +56,7 @@ class Settings:
         Designs that are declared on purpose, for example ``"frozen-batchnorm"``.
     restore
         Whether the model gets its own weights back after the check.
-    sources
+    origins
         For each option set by the user, the place: ``"call"``, ``"marker"``, ``"--bncheck-seed"``.
     """
 
@@ -71,12 +71,12 @@ class Settings:
     strict: bool = False
     intended: tuple[str, ...] = ()
     restore: bool = True
-    sources: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def origin(self, name: str) -> str:
         """Where an option came from, as messages say it: ``default``, ``from marker``."""
-        source = self.sources.get(name, "default")
-        return source if source == "default" else f"from {source}"
+        origin = self.origins.get(name, "default")
+        return origin if origin == "default" else f"from {origin}"
 
 
 @dataclass(frozen=True)
