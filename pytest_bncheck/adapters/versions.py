@@ -1,14 +1,9 @@
-"""Versions of frameworks that lack what an adapter needs, refused in one line.
-
-Adapters use some private names of their frameworks, all of them in files called ``internals``. A
-name that is gone in a newer version is found when a check starts, not in the middle of it.
-"""
+"""Names that a framework does not promise to keep, and the error where a version lacks some."""
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Iterable
-from importlib import metadata
+from pkgutil import resolve_name
 from typing import Any
 
 from pytest_bncheck import __version__
@@ -16,26 +11,31 @@ from pytest_bncheck.types import InputError
 
 
 def find(path: str) -> Any:
-    """What a dotted path leads to, ``package.module.Class.attribute``, or None if it is gone."""
+    """The module, class or function with this dotted path, or None."""
     try:
-        return pkgutil.resolve_name(path)
+        return resolve_name(path)
     except (ImportError, AttributeError):
         return None
 
 
-def require(paths: Iterable[str], distribution: str) -> None:
-    """Raise an InputError if one of these paths is gone from a distribution; see `find`."""
-    refuse([path for path in paths if find(path) is None], distribution)
+def require(framework: str, version: str, missing: Iterable[str]) -> None:
+    """Refuse a version of a framework in which names are missing.
 
+    Parameters
+    ----------
+    framework, version
+        As the user knows them: ``Keras``, ``3.15.1``.
+    missing
+        The names that it lacks, with dots.
 
-def refuse(missing: list[str], distribution: str) -> None:
-    """Raise an InputError for a distribution that lacks these names, if there are any."""
-    if missing:
-        try:
-            version = metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            version = "of an unknown version"
+    Raises
+    ------
+    InputError
+        If there are any.
+    """
+    names = ", ".join(missing)
+    if names:
         raise InputError(
-            f"{distribution} {version} is not supported by pytest-bncheck {__version__}; "
-            f"it lacks {', '.join(missing)}."
+            f"{framework} {version} is not supported by pytest-bncheck {__version__}; "
+            f"it lacks {names}."
         )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_bncheck.adapters.versions import find, refuse
+from pytest_bncheck.adapters.versions import find, require
 
 # modules ------------------------------------------------------------------------------------------
 
@@ -26,7 +26,7 @@ def require_internals() -> None:
     """Raise an InputError if this version of PyTorch lacks a name that every check needs."""
     module = vars(nn.Module())
     missing = [name for name in _REGISTRIES if name not in module]
-    refuse([f"torch.nn.Module.{name}" for name in missing], "torch")
+    require("torch", torch.__version__, (f"torch.nn.Module.{name}" for name in missing))
 
 
 def registries(module: nn.Module) -> list[dict[str, Any]]:
@@ -145,8 +145,13 @@ def last_operation(output: Tensor) -> str:
 # Lightning ----------------------------------------------------------------------------------------
 
 
-def attach_fabric(module: Any, fabric: Any, distribution: str) -> None:
+def attach_fabric(module: Any, fabric: Any, version: str) -> None:
     """Give a LightningModule something in its Trainer's place.
+
+    Parameters
+    ----------
+    version
+        Lightning's, for the error.
 
     Raises
     ------
@@ -154,7 +159,7 @@ def attach_fabric(module: Any, fabric: Any, distribution: str) -> None:
         If this version of Lightning has no place for it.
     """
     missing = [name for name in ("_fabric", "_fabric_optimizers") if not hasattr(module, name)]
-    refuse([f"LightningModule.{name}" for name in missing], distribution)
+    require("Lightning", version, (f"LightningModule.{name}" for name in missing))
     module._fabric, module._fabric_optimizers = fabric, []
 
 
