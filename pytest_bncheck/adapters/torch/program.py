@@ -124,10 +124,12 @@ class TorchProgramAdapter(Adapter, Sampling):
 
     def _pass(self, batch: Any, size: int | None) -> Prediction:
         __tracebackhide__ = True
-        buffers = [(name, b, b.detach().clone()) for name, b in self._model.named_buffers()]
+        before = {name: b.detach().clone() for name, b in self._model.named_buffers()}
         random = fingerprint()
         with torch.no_grad():
             outputs = self._call(batch)
+        # Read again by name: a program can put another tensor in a buffer's place.
+        buffers = [(name, now, before[name]) for name, now in self._model.named_buffers()]
         return Prediction(
             outputs=float_outputs(outputs, size),
             structure=describe(outputs),
