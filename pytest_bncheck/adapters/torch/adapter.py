@@ -116,7 +116,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._custom_step = steps.is_custom(model, recipe)
         self._log: list[Raw] = []
         self._read_log: list[Statistics] = []
-        self._inferred: dict[nn.Module, None] = {}
+        self._ran_in_inference: dict[nn.Module, None] = {}
         """Modules that ran only in inference mode in some training step."""
         self._trained_on: dict[int, Pass] = {}
         """Passes on the training path that equal those in training mode, by mini-batch."""
@@ -200,7 +200,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         before = fingerprint() if first else {}
         with torch.enable_grad(), ran.open(), self._layers.calls.during_step():
             loss = self._step(self._batches[index])
-        self._inferred.update({m: None for m in ran.inference if m not in ran.training})
+        self._ran_in_inference.update({m: None for m in ran.inference if m not in ran.training})
         if first:
             self.stochastic = before != fingerprint()
             self._log = self._layers.order_by_call(self._log)
@@ -239,14 +239,14 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         paths, modes = self._snapshot.paths, self._passes.modes
         return [
             paths[module]
-            for module in self._inferred
+            for module in self._ran_in_inference
             if modes.get(module, False) and module in paths and depends_on_mode(module)
         ]
 
     @property
     def asleep(self) -> list[str]:
         modules = asleep(self.model, self._passes.modes) if self._passes.mixed else []
-        ran = (m for m in modules if m in self._inferred and depends_on_mode(m))
+        ran = (m for m in modules if m in self._ran_in_inference and depends_on_mode(m))
         return [self._snapshot.paths[module] for module in ran]
 
     @property
@@ -357,10 +357,8 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         with self._layers.emptied(active):
             self._layers.calls.reset()
             prediction = run()
-            filled, calls = (
-                self._replicas.broadcast(self._layers.raw()),
-                self._layers.calls.counted(),
-            )
+            filled = self._replicas.broadcast(self._layers.raw())
+            calls = self._layers.calls.counted()
         return Pass(prediction, self._layers.batch_statistics(filled, active, calls), calls)
 
     def _active(self) -> dict[str, Any]:
