@@ -17,6 +17,7 @@ import numpy as np
 
 from pytest_bncheck.adapters.base import Adapter, Mode, Pass, Sampling, Sloping, Streaming, Watching
 from pytest_bncheck.adapters.devices import pick, rounding
+from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import own_backend, split, wide_type
 from pytest_bncheck.adapters.keras.calls import Order, batch_statistics_of, calls_of, streams_of
 from pytest_bncheck.adapters.keras.data import (
@@ -64,6 +65,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
     def __init__(
         self, model: Any, batches: Sequence[Any], recipe: Recipe, device: str | None
     ) -> None:
+        internals.require(model)
         self._own = own_backend()
         self.backend = self._own.name
         self._model = model
@@ -122,7 +124,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         __tracebackhide__ = True
         try:
             self._cleanup.enter_context(self._own.nothing_traced())
-            if not all(layer.built for layer in self._model._flatten_layers()):
+            if not all(layer.built for layer in internals.flat_layers(self._model)):
                 self._look_at_order()
             functions = vars(self._recipe).values()
             self._snapshot = Snapshot(self._model, self._own, functions)

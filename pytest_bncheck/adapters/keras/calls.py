@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
+from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend
 from pytest_bncheck.adapters.keras.layers import is_library, is_stock, statistics_of
 from pytest_bncheck.adapters.keras.state import put_back, seed_variables
@@ -228,7 +229,7 @@ def _collected(layer: KerasLayer, record: Record, backend: Backend) -> Iterator[
     statistics in training mode, so theirs stay for the call.
     """
     momentum = layer.momentum
-    with put_back(layer._non_trainable_variables, backend):
+    with put_back(internals.non_trainable_variables(layer), backend):
         if is_stock(layer):
             for variable in statistics_of(layer):
                 variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
@@ -246,10 +247,13 @@ def muted(model: Any, kept: Sequence[KerasLayer]) -> list[Replacement]:
     excepted = {id(layer) for layer in kept}
     return [
         (layer, _in_inference(layer.call))
-        for layer in model._flatten_layers()
-        if layer._call_has_training_arg
+        for layer in internals.flat_layers(model)
+        if internals.takes_mode(layer)
         and not isinstance(layer, keras.Model)
-        and all(is_library(k) and id(k) not in excepted for k in layer._flatten_layers())
+        and all(
+            is_library(inner) and id(inner) not in excepted
+            for inner in internals.flat_layers(layer)
+        )
     ]
 
 
@@ -281,7 +285,7 @@ def _undrawn(layer: KerasLayer, backend: Backend) -> Callable[..., Any]:
             return original(*args, **kwargs)
         random = RandomState.capture()
         try:
-            with put_back(seed_variables(layer._flatten_layers(), backend), backend):
+            with put_back(seed_variables(internals.flat_layers(layer), backend), backend):
                 return original(*args, **kwargs)
         finally:
             random.restore()
@@ -349,7 +353,7 @@ class Order:
 
     def watch(self) -> contextlib.AbstractContextManager[None]:
         """Look at all calls for a while."""
-        layers = self._model._flatten_layers(include_self=False)
+        layers = internals.flat_layers(self._model, include_self=False)
         return replaced_calls([(layer, self._noted(layer)) for layer in layers])
 
     def _noted(self, layer: KerasLayer) -> Callable[..., Any]:
@@ -360,7 +364,7 @@ class Order:
             __tracebackhide__ = True
             if not traced(args, self._backend):
                 self.places.setdefault(id(layer), len(self.places))
-                if not layer._layers and type(layer).__name__ not in _RESHAPING:
+                if not internals.inner_layers(layer) and type(layer).__name__ not in _RESHAPING:
                     self.last = layer
             return original(*args, **kwargs)
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Variable
 from pytest_bncheck.adapters.keras.layers import Inventory
 from pytest_bncheck.adapters.keras.state import Attributes, fingerprint
 from pytest_bncheck.adapters.random_state import RandomState
 
 Function: TypeAlias = Callable[[Any], Any]
-
-_NOTES = {
-    "_called", "_parent_path", "_losses", "_loss_ids", "_dropout_mask", "_recurrent_dropout_mask",
-}  # fmt: skip
-"""Attributes in which Keras itself takes notes during a call."""
 
 
 def compiled(
@@ -37,7 +33,7 @@ def compiled(
     random, before = RandomState.capture(), fingerprint(())
     try:
         run = backend.compiled(function, variables, inputs, once=once)
-        changed = set[str]().union(*(attributes.changed() for attributes in kept)) - _NOTES
+        changed = set[str]().union(*(attributes.changed() for attributes in kept)) - internals.NOTES
         return run if not changed and before == fingerprint(()) else None
     except Exception:  # what is wrong, if anything is, shows when it is run
         return None

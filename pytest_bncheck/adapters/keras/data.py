@@ -11,6 +11,7 @@ import numpy as np
 
 from pytest_bncheck.adapters.batches import remix
 from pytest_bncheck.adapters.hints import kind
+from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import tensor_like, to_numpy
 from pytest_bncheck.adapters.keras.hints import hints
 from pytest_bncheck.types import InputError, Recipe
@@ -135,7 +136,7 @@ def remixed(batches: Sequence[Batch]) -> list[Batch]:
 
 def _ignores(model: Any, key: str) -> bool:
     """Whether a functional model has no input of this name."""
-    expected = getattr(model, "_inputs_struct", None)
+    expected = internals.input_structure(model)
     names = {getattr(tensor, "name", None) for tensor in keras.tree.flatten(expected)}
     return expected is not None and key not in names | set(
         expected if isinstance(expected, dict) else ()
@@ -147,7 +148,7 @@ def _refuse_inputs(model: Any, inputs: Any) -> None:
     leaves = keras.tree.flatten(inputs)
     if not any(map(keras.ops.is_tensor, leaves)):
         raise hints.no_forward(f"batch: there is no array in its inputs, {kind(inputs)}")
-    struct = getattr(model, "_inputs_struct", None)
+    struct = internals.input_structure(model)
     if struct is None:
         return
     names = [str(tensor.name) for tensor in keras.tree.flatten(struct)]
@@ -224,7 +225,7 @@ def make_optimizer(chosen: Any, model: Any) -> Any:
 def _clone(optimizer: Any) -> Any:
     """A fresh optimizer with the same settings; a schedule is shared, since it has no state."""
     config = optimizer.get_config()
-    rate = getattr(optimizer, "_learning_rate", None)
+    rate = internals.learning_rate(optimizer)
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         config["learning_rate"] = rate
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import keras
 
+from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend
 from pytest_bncheck.adapters.keras.state import host_arrays, seed_variables, untracked_variables
 from pytest_bncheck.types import Dialect, Layer
@@ -128,7 +129,7 @@ def paths(model: Any) -> list[tuple[KerasLayer, str]]:
     taken: set[str] = set()
 
     def walk(parent: Any, prefix: str) -> None:
-        for layer in parent._layers:
+        for layer in internals.inner_layers(parent):
             if id(layer) in found:
                 continue
             path, again = prefix + layer.name, 2
@@ -196,7 +197,7 @@ def affine_of(layer: KerasLayer) -> tuple[Any, Any]:
 def in_time(parts: Inventory) -> set[str]:
     """Names of the layers that are called once for every step of a sequence: still one stream."""
     wrappers = [w for w, _ in parts.named if isinstance(w, keras.layers.TimeDistributed)]
-    inside = {id(layer) for wrapper in wrappers for layer in wrapper._flatten_layers()}
+    inside = {id(layer) for wrapper in wrappers for layer in internals.flat_layers(wrapper)}
     pairs = zip(parts.layers, parts.names, strict=True)
     return {name for layer, name in pairs if id(layer) in inside}
 
@@ -226,12 +227,13 @@ def _kernels(layers: Sequence[KerasLayer]) -> list[Variable]:
 def _only_normalises(layer: KerasLayer) -> bool:
     """Whether the layer itself does not mind the mode, but to pass it on or to normalise."""
     passes_on = isinstance(layer, (keras.Model, keras.layers.Dense, keras.layers.EinsumDense))
-    return is_stock(layer) or passes_on or not layer._call_has_training_arg
+    return is_stock(layer) or passes_on or not internals.takes_mode(layer)
 
 
 def _is_recurrent(layer: KerasLayer) -> bool:
     """Whether it is a recurrent layer that is all Keras' own."""
-    return isinstance(layer, keras.layers.RNN) and all(map(is_library, layer._flatten_layers()))
+    inner = internals.flat_layers(layer)
+    return isinstance(layer, keras.layers.RNN) and all(map(is_library, inner))
 
 
 def is_dropout(layer: KerasLayer) -> bool:
@@ -249,7 +251,7 @@ def _buffers(named: Collection[tuple[KerasLayer, str]], backend: Backend) -> dic
     found: dict[int, tuple[str, Variable]] = {}
     for layer, path in named:
         prefix = path and path + "."
-        for variable in layer._non_trainable_variables:
+        for variable in internals.non_trainable_variables(layer):
             found.setdefault(id(variable), (prefix + variable.name, variable))
         for name, value in vars(layer).items():
             for variable in backend.own_variables(value):
@@ -267,9 +269,13 @@ def _frozen_until(
     """Ids of the layers that have weights, none of which is trained, like all that ran before."""
     trained = {id(v) for v in model.trainable_weights}
     frozen: set[int] = set()
-    ran = [layer for layer, path in named if path and id(layer) in places and not layer._layers]
+    ran = [
+        layer
+        for layer, path in named
+        if path and id(layer) in places and not internals.inner_layers(layer)
+    ]
     for layer in sorted(ran, key=lambda layer: places[id(layer)]):
-        own = layer._trainable_variables
+        own = internals.trainable_variables(layer)
         if any(id(v) in trained for v in own):
             break
         if own:

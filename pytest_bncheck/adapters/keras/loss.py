@@ -8,12 +8,13 @@ from typing import Any, Literal, TypeAlias
 
 import keras
 import numpy as np
-from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from pytest_bncheck.adapters.hints import kind
+from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, tensor_like, to_numpy
 from pytest_bncheck.adapters.keras.data import Batch
 from pytest_bncheck.adapters.keras.hints import hints
+from pytest_bncheck.adapters.keras.internals import get_keras_mask, set_keras_mask
 from pytest_bncheck.types import InputError, Recipe
 
 Tensor: TypeAlias = Any
@@ -131,8 +132,13 @@ class Objective:
         """Loss on the data, and the same with penalties and added losses: what is trained on."""
         if self._user_loss is None and self._overrides_compute_loss():
             total = scalar(
-                self._model._compute_loss(
-                    batch.inputs, batch.targets, outputs, batch.weights, training=True
+                internals.compute_loss(
+                    self._model,
+                    batch.inputs,
+                    batch.targets,
+                    outputs,
+                    batch.weights,
+                    training=True,
                 )
             )
             return total, total
@@ -154,9 +160,11 @@ class Objective:
         if targets is None:
             raise hints.no_loss("the batch holds no targets, so there is no loss")
         if self._overrides_compute_loss():
-            own = self._model._compute_loss
-            return scalar(own(None, targets, outputs, batch.weights, training=False))
-        if getattr(self._model, "_compile_loss", None) is not None:
+            weights = batch.weights
+            return scalar(
+                internals.compute_loss(self._model, None, targets, outputs, weights, training=False)
+            )
+        if internals.compiled_loss(self._model) is not None:
             return self._compiled_loss(outputs, targets, batch.weights)
         return self._inferred_loss(outputs, targets, batch.weights)
 
@@ -204,11 +212,7 @@ class Objective:
 
     def _compiled_loss(self, outputs: Any, targets: Any, weights: Any) -> Tensor:
         if self._compiled is None:
-            # The model's own would count in its metrics.
-            own = self._model._compile_loss
-            self._compiled = type(own)(
-                own._user_loss, own._user_loss_weights, output_names=own.output_names
-            )
+            self._compiled = internals.separate_loss(self._model)
             self._jitted = self._backend.jitted(self._compiled)
         output, target, single = only_leaf(outputs), only_leaf(targets), self._single_compiled()
         if output is not None and target is not None and "sparse" in _name(single):
@@ -263,8 +267,8 @@ class Objective:
             if "crossentropy" in _name(single) and self._user_loss is None:
                 self._probabilities = not getattr(single, "from_logits", False)
             else:
-                # Keras marks what comes out of its softmax and sigmoid.
-                self._probabilities = hasattr(output, "_keras_logits") or _squashes(self.last_layer)
+                squashed = internals.comes_from_logits(output)
+                self._probabilities = squashed or _squashes(self.last_layer)
             columns = output.shape[-1] if len(output.shape) > 1 else 1
             if not self._probabilities and single is None and columns > 1:
                 # Rows that sum to one are no accident; values of one column in [0, 1] can be.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pytest_bncheck.adapters.attributes import PlainAttributes
+from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend
 from pytest_bncheck.adapters.keras.calls import (
     Record,
@@ -87,7 +88,7 @@ class Passes:
         """
         __tracebackhide__ = True
         # The mode is passed only to a model whose call takes it.
-        mode = training if self._model._call_has_training_arg else None
+        mode = training if internals.takes_mode(self._model) else None
         if self._recipe.forward is not None:
             with in_mode(self._model, mode):
                 return self._recipe.forward(self._model, batch.whole)

@@ -9,17 +9,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.backend.common import global_state
-from keras.src.layers.layer import CallContext
 
 from pytest_bncheck.adapters import random_state
 from pytest_bncheck.adapters.containers import container_type, holds, members_of, refill
+from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Tensor, Variable, to_numpy
-
-_NAMES = "object_name_uids"
-_CALL_CONTEXT = "current_call_ctx"
-_DTYPE_POLICY = "dtype_policy"
-_WRAPPERS = "tensorflow.python.trackable.data_structures"
 
 
 def value_of(variable: Variable) -> Tensor:
@@ -103,11 +97,8 @@ class Attributes:
 
 def _holders(value: Any) -> list[Any]:
     """The plain containers that a container consists of, first the one of its elements."""
-    if type(value).__module__ != _WRAPPERS:
-        return [value] if container_type(value) else []
-    # TensorFlow wraps the lists and dicts among a model's attributes, and keeps books on them.
-    inside = getattr(value, "_storage", None), getattr(value, "__wrapped__", None)
-    return [held for held in (*inside, vars(value)) if container_type(held)]
+    tracked = internals.tracked_containers(value)
+    return [held for held in ([value] if tracked is None else tracked) if container_type(held)]
 
 
 class Snapshot:
@@ -129,11 +120,10 @@ class Snapshot:
     """
 
     def __init__(self, model: Any, backend: Backend, functions: Iterable[Any] = ()) -> None:
-        layers = model._flatten_layers()
+        layers = internals.flat_layers(model)
         optimizers = _optimizers(layers, functions)
-        compiled = (getattr(model, name, None) for name in ("_compile_loss", "_compile_metrics"))
-        owners = [*layers, *optimizers, *(owner for owner in compiled if owner is not None)]
-        owners += [o._tracker for o in owners if hasattr(o, "_tracker")]
+        owners = [*layers, *optimizers, *internals.compiled_parts(model)]
+        owners += internals.trackers(owners)
         self._attributes = [Attributes(owner) for owner in owners]
 
         seeds, untracked = seed_variables(layers, backend), untracked_variables(layers, backend)
@@ -145,16 +135,12 @@ class Snapshot:
         self.variables = [variable for variable, _ in (*self._weights, *self._rest)]
         self._trainable = [(v, v.trainable) for v in weights]
         self._keep = backend.keep(layers, weights)
-        self._flags = backend.flags(), _flags()
-        self._names = dict(global_state.get_global_attribute(_NAMES) or {})
-        self._context = global_state.get_global_attribute(_CALL_CONTEXT)
+        self._flags = backend.flags(), internals.remember_globals(), _flags()
 
     def restore(self, *, keep_weights: bool = False) -> None:
         """Put everything back, the model's weights unless they are to be kept."""
         for put_back in self._flags:  # first: what follows computes
             put_back()
-        # An exception inside a model's call can leave the call open.
-        global_state.set_global_attribute(_CALL_CONTEXT, self._context)
         for attributes in self._attributes:
             attributes.restore()
         for variable, value in ([] if keep_weights else self._weights) + self._rest:
@@ -162,23 +148,17 @@ class Snapshot:
         for variable, trainable in self._trainable:
             variable.trainable = trainable
         self._keep()
-        names = global_state.get_global_attribute(_NAMES)
-        if names is not None:
-            names.clear()
-            names.update(self._names)
 
 
 def _flags() -> Callable[[], None]:
     """Keras' settings of the whole process; the way back."""
     floatx, epsilon = keras.config.floatx(), keras.config.epsilon()
     data_format = keras.config.image_data_format()
-    policy = global_state.get_global_attribute(_DTYPE_POLICY)
 
     def back() -> None:
         keras.config.set_floatx(floatx)
         keras.config.set_epsilon(epsilon)
         keras.config.set_image_data_format(data_format)
-        global_state.set_global_attribute(_DTYPE_POLICY, policy)
 
     return back
 
@@ -203,7 +183,7 @@ def seed_variables(layers: Iterable[Any], backend: Backend) -> list[Variable]:
     """States of the random generators that layers own."""
     found: dict[int, Variable] = {}
     for layer in layers:
-        own = [generator.state for generator in layer._seed_generators]
+        own = [generator.state for generator in internals.seed_generators(layer)]
         own += [v for value in vars(layer).values() for v in backend.own_seeds(value)]
         found.update((id(v), v) for v in own)
     return list(found.values())
@@ -238,12 +218,6 @@ def in_mode(model: Any, training: bool | None) -> Iterator[None]:
     if training is None:
         yield
         return
-    before = global_state.get_global_attribute(_CALL_CONTEXT)
-    context = CallContext(entry_layer=None)
-    context.training = training
-    global_state.set_global_attribute(_CALL_CONTEXT, context)
-    model._clear_losses()  # only the outermost call does, and that is ours now
-    try:
+    with internals.inside_call(training):
+        internals.clear_losses(model)  # only the outermost call does, and that is ours now
         yield
-    finally:
-        global_state.set_global_attribute(_CALL_CONTEXT, before)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import keras
 
+from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend
 from pytest_bncheck.adapters.keras.calls import mode_of, replaced_calls, traced, without_idle_draws
 from pytest_bncheck.adapters.keras.layers import Inventory, has_statistics, is_library
@@ -21,7 +22,6 @@ from pytest_bncheck.types import Trace
 KerasLayer: TypeAlias = Any
 
 _LIBRARIES = ("keras", "tensorflow", "torch", "jax", "contextlib", "functools", "random")
-_PUBLIC = {"keras.src.random": "keras.random", "tensorflow.python.ops": "tf.random"}
 
 
 class Tracer:
@@ -95,36 +95,22 @@ class Tracer:
         layer, path = self._inside[-1]
         call, source = self._draw or ("random numbers of Python or numpy", _definition(layer))
         self._draw = None
-        own = is_library(layer) and (layer._seed_generators or hasattr(layer, "get_dropout_mask"))
-        self._note("random", _in_training(layer) if own else call, path, source)
+        if is_library(layer) and internals.draws(layer):
+            call = _in_training(layer)
+        self._note("random", call, path, source)
 
     def _note(self, kind: Any, call: str, path: str, source: str) -> None:
         self._found[Trace(kind, call, path, source)] = None
 
     @contextlib.contextmanager
     def _noting_draws(self) -> Iterator[None]:
-        generator: Any = keras.random.SeedGenerator
-        draw, make = generator.next, generator.__init__
-
         def note(call: str = "") -> None:
             # What draws through Keras on its way to the backend was noted by Keras' name.
             if not call or self._draw is None:
                 self._draw = _user_line(call)
 
-        def drawn(seed: Any, *args: Any, **kwargs: Any) -> Any:
-            note()
-            return draw(seed, *args, **kwargs)
-
-        def made(seed: Any, *args: Any, **kwargs: Any) -> None:  # draws its seed from Python
-            note()
-            make(seed, *args, **kwargs)
-
-        generator.next, generator.__init__ = drawn, made
-        try:
-            with self._backend.noting_draws(note):
-                yield
-        finally:
-            generator.next, generator.__init__ = draw, make
+        with internals.noting_draws(note), self._backend.noting_draws(note):
+            yield
 
 
 def _user_line(call: str = "") -> tuple[str, str]:
@@ -136,7 +122,8 @@ def _user_line(call: str = "") -> tuple[str, str]:
         module = str(frame.f_globals.get("__name__", ""))
         if module.split(".")[0] not in _LIBRARIES:
             return call, line_of(frame)
-        public = next((name for start, name in _PUBLIC.items() if module.startswith(start)), None)
+        starts = (start for start in internals.PUBLIC if module.startswith(start))
+        public = internals.PUBLIC.get(next(starts, ""))
         owner = frame.f_locals.get("self")
         if isinstance(owner, keras.layers.Layer) and is_library(owner):
             call = _in_training(owner)

@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 
 import keras
 import numpy as np
-from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
+from pytest_bncheck.adapters.keras.internals import in_symbolic_scope
 from pytest_bncheck.types import InputError
 
 Tensor: TypeAlias = Any
@@ -32,7 +32,7 @@ def own_backend() -> Backend:
     Raises
     ------
     InputError
-        If it is none that trains.
+        If it is none that trains, or a version that is not supported.
     """
     name = keras.backend.backend()
     if name not in _CLASSES:
@@ -40,7 +40,8 @@ def own_backend() -> Backend:
             f"Keras on the {name} backend is not supported; "
             f"set KERAS_BACKEND to one of {', '.join(_CLASSES)}"
         )
-    module = import_module(f"pytest_bncheck.adapters.keras.backends.{name}")
+    import_module(f"{__package__}.{name}_internals").require()
+    module = import_module(f"{__package__}.{name}")
     return getattr(module, _CLASSES[name])()  # type: ignore[no-any-return]
 
 

@@ -11,16 +11,19 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
-from keras.src.backend.common import global_state
-from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
-from keras.src.backend.common.stateless_scope import get_stateless_scope
 
+from pytest_bncheck.adapters.keras.backends import jax_internals as internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Losses, Tensor, Variable, wide_type
+from pytest_bncheck.adapters.keras.internals import (
+    clear_losses,
+    get_keras_mask,
+    get_stateless_scope,
+    global_generator,
+    set_keras_mask,
+    uncast_value,
+)
 
 T = TypeVar("T")
-
-_ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}
-"""Compiles twice as fast what runs half as fast, with the same numbers."""
 
 
 class Jax(Backend):
@@ -37,7 +40,7 @@ class Jax(Backend):
     def device_of(self, variables: Sequence[Variable]) -> str:
         if variables:
             return _name(min(variables[0].value.devices(), key=lambda device: device.id))
-        return _name(jax.config.jax_default_device or jax.local_devices()[0])
+        return _name(internals.default_device() or jax.local_devices()[0])
 
     def on(self, device: str) -> contextlib.AbstractContextManager[Any]:
         return jax.default_device(_devices()[device])  # type: ignore[no-any-return]
@@ -56,32 +59,26 @@ class Jax(Backend):
 
     def copy(self, variable: Variable) -> Tensor:
         value = variable.value
-        if _is_traced(value):
+        if internals.is_traced(value):
             return value
         # Arrays do not change, but a step of the user's can donate them. Their own copy() would
         # compile a program for each shape.
-        return jax.device_put(value, value.sharding if value.committed else None, may_alias=False)
+        sharding = value.sharding if internals.is_committed(value) else None
+        return jax.device_put(value, sharding, may_alias=False)
 
     def change(self, variables: Sequence[Variable]) -> Callable[[], bool]:
         before = list(map(_current, variables))
         return lambda: any(a is not b for a, b in zip(before, map(_current, variables)))  # noqa: B905
 
     def flags(self) -> Callable[[], None]:
-        before = dict(jax.config.values)
-
-        def back() -> None:
-            for name, value in before.items():
-                if jax.config.values[name] != value:
-                    jax.config.update(name, value)
-
-        return back
+        return internals.remember_settings()
 
     def call(self, model: Any, inputs: Any, **mode: bool) -> Any:
         __tracebackhide__ = True
         if not model.built:
             return model(inputs, **mode)
         # Without what __call__ adds: a layer that is not told the mode does not learn it here.
-        model._clear_losses()
+        clear_losses(model)
         return model.call(inputs, **mode)
 
     def gradients(
@@ -96,7 +93,7 @@ class Jax(Backend):
             nonlocal depends
             with _Scope(variables, values) as scope:
                 shown, total = losses()
-            depends = _is_traced(total)
+            depends = internals.is_traced(total)
             updated.extend(scope.updated.values())
             values = [scope.get_current_value(v) for v in updated]
             return total if depends else 0.0, (shown, _masks_of(shown), values)
@@ -109,7 +106,7 @@ class Jax(Backend):
         return shown, found if depends else [None] * len(variables)
 
     def concrete(self, tensor: Tensor) -> Tensor | None:
-        return tensor.to_concrete_value() if _is_traced(tensor) else tensor
+        return internals.concrete(tensor) if internals.is_traced(tensor) else tensor
 
     @contextlib.contextmanager
     def building(self, optimizer: Any) -> Iterator[None]:
@@ -179,7 +176,7 @@ class Jax(Backend):
         def pure(values: list[Tensor], inputs: Any) -> tuple[Any, list[Any], list[Tensor]]:
             with _Scope(variables, values) as scope:
                 result = function(inputs)
-            generator = global_state.get_global_attribute("global_seed_generator")
+            generator = global_generator()
             if generator is not None and id(generator.state) in scope.updated:
                 raise ValueError("a program would draw the same numbers each time")
             updated.extend(v for key, v in scope.updated.items() if key in own)
@@ -191,7 +188,7 @@ class Jax(Backend):
         if failures:
             raise failures.pop()
         on_cpu = jax.default_backend() == "cpu"
-        program = lowered.compile(_ONCE if once and on_cpu else None)
+        program = lowered.compile(internals.QUICK_TO_COMPILE if once and on_cpu else None)
 
         def run(inputs: Any) -> Any:
             result, masks, values = program([v.value for v in variables], inputs)
@@ -261,10 +258,6 @@ def _zeros(shape: Any, dtype: Any = None) -> Tensor:
     return jax.device_put(np.zeros(shape, jnp.dtype(dtype)))
 
 
-def _is_traced(tensor: Tensor) -> bool:
-    return isinstance(tensor, jax.core.Tracer)
-
-
 def _masks_of(result: Any) -> list[Tensor | None]:
     """Keras' masks, which hang on arrays that JAX hands out anew."""
     return [get_keras_mask(leaf) for leaf in keras.tree.flatten(result)]
@@ -286,7 +279,7 @@ def _current(variable: Variable) -> Tensor:
     """The value itself, without a cast."""
     scope = get_stateless_scope()
     value = None if scope is None else scope.get_current_value(variable)
-    return variable._value if value is None else value
+    return uncast_value(variable) if value is None else value
 
 
 def _devices() -> dict[str, Any]:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import context as tf_context
-from tensorflow.python.framework import ops
 
+from pytest_bncheck.adapters.keras.backends import tensorflow_internals as internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Losses, Tensor, Variable
 from pytest_bncheck.adapters.keras.state import contents, value_of
 
@@ -83,7 +82,7 @@ class TensorFlow(Backend):
         try:
             with _eagerly(False):
                 traced = graph.get_concrete_function(inputs)
-            _forget_gradients(traced.graph)
+            internals.forget_gradients(traced.graph)
         finally:
             self._tracing = False
 
@@ -96,31 +95,8 @@ class TensorFlow(Backend):
     def nothing_traced(self) -> contextlib.AbstractContextManager[Any]:
         return _eagerly(True)
 
-    @contextlib.contextmanager
-    def noting_draws(self, note: Callable[[str], None]) -> Iterator[None]:
-        kind = type(tf_context.context())
-        original = kind._internal_operation_seed
-
-        def noted(context: Any) -> Any:
-            note("")
-            return original(context)
-
-        kind._internal_operation_seed = noted
-        try:
-            yield
-        finally:
-            kind._internal_operation_seed = original
-
-
-def _forget_gradients(graph: Any) -> None:
-    """Let go of the custom gradients of a graph; whatever needed them is in the graph by now.
-
-    TensorFlow registers each of them for good, and with it the graph, for each tracing anew.
-    """
-    registered = ops.gradient_registry._registry
-    for operation in graph.get_operations():
-        with contextlib.suppress(ValueError):  # it has the gradient of its kind
-            registered.pop(operation.get_attr("_gradient_op_type").decode(), None)
+    def noting_draws(self, note: Callable[[str], None]) -> contextlib.AbstractContextManager[Any]:
+        return internals.noting_draws(note)
 
 
 @contextlib.contextmanager

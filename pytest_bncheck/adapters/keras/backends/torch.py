@@ -8,9 +8,9 @@ from typing import Any
 
 import keras
 import torch
-from keras.src.backend.torch.core import get_device
 
 from pytest_bncheck.adapters.devices import torch_devices
+from pytest_bncheck.adapters.keras.backends import torch_internals as internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Losses, Tensor, Variable, wide_type
 from pytest_bncheck.adapters.keras.state import contents
 from pytest_bncheck.adapters.torch.draws import Draws, function_name
@@ -30,7 +30,7 @@ class Torch(Backend):
         return torch_devices()
 
     def device_of(self, variables: Sequence[Variable]) -> str:
-        return str(variables[0].value.device if variables else get_device())
+        return str(variables[0].value.device) if variables else internals.default_device()
 
     def move(self, variables: Sequence[Variable], device: str) -> Callable[[], None]:
         return _elsewhere(variables, lambda data: data.to(device))

@@ -1,0 +1,58 @@
+"""What TensorFlow does not promise to keep, for `backends.tensorflow` alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from pytest_bncheck.adapters import versions
+
+PATHS = (
+    "tensorflow.python.eager.context.context",
+    "tensorflow.python.eager.context.Context._internal_operation_seed",
+    "tensorflow.python.framework.ops.gradient_registry._registry",
+)
+
+_context, _, _gradients = map(versions.find, PATHS)
+
+
+def require() -> None:
+    """Refuse a version of TensorFlow that lacks one of the names.
+
+    Raises
+    ------
+    InputError
+        With the names that are missing.
+    """
+    missing = [path for path in PATHS if versions.find(path) is None]
+    versions.require("TensorFlow", tf.__version__, missing)
+
+
+@contextlib.contextmanager
+def noting_draws(note: Callable[[str], None]) -> Iterator[None]:
+    """Call `note` from inside each eager random operation, by a class-wide patch."""
+    kind = type(_context())
+    original = kind._internal_operation_seed
+
+    def noted(context: Any) -> Any:
+        note("")
+        return original(context)
+
+    kind._internal_operation_seed = noted
+    try:
+        yield
+    finally:
+        kind._internal_operation_seed = original
+
+
+def forget_gradients(graph: Any) -> None:
+    """Let go of the custom gradients of a graph, which holds all that needed them.
+
+    TensorFlow registers each of them for good, and with it the graph, at every tracing.
+    """
+    for operation in graph.get_operations():
+        with contextlib.suppress(ValueError):  # it has the gradient of its type of operation
+            _gradients.pop(operation.get_attr("_gradient_op_type").decode(), None)
