@@ -213,7 +213,7 @@ def test_shared_layer_gives_what_its_calls_lead_to():
     lab = adapter(model)
     _, batch, calls = with_batch_statistics(lab)
     assert calls.training == (2,)
-    with lab._own.nothing_traced():
+    with lab._subject.backend.nothing_traced():
         for _ in range(60):
             model(images()[0], training=True)
     np.testing.assert_allclose(lab.read().mean[0], batch.mean[0], atol=1e-4)
@@ -375,7 +375,7 @@ def test_optimizers():
         return keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5))
 
     lab = adapter(functional(), steps=1, optimizer=make)
-    assert len(made[0]) == len(lab._model.trainable_variables)
+    assert len(made[0]) == len(lab._subject.model.trainable_variables)
     lab.restore()
     own = keras.optimizers.SGD(0.1)
     adapter(functional(), steps=1, optimizer=own).restore()

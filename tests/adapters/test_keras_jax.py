@@ -18,7 +18,7 @@ from passes import with_batch_statistics  # noqa: E402
 
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
 from pytest_bncheck.adapters.keras.backends.jax import Jax  # noqa: E402
-from pytest_bncheck.adapters.keras.step import Steps  # noqa: E402
+from pytest_bncheck.adapters.keras.compilation import CompiledSteps  # noqa: E402
 from pytest_bncheck.types import InputError, Recipe  # noqa: E402
 
 X = np.random.default_rng(0).normal(2.0, 3.0, (16, 4)).astype("float32")
@@ -116,9 +116,9 @@ def test_one_more_step_is_the_pass_with_batch_statistics(monkeypatch):
     variables = [*model.variables, *model.optimizer.variables]
     before = [np.array(v) for v in variables]
     by_step, statistics, calls = with_batch_statistics(lab)
-    assert lab._steps.once_more(lab._batches[0]) is not None
+    assert lab._training.programs.pass_from_step(lab._batches[0]) is not None
     assert all((np.array(v) == b).all() for v, b in zip(variables, before, strict=True))
-    monkeypatch.setattr(Steps, "once_more", lambda self, batch: None)
+    monkeypatch.setattr(CompiledSteps, "pass_from_step", lambda self, batch: None)
     by_pass, expected, calls_in_pass = with_batch_statistics(lab)
     np.testing.assert_allclose(by_step.outputs["output"], by_pass.outputs["output"], atol=1e-6)
     assert by_step.loss == pytest.approx(by_pass.loss, rel=1e-6)
@@ -137,7 +137,7 @@ def test_no_step_stands_for_a_pass_where_it_stores_nothing():
     lab = prepared(model, steps=1)
     lab.train_step(0)
     assert lab.execution == "jit"
-    assert lab._steps.once_more(lab._batches[0]) is None
+    assert lab._training.programs.pass_from_step(lab._batches[0]) is None
     statistics = with_batch_statistics(lab)[1]
     np.testing.assert_allclose(statistics.mean[0], X.mean(axis=0), rtol=1e-4)
 

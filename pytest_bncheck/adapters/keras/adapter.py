@@ -13,30 +13,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
-import numpy as np
 
 from pytest_bncheck.adapters.base import Adapter, Mode, Pass, Sampling, Sloping, Streaming, Watching
 from pytest_bncheck.adapters.devices import pick, rounding
 from pytest_bncheck.adapters.keras import internals
-from pytest_bncheck.adapters.keras.backends.base import own_backend, split, wide_type
-from pytest_bncheck.adapters.keras.calls import Order, batch_statistics_of, calls_of, streams_of
+from pytest_bncheck.adapters.keras.backends.base import own_backend
+from pytest_bncheck.adapters.keras.calls import Order, replaced_calls, without_idle_draws
 from pytest_bncheck.adapters.keras.data import (
     Batch,
     batched,
-    check_optimizer,
     floating,
-    has_own_step,
+    has_custom_step,
     remixed,
     structure,
 )
-from pytest_bncheck.adapters.keras.layers import DIALECT, Inventory, in_time, statistics_of
+from pytest_bncheck.adapters.keras.layers import DIALECT, Layers
 from pytest_bncheck.adapters.keras.loss import Objective
-from pytest_bncheck.adapters.keras.passes import Pass as Ran
 from pytest_bncheck.adapters.keras.passes import Passes
+from pytest_bncheck.adapters.keras.records import (
+    Outcome,
+    batch_statistics_of,
+    calls_of,
+    streams_of,
+)
 from pytest_bncheck.adapters.keras.slopes import Slopes
-from pytest_bncheck.adapters.keras.state import Snapshot, put_back, value_of
-from pytest_bncheck.adapters.keras.step import Steps
+from pytest_bncheck.adapters.keras.state import Snapshot, put_back
+from pytest_bncheck.adapters.keras.step import check_optimizer
+from pytest_bncheck.adapters.keras.subject import Subject
 from pytest_bncheck.adapters.keras.tracing import Tracer
+from pytest_bncheck.adapters.keras.training import Training
 from pytest_bncheck.adapters.random_state import RandomState
 from pytest_bncheck.types import (
     Calls,
@@ -53,7 +58,6 @@ if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
 
 Tensor: TypeAlias = Any
-Variable: TypeAlias = Any
 
 
 class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
@@ -66,24 +70,24 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         self, model: Any, batches: Sequence[Any], recipe: Recipe, device: str | None
     ) -> None:
         internals.require(model)
-        self._own = own_backend()
-        self.backend = self._own.name
-        self._model = model
-        self._recipe = recipe
-        home = self._own.device_of(model.variables)
-        self.device = home if device is None else pick(device, self._own.devices())
+        backend = own_backend()
+        self.backend = backend.name
+        self._subject = Subject(model, recipe, backend)
+        home = backend.device_of(model.variables)
+        self.device = home if device is None else pick(device, backend.devices())
         self._device = None if self.device == home else self.device
         with self._on_device():
             self._batches = [Batch(batch, recipe, model) for batch in batches]
         self.batch_size = self._batches[0].size
         self.noise = rounding(model.compute_dtype, self.device)
-        self._optimizer = check_optimizer(recipe.optimizer)
-        self._objective = Objective(model, recipe, self._own)
+        check_optimizer(recipe.optimizer)
+        self._objective = Objective(model, recipe, backend)
         self._snapshot: Snapshot | None = None
         self._cleanup = contextlib.ExitStack()
         self._described: list[Layer] | None = None
         self._order: Order | None = None
-        self._find_layers()
+        self._known: dict[tuple[int, Mode], Pass] = {}
+        self._look_for_layers()
 
     @classmethod
     def accepts(cls, model: object) -> bool:
@@ -91,47 +95,39 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         return isinstance(model, keras.Model)
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self._device is None else self._own.on(self._device)
+        device, backend = self._device, self._subject.backend
+        return contextlib.nullcontext() if device is None else backend.on(device)
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[None]:
-        with self._on_device(), self._own.without_gradients():
+        with self._on_device(), self._subject.backend.without_gradients():
             yield
 
-    def _find_layers(self) -> None:
-        """Look for layers with running statistics: they have them once they are built."""
-        places = {} if self._order is None else self._order.places
-        self._parts = Inventory(self._model, places, self._own)
-        self._passes = Passes(self._model, self._recipe, self._parts, self._own, self._trains)
-        self._slopes = Slopes(self._model, self._parts, self._own)
-        self._steps = Steps(
-            self._model,
-            self._recipe,
-            self._optimizer,
-            self._parts,
-            self._objective,
-            self._own,
-            lambda batch: self._passes.forward(batch, training=True),
-            self._packed,
-        )
-        self._read_log: list[Statistics] = []
-        self._path: dict[int, Prediction | None] = {}
-        self._trained_on: dict[int, Statistics] = {}
+    def _look_for_layers(self) -> None:
+        """Look for layers: unbuilt ones have no running statistics yet."""
+        subject, places = self._subject, {} if self._order is None else self._order.places
+        self._layers = Layers(subject.model, subject.backend, places)
+        self._passes = Passes(subject, self._layers)
+        self._slopes = Slopes(subject, self._layers)
+        self._training = Training(subject, self._layers, self._objective)
+        self._known.clear()
 
     # before -----------------------------------------------------------------------------------
 
     def save(self) -> None:
         __tracebackhide__ = True
+        subject = self._subject
         try:
-            self._cleanup.enter_context(self._own.nothing_traced())
-            if not all(layer.built for layer in internals.flat_layers(self._model)):
-                self._look_at_order()
-            functions = vars(self._recipe).values()
-            self._snapshot = Snapshot(self._model, self._own, functions)
+            self._cleanup.enter_context(subject.backend.nothing_traced())
+            if not all(layer.built for layer in internals.flat_layers(subject.model)):
+                self._watch_order()
+            functions = vars(subject.recipe).values()
+            self._snapshot = Snapshot(subject.model, subject.backend, functions)
             if self._device is not None:
-                self._cleanup.callback(self._own.move(self._snapshot.variables, self._device))
-            if self._recipe.train_step is None and not has_own_step(self._model):
-                self._cleanup.callback(self._own.lay_out(self._parts.kernels))
+                back = subject.backend.move(self._snapshot.variables, self._device)
+                self._cleanup.callback(back)
+            if subject.recipe.train_step is None and not has_custom_step(subject.model):
+                self._cleanup.callback(subject.backend.lay_out(self._layers.kernels))
         except BaseException:
             self.restore()
             raise
@@ -142,33 +138,37 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
             self._snapshot.restore(keep_weights=keep_weights)
         self._snapshot = None
 
-    def _look_at_order(self) -> None:
-        """One inference pass, which builds what is not built and shows what runs when."""
+    def _watch_order(self) -> None:
+        """One pass in eval mode, which builds what is not built and shows the layers' order."""
         __tracebackhide__ = True
-        self._order = Order(self._model, self._own)
-        with self._order.watch(), self._own.without_gradients():
-            outputs = self._passes.run(self._batches[0], training=False).outputs
-        self._objective.last_layer = self._order.last
-        self._objective.settle(outputs, self._batches[0])
-        self._find_layers()
+        subject, batch = self._subject, self._batches[0]
+        order = Order(subject.model, subject.backend)
+        quiet = without_idle_draws(self._layers.recurrent, subject.backend)
+        with order.watch(), replaced_calls(quiet), subject.backend.without_gradients():
+            outputs = subject.forward(batch, training=False)
+        self._objective.last_layer = order.last
+        self._objective.learn_from(outputs, batch)
+        self._order = order
+        self._look_for_layers()
 
-    def _rehearse(self) -> bool:
-        """The same without any arithmetic, if the backend and the user's code can do without."""
-        if self._recipe.forward is not None:
+    def _rehearse_order(self) -> bool:
+        """The same without arithmetic; False if the backend or the user's code needs values."""
+        subject, batch = self._subject, self._batches[0]
+        if subject.recipe.forward is not None:
             return False
-        order, first = Order(self._model, self._own), self._batches[0]
+        order = Order(subject.model, subject.backend)
 
         def look(inputs: Any) -> None:
-            outputs = self._passes.forward(first.with_inputs(inputs), training=False)
+            outputs = subject.forward(batch.with_inputs(inputs), training=False)
             self._objective.last_layer = order.last
-            if self._own.compilation is not None:
-                self._objective.settle(outputs, first)
+            if subject.backend.compilation is not None:
+                self._objective.learn_from(outputs, batch)
 
         with order.watch():
-            if not self._own.rehearsed(look, first.inputs):
+            if not subject.backend.rehearsed(look, batch.inputs):
                 return False
         self._order = order
-        self._find_layers()
+        self._look_for_layers()
         return True
 
     # training ---------------------------------------------------------------------------------
@@ -178,14 +178,14 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         with self._on_device():
             if self._order is None:
                 # An eval pass before training must not change the training.
-                random, model = RandomState.capture(), Snapshot(self._model, self._own)
-                if not self._rehearse():
-                    self._look_at_order()
-                model.restore()
+                random = RandomState.capture()
+                before = Snapshot(self._subject.model, self._subject.backend)
+                if not self._rehearse_order():
+                    self._watch_order()
+                before.restore()
                 random.restore()
-            self._described = self._parts.describe()
-            self._steps.expected = self.expected_steps // len(self._batches)
-            self._steps.begin()
+            self._described = self._layers.describe()
+            self._training.begin(self.expected_steps // len(self._batches))
 
     def train_step(self, index: int) -> None:
         __tracebackhide__ = True
@@ -193,254 +193,188 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
 
     def step(self, index: int) -> Tensor:
         __tracebackhide__ = True
+        training = self._training
         with self._on_device():
-            self._steps.make(self._batches[index])
-            if len(self._steps.losses) == self.expected_steps and self.execution != "eager":
+            training.make_step(self._batches[index])
+            if len(training.losses) == self.expected_steps and training.execution != "eager":
                 self._passes.prepare(self._batches[0])
-        self.stochastic = self._steps.stochastic
-        return self._steps.losses[-1]
+        self.stochastic = training.stochastic
+        return training.losses[-1]
 
     @property
     def execution(self) -> str:
         """How the training steps ran: ``eager``, ``graph`` (TensorFlow) or ``jit`` (JAX)."""
-        return self._steps.execution
+        return self._training.execution
 
     @property
     def losses(self) -> list[float]:
-        return [float(loss) for loss in self._steps.losses]
+        return [float(loss) for loss in self._training.losses]
 
     @property
     def history(self) -> list[Statistics]:
-        log = self._steps.log
-        self._read_log += [self._unpacked(packed) for packed in log[len(self._read_log) :]]
-        return list(self._read_log)
+        return self._training.history
 
     @property
     def calls(self) -> Calls:
-        return calls_of(self._steps.records)
+        return calls_of(self._training.records)
 
     @property
     def streams(self) -> Mapping[str, Streams]:
-        if not self._steps.losses:
+        if not self._training.losses:
             return {}
-        found = streams_of(self.layers(), self._steps.records, self.history[-2:], self._own)
-        steps = in_time(self._parts)
-        return {name: streams for name, streams in found.items() if name not in steps}
+        records, around = self._training.records, self.history[-2:]
+        streams = streams_of(self.layers(), records, around, self._subject.backend)
+        in_time = self._layers.in_time()
+        return {name: each for name, each in streams.items() if name not in in_time}
 
     # looking ----------------------------------------------------------------------------------
 
     @property
     def idle(self) -> list[str]:
-        # Where the mode got to the model, what a layer was told then is the user's design.
-        reached = bool(self._steps.whole.training)
-        normal = {
+        training = self._training
+        # If the mode reached the model, a mode that a layer was given is the user's design.
+        reached = bool(training.watch.model.training)
+        idle = {
             id(layer)
-            for k, layer in enumerate(self._parts.layers)
-            if self._only_infers(k, told=False if reached else None) and layer.trainable
+            for k, layer in enumerate(self._layers.tracking)
+            if training.only_infers(k, False if reached else None) and layer.trainable
         }
-        if reached:
-            return [path for layer, path in self._parts.named if id(layer) in normal]
-        dropouts = self._steps.dropouts
-        only = normal | (dropouts.inference - dropouts.training)
-        return [path for layer, path in self._parts.named if id(layer) in only]
-
-    def _only_infers(self, k: int, told: bool | None = None) -> bool:
-        """Whether a layer only ran in inference mode; because it was told, or was not."""
-        record = self._steps.records[k]
-        only = record.inference > 0 and not record.training
-        return only and told in (None, not record.untold)
-
-    def _trains(self, k: int) -> bool:
-        """Whether the layer used batch statistics in training, or would have without any step."""
-        return self._parts.layers[k].trainable and (
-            not self._steps.losses or self._steps.records[k].training > 0
-        )
+        if not reached:
+            dropouts = training.watch.dropouts
+            idle |= dropouts.inference - dropouts.training
+        return [path for layer, path in self._layers.named if id(layer) in idle]
 
     def layers(self) -> list[Layer]:
-        described = self._described or self._parts.describe()
-        if not self._steps.whole.training:
+        described = self._described or self._layers.describe()
+        if not self._training.watch.model.training:
             return list(described)
         return [
-            dataclasses.replace(layer, frozen=layer.frozen or self._only_infers(k, told=True))
+            dataclasses.replace(layer, frozen=layer.frozen or self._training.only_infers(k, True))
             for k, layer in enumerate(described)
         ]
 
     def read(self, *, exact: bool = False) -> Statistics:
-        return self._unpacked(self._packed())
+        return self._layers.read()
 
     def write(self, statistics: Statistics, *, exact: bool = False) -> None:
         # Keras stores the biased variance, so both conventions are the same.
-        pairs = zip(statistics.mean, statistics.var, strict=True)
-        values = [value for pair in pairs for value in pair]
-        variables = self._running
-        if not variables:
-            return
-        wide = wide_type(variables)
-        shaped = [
-            np.reshape(value, v.shape).astype(wide)
-            for value, v in zip(values, variables, strict=True)
-        ]
         with self._on_device():
-            for variable, part in zip(variables, self._own.from_host(shaped), strict=True):
-                variable.assign(part)
-
-    @property
-    def _running(self) -> list[Variable]:
-        """Mean and variance of the first layer with running statistics, of the second, ..."""
-        return [v for layer in self._parts.layers for v in statistics_of(layer)]
-
-    def _packed(self) -> Tensor:
-        return self._own.pack(list(map(value_of, self._running))) if self._running else None
-
-    def _unpacked(self, packed: Tensor) -> Statistics:
-        values = [] if packed is None else split(packed, self._running)
-        return Statistics(tuple(values[0::2]), tuple(values[1::2]))
+            self._layers.write(statistics)
 
     # passes -----------------------------------------------------------------------------------
 
     def run(self, index: int, mode: Mode, *, observe: bool = True) -> Pass:
         __tracebackhide__ = True
-        match mode:
-            case Mode.EVAL:
-                return Pass(self._predict(index, observe))
-            case Mode.BATCH_STATISTICS:
-                return self._predict_with_batch_statistics(index)
-            case Mode.TRAINING:
-                return Pass(None, self._batch_statistics_in_training(index))
-            case Mode.TRAINING_PATH:
-                return Pass(self._predict_on_training_path(index))
-
-    def _predict(self, batch: int, observe: bool) -> Prediction:
-        __tracebackhide__ = True
-        # No layer has a mode of its own that it could miss a change of: `in_training` stays empty.
+        known = self._known.pop((index, mode), None)
+        if known is not None:
+            return known
+        batch = self._batches[index]
         with self._looking():
-            found = self._passes.run(self._batches[batch], training=False, observe=observe)
-            return self._prediction(self._batches[batch], found)
+            if mode is Mode.BATCH_STATISTICS:
+                return self._with_batch_statistics(index)
+            outcome = self._passes.run(batch, mode, self._training.trained(), observe=observe)
+            if mode is Mode.TRAINING:
+                return Pass(None, self._batch_statistics(outcome))
+            return Pass(self._prediction(batch, outcome))
+
+    def _with_batch_statistics(self, index: int) -> Pass:
+        __tracebackhide__ = True
+        layers, batch = self._layers, self._batches[index]
+        found = self._pass_from_step(batch) or self._normalised(batch)
+        # Passes that would only repeat this one, or a part of it, need not be made:
+        if layers.all_library and self._subject.recipe.forward is None:
+            # no code of the user's could make a difference,
+            self._known[index, Mode.TRAINING_PATH] = Pass(found.prediction)
+            if layers.only_normalises and self._training.losses:
+                # and training mode is nothing but batch statistics.
+                self._known[index, Mode.TRAINING] = Pass(None, found.statistics)
+        return found
+
+    def _normalised(self, batch: Batch) -> Pass:
+        """A pass in eval mode with batch statistics."""
+        __tracebackhide__ = True
+        trained = self._training.trained()
+        outcome = self._passes.run(batch, Mode.BATCH_STATISTICS, trained)
+        prediction = self._prediction(batch, outcome)
+        return Pass(prediction, self._batch_statistics(outcome), calls_of(outcome.records))
+
+    def _pass_from_step(self, batch: Batch) -> Pass | None:
+        """The same by a program that training compiled, where there is one that gives the same."""
+        programs = self._training.programs
+        found = None if programs is None else programs.pass_from_step(batch)
+        if found is None:
+            return None
+        outcome, statistics = found
+        return Pass(self._prediction(batch, outcome), statistics, calls_of(outcome.records))
 
     def predict_half(self, index: int) -> Prediction | None:
-        whole = self._batches[index]
-        if whole.size is None or whole.size < 2:
+        batch = self._batches[index]
+        if batch.size is None or batch.size < 2:
             return None
-        samples = whole.size // 2
-        with self._looking(), put_back(self._parts.variables, self._own):
+        with self._looking(), self._variables_kept():
             try:
-                if self._passes.compiles:  # the half over again needs no program of its own
-                    found = self._passes.run(whole.first_half_again(), training=False)
-                    found = found.first(samples, whole.size)
-                else:
-                    found = self._passes.run(whole.half(), training=False)
+                outcome = self._passes.run_half(batch)
             except Exception:  # whatever a model made for one size says to another
                 return None
-            return _without_loss(found, samples)
-
-    def trace(self, index: int) -> list[Trace]:
-        tracer = Tracer(self._parts, self._own)
-        with self._looking(), put_back(self._parts.variables, self._own):
-            forward = self._passes.forward
-            return tracer.run(lambda: forward(self._batches[index], training=False))
-
-    def sticky(self, index: int) -> list[str]:
-        attributes = self._passes.attributes
-
-        def outputs() -> Mapping[str, Array]:
-            with put_back([*self._parts.variables, *self._parts.seeds], self._own):
-                return floating(self._passes.forward(self._batches[index], training=True), None)
-
-        with self._looking():
-            return [] if attributes is None else attributes.sticky(outputs, self.noise)
-
-    def _predict_with_batch_statistics(self, batch: int) -> Pass:
-        __tracebackhide__ = True
-        own = self._batches[batch]
-        found = self._from_a_step(own) or self._with_batch_statistics(own)
-        if self._parts.is_all_library and self._recipe.forward is None:
-            self._path[batch] = found.prediction
-            if self._parts.only_normalises and self._steps.losses:
-                self._trained_on[batch] = found.statistics
-        return found
+            return _without_loss(outcome, batch.size // 2)
 
     def predict_remixed(self, batches: int) -> list[Prediction]:
         __tracebackhide__ = True
         with self._looking():
-            dealt = remixed(self._batches[:batches])
-        passes = [self._with_batch_statistics(batch) for batch in dealt]
-        return [found.prediction for found in passes if found.prediction is not None]
+            passes = map(self._normalised, remixed(self._batches[:batches]))
+            return [each.prediction for each in passes if each.prediction is not None]
 
-    def _with_batch_statistics(self, batch: Batch) -> Pass:
-        __tracebackhide__ = True
-        with self._looking():
-            found = self._passes.run(batch, training=False, collect=True, force=True)
-            prediction = self._prediction(batch, found)
-            return Pass(prediction, self._batch_statistics(found), calls_of(found.records))
+    def trace(self, index: int) -> list[Trace]:
+        tracer = Tracer(self._layers, self._subject.backend)
+        with self._looking(), self._variables_kept():
+            forward = self._subject.forward
+            return tracer.run(lambda: forward(self._batches[index], training=False))
 
-    def _from_a_step(self, batch: Batch) -> Pass | None:
-        """The same by the forward pass of one more training step, where that is the same."""
-        with self._looking():
-            found = self._steps.once_more(batch)
-            if found is None:
-                return None
-            outputs, packed, records = found
-            after, now = self._unpacked(packed), self.read()
-            mean, var = list(now.mean), list(now.var)
-            for k, (layer, record) in enumerate(zip(self._parts.layers, records, strict=True)):
-                if record.training:
-                    # From 0, calls with a momentum get this share of the way.
-                    share = 1.0 - float(layer.momentum) ** record.training
-                    mean[k], var[k] = after.mean[k] / share, after.var[k] / share
-            seen = Ran(outputs, records, random=False, mutated=())
-            statistics = Statistics(tuple(mean), tuple(var))
-            return Pass(self._prediction(batch, seen), statistics, calls_of(records))
+    def sticky(self, index: int) -> list[str]:
+        attributes, seeds = self._passes.attributes, self._layers.seeds
 
-    def _batch_statistics_in_training(self, batch: int) -> Statistics:
-        __tracebackhide__ = True
-        if batch in self._trained_on:
-            return self._trained_on.pop(batch)  # training mode is nothing but batch statistics
-        with self._looking():
-            found = self._passes.run(self._batches[batch], training=True, collect=True)
-            return self._batch_statistics(found)
+        def outputs() -> Mapping[str, Array]:
+            with self._variables_kept(), put_back(seeds, self._subject.backend):
+                return floating(self._subject.forward(self._batches[index], training=True), None)
 
-    def _predict_on_training_path(self, batch: int) -> Prediction | None:
-        __tracebackhide__ = True
-        if batch in self._path:
-            return self._path.pop(batch)  # no code of the user's could make a difference
         with self._looking():
-            found = self._passes.run(
-                self._batches[batch], training=True, collect=True, force=True, mute=True
-            )
-            return self._prediction(self._batches[batch], found)
+            return [] if attributes is None else attributes.sticky(outputs, self.noise)
 
     def slopes(self, index: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
         __tracebackhide__ = True
-        own = self._batches[index]
+        batch, compile_it = self._batches[index], self._passes.programs.pays
 
         def forward(inputs: Any) -> dict[str, Tensor]:
-            return batched(self._passes.forward(own.with_inputs(inputs), training=False), own.size)
+            outputs = self._subject.forward(batch.with_inputs(inputs), training=False)
+            return batched(outputs, batch.size)
 
-        with self._on_device(), put_back(self._parts.variables, self._own):
-            return self._slopes.along(
-                direction, forward, own.inputs, compile_it=self._passes.compiles
-            )
+        with self._on_device(), self._variables_kept():
+            return self._slopes.along(direction, forward, batch.inputs, compile_it=compile_it)
 
-    def _prediction(self, batch: Batch, found: Ran) -> Prediction:
-        outputs, judge = found.outputs, self._objective
+    def _variables_kept(self) -> contextlib.AbstractContextManager[None]:
+        return put_back(self._layers.variables, self._subject.backend)
+
+    def _prediction(self, batch: Batch, outcome: Outcome) -> Prediction:
+        outputs, objective = outcome.outputs, self._objective
         loss: float | None = None
         with contextlib.suppress(InputError):
-            loss = float(judge.loss(outputs, batch))
+            loss = float(objective.loss(outputs, batch))
         return dataclasses.replace(
-            _without_loss(found, batch.size),
+            _without_loss(outcome, batch.size),
             loss=loss,
-            accuracy=judge.accuracy(outputs, batch.targets),
-            constant_loss=None if loss is None else judge.constant_loss(outputs, batch),
+            accuracy=objective.accuracy(outputs, batch.targets),
+            constant_loss=None if loss is None else objective.constant_loss(outputs, batch),
         )
 
-    def _batch_statistics(self, found: Ran) -> Statistics:
-        return batch_statistics_of(self._parts.layers, found.records, self.read(), self._own)
+    def _batch_statistics(self, outcome: Outcome) -> Statistics:
+        layers, backend = self._layers, self._subject.backend
+        return batch_statistics_of(layers.tracking, outcome.records, layers.read(), backend)
 
 
-def _without_loss(found: Ran, size: int | None) -> Prediction:
+def _without_loss(outcome: Outcome, size: int | None) -> Prediction:
     return Prediction(
-        outputs=floating(found.outputs, size),
-        structure=structure(found.outputs, size),
-        random=found.random,
-        mutated=found.mutated,
+        outputs=floating(outcome.outputs, size),
+        structure=structure(outcome.outputs, size),
+        random=outcome.random,
+        mutated=outcome.mutated,
     )

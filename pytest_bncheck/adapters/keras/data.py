@@ -1,4 +1,4 @@
-"""What goes into a Keras model and comes out: batches, optimizers, structures of outputs."""
+"""What goes into a Keras model and comes out of it: batches, and structures of outputs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Batch:
                 f"any, or a dict, got {kind(batch)}",
                 *known,
             )
-        if self.targets is None and recipe.train_step is None and not has_own_step(model):
+        if self.targets is None and recipe.train_step is None and not has_custom_step(model):
             raise hints.no_step(
                 f"batch: {kind(batch)} has no targets under any of the keys "
                 f"{', '.join(map(repr, _TARGET_KEYS))}; add them, or"
@@ -114,7 +114,7 @@ def by_sample(change: Callable[[Any], Any], value: Any, size: int | None) -> Any
     return keras.tree.map_structure(changed, value)
 
 
-def has_own_step(model: Any) -> bool:
+def has_custom_step(model: Any) -> bool:
     """Whether the model brings a ``train_step`` of its own."""
     return "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step
 
@@ -191,47 +191,6 @@ def _is_numbers(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return bool(value) and all(map(_is_numbers, value))
     return isinstance(value, (bool, int, float, np.number))
-
-
-def check_optimizer(optimizer: Any, *, made: bool = False) -> Any:
-    """An optimizer or a function that makes one; refuses everything else."""
-    if optimizer is None and not made:
-        return None
-    if isinstance(optimizer, keras.optimizers.Optimizer):
-        return optimizer
-    if callable(optimizer) and not made:
-        return optimizer
-    what = "a function that returned " if made else ""
-    kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-    raise InputError(
-        "optimizer= must be a Keras optimizer, or a function optimizer(params) that returns one, "
-        f"for a Keras model; got {what}{kind}"
-    )
-
-
-def make_optimizer(chosen: Any, model: Any) -> Any:
-    """A fresh optimizer like the chosen, the compiled or the default one."""
-    if chosen is not None and not isinstance(chosen, keras.optimizers.Optimizer):
-        chosen = check_optimizer(chosen(model.trainable_variables), made=True)
-    chosen = chosen or getattr(model, "optimizer", None)
-    if chosen is not None:
-        return _clone(chosen)
-    adam = keras.optimizers.Adam(1e-3)
-    if model.dtype_policy.name == "mixed_float16":  # as compile() does
-        return keras.optimizers.LossScaleOptimizer(adam)
-    return adam
-
-
-def _clone(optimizer: Any) -> Any:
-    """A fresh optimizer with the same settings; a schedule is shared, since it has no state."""
-    config = optimizer.get_config()
-    rate = internals.learning_rate(optimizer)
-    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        config["learning_rate"] = rate
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        config["inner_optimizer"] = _clone(optimizer.inner_optimizer)
-        return type(optimizer)(**config)
-    return type(optimizer).from_config(config)
 
 
 def floating(outputs: Any, size: int | None) -> dict[str, Array]:

@@ -1,18 +1,25 @@
-"""Layers of a Keras model: their paths, what they are, and their description for reports."""
+"""The layers of a Keras model: their paths, their running statistics, and their description."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 
 from pytest_bncheck.adapters.keras import internals
-from pytest_bncheck.adapters.keras.backends.base import Backend
-from pytest_bncheck.adapters.keras.state import host_arrays, seed_variables, untracked_variables
-from pytest_bncheck.types import Dialect, Layer
+from pytest_bncheck.adapters.keras.backends.base import Backend, split, wide_type
+from pytest_bncheck.adapters.keras.state import (
+    host_arrays,
+    seed_variables,
+    untracked_variables,
+    value_of,
+)
+from pytest_bncheck.types import Dialect, Layer, Statistics
 
 KerasLayer: TypeAlias = Any
+Tensor: TypeAlias = Any
 Variable: TypeAlias = Any
 
 _RESOLUTION = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
@@ -49,93 +56,135 @@ DIALECT = Dialect(
 )
 
 
-class Inventory:
-    """The parts of a model.
+class Layers:
+    """The layers of a model as they are built now, and those with running statistics.
 
     Parameters
     ----------
     model
         The user's model.
-    places
-        For each layer that ran, by its id, the place at which it did.
     backend
-        The backend's own part.
+        The backend that Keras runs on.
+    places
+        Position of each layer in the order in which layers run, by its id; empty if unknown.
 
     Attributes
     ----------
     named
-        The model and every layer with their paths.
-    layers, names
-        Layers with running statistics, in the order in which they ran, and their paths.
+        The model and every layer, each with its path.
+    tracking, names
+        Layers with running statistics, in the order in which they run, and their paths.
     dropouts
         Layers that add noise in training.
     recurrent
         Recurrent layers of Keras.
-    is_all_library
-        Whether all that the model does is code of Keras.
+    all_library
+        Whether everything that the model does is code of Keras.
     only_normalises
-        Whether its modes differ in nothing but where batch normalisation takes its statistics from.
+        Whether its modes differ only in where batch normalisation takes its statistics from.
     kernels
-        Kernels of convolutions that nobody but Keras and the optimizer looks at.
+        Kernels of convolutions that only Keras and the optimizer use.
     seeds
         States of the layers' random generators.
     variables, buffers
-        All others, and, by name, those among them that no optimizer moves.
+        All other variables; by name, those of them that no optimizer moves.
     """
 
-    def __init__(self, model: Any, places: dict[int, int], backend: Backend) -> None:
-        self._model = model
-        self._places = places
+    def __init__(self, model: Any, backend: Backend, places: Mapping[int, int]) -> None:
+        self._model, self._backend, self._places = model, backend, places
         self.named = paths(model)
-        found = [(layer, name) for layer, name in self.named if has_statistics(layer)]
-        found.sort(key=lambda pair: places.get(id(pair[0]), len(places)))
-        self.layers = [layer for layer, _ in found]
-        self.names = [name for _, name in found]
+        tracking = [(layer, name) for layer, name in self.named if has_statistics(layer)]
+        tracking.sort(key=lambda pair: places.get(id(pair[0]), len(places)))
+        self.tracking = [layer for layer, _ in tracking]
+        self.names = [name for _, name in tracking]
 
         everything = [layer for layer, _ in self.named]
         self.dropouts = [layer for layer in everything if is_dropout(layer)]
         self.seeds = seed_variables(everything, backend)
         self.recurrent = [layer for layer in everything if _is_recurrent(layer)]
         lambdas = any(isinstance(layer, keras.layers.Lambda) for layer in everything)
-        self.is_all_library = all(map(is_library, everything)) and not lambdas
+        self.all_library = all(map(is_library, everything)) and not lambdas
+        self.only_normalises = self.all_library and all(map(_only_normalises, everything))
+        self.kernels = _kernels(everything) if self.all_library else []
         seeds = {id(v) for v in self.seeds}
-        self.only_normalises = self.is_all_library and all(map(_only_normalises, everything))
-        self.kernels = _kernels(everything) if self.is_all_library else []
         self.variables = [v for v in model.variables if id(v) not in seeds]
         self.variables += untracked_variables(everything, backend)
         self.buffers = _buffers(self.named, backend)
 
     def watched(self, *, statistics: bool) -> dict[str, Variable]:
         """The buffers, with or without running statistics."""
-        own = {id(v) for layer in self.layers for v in statistics_of(layer)}
-        return {name: v for name, v in self.buffers.items() if statistics or id(v) not in own}
+        running = {id(v) for v in self.running}
+        return {n: v for n, v in self.buffers.items() if statistics or id(v) not in running}
 
     def describe(self) -> list[Layer]:
         """What a report says about the layers with running statistics."""
         frozen = _frozen_until(self.named, self._places, self._model)
-        trained = _trained(self.layers)
+        trained = _trained(self.tracking)
         return [
             _describe(layer, name, trained=id(layer) in trained, frozen=id(layer) in frozen)
-            for layer, name in zip(self.layers, self.names, strict=True)
+            for layer, name in zip(self.tracking, self.names, strict=True)
         ]
+
+    def in_time(self) -> set[str]:
+        """Names of the layers that run once for every step of a sequence: still one stream."""
+        wrappers = [w for w, _ in self.named if isinstance(w, keras.layers.TimeDistributed)]
+        inside = {id(layer) for wrapper in wrappers for layer in internals.flat_layers(wrapper)}
+        pairs = zip(self.tracking, self.names, strict=True)
+        return {name for layer, name in pairs if id(layer) in inside}
+
+    # running statistics -----------------------------------------------------------------------
+
+    @property
+    def running(self) -> list[Variable]:
+        """Mean and variance of the first layer with running statistics, of the second, ..."""
+        return [v for layer in self.tracking for v in statistics_of(layer)]
+
+    def packed(self) -> Tensor:
+        """All running statistics in one tensor, on the device; None without any."""
+        running = self.running
+        return self._backend.pack(list(map(value_of, running))) if running else None
+
+    def unpacked(self, packed: Tensor) -> Statistics:
+        """What `packed` laid end to end, on the host."""
+        values = [] if packed is None else split(packed, self.running)
+        return Statistics(tuple(values[0::2]), tuple(values[1::2]))
+
+    def read(self) -> Statistics:
+        """The running statistics now. Keras stores the biased variance."""
+        return self.unpacked(self.packed())
+
+    def write(self, statistics: Statistics) -> None:
+        """Set the running statistics."""
+        running = self.running
+        if not running:
+            return
+        pairs = zip(statistics.mean, statistics.var, strict=True)
+        values = [value for pair in pairs for value in pair]
+        dtype = wide_type(running)
+        shaped = [
+            np.reshape(value, variable.shape).astype(dtype)
+            for value, variable in zip(values, running, strict=True)
+        ]
+        for variable, tensor in zip(running, self._backend.from_host(shaped), strict=True):
+            variable.assign(tensor)
 
 
 def paths(model: Any) -> list[tuple[KerasLayer, str]]:
-    """The model, with an empty path, and every layer with the names of those around it and its own.
+    """The model, with an empty path, and every layer with its path: ``base/conv1_bn``.
 
-    As Keras' summary shows them: ``base/conv1_bn``.
+    A path joins the names of the layers around a layer and its name.
     """
     found: dict[int, tuple[KerasLayer, str]] = {id(model): (model, "")}
-    taken: set[str] = set()
+    used: set[str] = set()
 
     def walk(parent: Any, prefix: str) -> None:
         for layer in internals.inner_layers(parent):
             if id(layer) in found:
                 continue
-            path, again = prefix + layer.name, 2
-            while path in taken:
-                path, again = f"{prefix}{layer.name}#{again}", again + 1
-            taken.add(path)
+            path, number = prefix + layer.name, 2
+            while path in used:
+                path, number = f"{prefix}{layer.name}#{number}", number + 1
+            used.add(path)
             found[id(layer)] = layer, path
             walk(layer, path + "/")
 
@@ -194,16 +243,8 @@ def affine_of(layer: KerasLayer) -> tuple[Any, Any]:
     return getattr(layer, "gamma", None), getattr(layer, "beta", None)
 
 
-def in_time(parts: Inventory) -> set[str]:
-    """Names of the layers that are called once for every step of a sequence: still one stream."""
-    wrappers = [w for w, _ in parts.named if isinstance(w, keras.layers.TimeDistributed)]
-    inside = {id(layer) for wrapper in wrappers for layer in internals.flat_layers(wrapper)}
-    pairs = zip(parts.layers, parts.names, strict=True)
-    return {name for layer, name in pairs if id(layer) in inside}
-
-
 def is_stock(layer: KerasLayer) -> bool:
-    """Whether the layer is Keras' own, with the formula of batch normalization."""
+    """Whether the layer is the batch normalization of Keras, with its formula."""
     return type(layer) is keras.layers.BatchNormalization and not getattr(layer, "renorm", False)
 
 
@@ -213,25 +254,25 @@ def is_library(layer: KerasLayer) -> bool:
 
 
 def _kernels(layers: Sequence[KerasLayer]) -> list[Variable]:
-    """Kernels of the convolutions, one spatial dimension aside."""
-    own = (
+    """Kernels of the convolutions in two and three dimensions."""
+    kernels = (
         layer.kernel
         for layer in layers
         if isinstance(layer, (keras.layers.Conv2D, keras.layers.Conv3D))
         and layer.built
         and layer.data_format == "channels_last"
     )
-    return list({id(v): v for v in own if isinstance(v, keras.Variable)}.values())
+    return list({id(v): v for v in kernels if isinstance(v, keras.Variable)}.values())
 
 
 def _only_normalises(layer: KerasLayer) -> bool:
-    """Whether the layer itself does not mind the mode, but to pass it on or to normalise."""
+    """Whether the layer uses the mode only to pass it on, or to normalise."""
     passes_on = isinstance(layer, (keras.Model, keras.layers.Dense, keras.layers.EinsumDense))
     return is_stock(layer) or passes_on or not internals.takes_mode(layer)
 
 
 def _is_recurrent(layer: KerasLayer) -> bool:
-    """Whether it is a recurrent layer that is all Keras' own."""
+    """Whether this is a recurrent layer with nothing but code of Keras inside."""
     inner = internals.flat_layers(layer)
     return isinstance(layer, keras.layers.RNN) and all(map(is_library, inner))
 
@@ -245,8 +286,7 @@ def is_dropout(layer: KerasLayer) -> bool:
 def _buffers(named: Collection[tuple[KerasLayer, str]], backend: Backend) -> dict[str, Variable]:
     """Variables that no optimizer moves, seeds aside: ``base/bn.moving_mean``.
 
-    A layer that is frozen keeps its weights out of them: Keras lists a variable by what it was
-    made for.
+    The weights of a frozen layer are not among them: Keras lists a variable by its purpose.
     """
     found: dict[int, tuple[str, Variable]] = {}
     for layer, path in named:
@@ -258,15 +298,14 @@ def _buffers(named: Collection[tuple[KerasLayer, str]], backend: Backend) -> dic
                 found.setdefault(id(variable), (prefix + name, variable))
     names: dict[str, Variable] = {}
     for name, variable in found.values():
-        again = name if name not in names else f"{name}#{len(names)}"
-        names[again] = variable
+        names[name if name not in names else f"{name}#{len(names)}"] = variable
     return names
 
 
 def _frozen_until(
-    named: Collection[tuple[KerasLayer, str]], places: dict[int, int], model: Any
+    named: Collection[tuple[KerasLayer, str]], places: Mapping[int, int], model: Any
 ) -> set[int]:
-    """Ids of the layers that have weights, none of which is trained, like all that ran before."""
+    """Ids of the layers with weights that run before the first layer with a trained weight."""
     trained = {id(v) for v in model.trainable_weights}
     frozen: set[int] = set()
     ran = [
@@ -275,9 +314,9 @@ def _frozen_until(
         if path and id(layer) in places and not internals.inner_layers(layer)
     ]
     for layer in sorted(ran, key=lambda layer: places[id(layer)]):
-        own = internals.trainable_variables(layer)
-        if any(id(v) in trained for v in own):
+        weights = internals.trainable_variables(layer)
+        if any(id(v) in trained for v in weights):
             break
-        if own:
+        if weights:
             frozen.add(id(layer))
     return frozen

@@ -119,8 +119,8 @@ class Objective:
         self._probabilities: bool | None = None
         self.last_layer: Any = None
 
-    def settle(self, outputs: Any, batch: Batch) -> None:
-        """Find out by real outputs what those that are only traced do not tell."""
+    def learn_from(self, outputs: Any, batch: Batch) -> None:
+        """Decide from real outputs what those of a trace do not show."""
         output = only_leaf(outputs)
         if output is not None:
             self._gives_probabilities(output)

@@ -3,208 +3,119 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 from pytest_bncheck.adapters.attributes import PlainAttributes
-from pytest_bncheck.adapters.keras import internals
-from pytest_bncheck.adapters.keras.backends.base import Backend
-from pytest_bncheck.adapters.keras.calls import (
-    Record,
-    Replacement,
-    counted,
-    muted,
-    replaced_calls,
-    without_idle_draws,
-)
-from pytest_bncheck.adapters.keras.compilation import Function, compiled
-from pytest_bncheck.adapters.keras.data import Batch, by_sample, form_of, rows_of
-from pytest_bncheck.adapters.keras.layers import Inventory
-from pytest_bncheck.adapters.keras.state import contents, fingerprint, in_mode, put_back
-from pytest_bncheck.types import Recipe
+from pytest_bncheck.adapters.base import Mode
+from pytest_bncheck.adapters.keras.calls import muted, replaced_calls, without_idle_draws
+from pytest_bncheck.adapters.keras.compilation import CompiledPasses
+from pytest_bncheck.adapters.keras.data import Batch
+from pytest_bncheck.adapters.keras.layers import Layers
+from pytest_bncheck.adapters.keras.records import Outcome, Record, counted
+from pytest_bncheck.adapters.keras.state import contents, fingerprint, put_back
+from pytest_bncheck.adapters.keras.subject import Subject
 
-
-@dataclass
-class Pass:
-    """What one forward pass gave besides its outputs."""
-
-    outputs: Any
-    records: list[Record]
-    random: bool
-    mutated: tuple[str, ...]
-
-    def first(self, samples: int | None, size: int | None) -> Pass:
-        """The same with the outputs for the first of so many samples."""
-        cut = by_sample(lambda leaf: rows_of(leaf, slice(samples)), self.outputs, size)
-        return dataclasses.replace(self, outputs=cut)
-
-
-class Kind(NamedTuple):
-    """What is special about a pass; see `Passes.run`."""
-
-    training: bool = False
-    collect: bool = False
-    force: bool = False
-    mute: bool = False
+KerasLayer: TypeAlias = Any
 
 
 class Passes:
     """The passes of one check.
 
-    Parameters
-    ----------
-    model, recipe
-        The user's.
-    parts, backend
-        What is known about them.
-    trains
-        Whether a layer, by its place, is to use batch statistics where they are forced.
-
     Attributes
     ----------
+    programs
+        Compiled passes, where these are quicker.
     attributes
-        Plain attributes of all layers before the first pass that can leave them changed.
+        Plain attributes of all layers before the first pass in eval mode; None before it.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        recipe: Recipe,
-        parts: Inventory,
-        backend: Backend,
-        trains: Callable[[int], bool],
-    ) -> None:
-        self._model, self._recipe, self._parts = model, recipe, parts
-        self._backend, self._trains = backend, trains
-        self._compiled: dict[object, tuple[Function | None, list[Record]]] = {}
+    def __init__(self, subject: Subject, layers: Layers) -> None:
+        self._subject, self._layers = subject, layers
+        self.programs = CompiledPasses(subject, layers)
         self.attributes: PlainAttributes | None = None
-
-    def forward(self, batch: Batch, *, training: bool) -> Any:
-        """The model's outputs, as ``fit`` or ``predict`` would have them.
-
-        Whether derivatives can be taken of them is for the caller to say.
-        """
-        __tracebackhide__ = True
-        # The mode is passed only to a model whose call takes it.
-        mode = training if internals.takes_mode(self._model) else None
-        if self._recipe.forward is not None:
-            with in_mode(self._model, mode):
-                return self._recipe.forward(self._model, batch.whole)
-        told = {} if mode is None else {"training": mode}
-        return self._backend.call(self._model, batch.inputs, **told)
 
     def run(
         self,
         batch: Batch,
+        mode: Mode,
+        trained: Sequence[KerasLayer] = (),
         *,
-        training: bool,
-        collect: bool = False,
-        force: bool = False,
-        mute: bool = False,
         observe: bool = True,
-    ) -> Pass:
-        """One forward pass and what it shows.
+    ) -> Outcome:
+        """One forward pass and what is seen in it.
+
+        In every mode but eval mode batch statistics are recorded, and all variables go back, except
+        for the states of random generators.
 
         Parameters
         ----------
-        collect
-            Record batch statistics; all variables but the states of random generators are put back.
-        force
-            The layers that used batch statistics in training use them now.
-        mute
-            All other layers of Keras are in inference mode.
+        trained
+            The layers that used batch statistics in training: they use them with
+            `Mode.BATCH_STATISTICS` and `Mode.TRAINING_PATH`, too.
         observe
             Look for random numbers and changed buffers.
         """
         __tracebackhide__ = True
-        parts, backend = self._parts, self._backend
-        records = [Record() for _ in parts.layers]
-        if self.attributes is None and not training:
-            self.attributes = PlainAttributes(parts.named)
+        layers, backend = self._layers, self._subject.backend
+        records = [Record() for _ in layers.tracking]
+        if self.attributes is None and mode in (Mode.EVAL, Mode.BATCH_STATISTICS):
+            self.attributes = PlainAttributes(layers.named)
         with contextlib.ExitStack() as changes:
-            changes.enter_context(replaced_calls(without_idle_draws(parts.recurrent, backend)))
-            if collect:
-                changes.enter_context(put_back(parts.variables, backend))
-                calls = self._counted(records, force=force, collect=True)
-                changes.enter_context(replaced_calls(calls))
-            if mute:
-                kept = [layer for k, layer in enumerate(parts.layers) if self._trains(k)]
-                changes.enter_context(replaced_calls(muted(self._model, kept)))
-            watched = parts.watched(statistics=not collect) if observe else {}
-            random = fingerprint(parts.seeds) if observe else ()
-            state = contents(watched.values())
-            outputs = self._outputs(batch, Kind(training, collect, force, mute), records)
-            moved = zip(watched, state, contents(watched.values()), strict=True)
-            return Pass(
+            changes.enter_context(replaced_calls(without_idle_draws(layers.recurrent, backend)))
+            if mode is not Mode.EVAL:
+                changes.enter_context(put_back(layers.variables, backend))
+                forced = [] if mode is Mode.TRAINING else trained
+                changes.enter_context(self._collecting(records, forced))
+            if mode is Mode.TRAINING_PATH:
+                changes.enter_context(replaced_calls(muted(self._subject.model, trained)))
+            watched = layers.watched(statistics=mode is Mode.EVAL) if observe else {}
+            random = fingerprint(layers.seeds) if observe else ()
+            before = contents(watched.values())
+            outputs = self._outputs(batch, mode, records)
+            after = contents(watched.values())
+            return Outcome(
                 outputs,
                 records,
-                random=observe and random != fingerprint(parts.seeds),
-                mutated=tuple(name for name, old, new in moved if old != new),
+                random=observe and random != fingerprint(layers.seeds),
+                mutated=tuple(
+                    name
+                    for name, old, new in zip(watched, before, after, strict=True)
+                    if old != new
+                ),
             )
 
+    def run_half(self, batch: Batch) -> Outcome:
+        """Eval mode on the first half of the samples, of which there are two or more."""
+        if self.programs.pays:  # the program for the whole batch takes a half twice
+            outcome = self.run(batch.first_half_again(), Mode.EVAL)
+            size = batch.size or 0
+            return outcome.first(size // 2, size)
+        return self.run(batch.half(), Mode.EVAL)
+
     def prepare(self, batch: Batch) -> None:
-        """Compile eval mode, which is free while the backend still works on steps."""
-        records = [Record() for _ in self._parts.layers]
-        with replaced_calls(without_idle_draws(self._parts.recurrent, self._backend)):
-            self._program(batch, Kind(), records)
+        """Compile eval mode, which takes no time while the backend still computes steps."""
+        layers, backend = self._layers, self._subject.backend
+        records = [Record() for _ in layers.tracking]
+        with replaced_calls(without_idle_draws(layers.recurrent, backend)):
+            self.programs.get(batch, Mode.EVAL, training=False, records=records)
 
-    def _outputs(self, batch: Batch, kind: Kind, records: list[Record]) -> Any:
-        """The forward pass, compiled where the backend's eager operations are slow."""
+    def _outputs(self, batch: Batch, mode: Mode, records: list[Record]) -> Any:
         __tracebackhide__ = True
-        run, seen = self._program(batch, kind, records)
-        if run is None:
-            return self.forward(batch, training=kind.training)
-        outputs, found = run(batch.inputs)
-        for record, each, (batches, masked) in zip(records, seen, found, strict=True):
-            each.note_masked(masked)
-            if record is not each:
-                record.add(each)
-            record.batches = batches
-        return outputs
+        training = mode in (Mode.TRAINING, Mode.TRAINING_PATH)
+        program = self.programs.get(batch, mode, training=training, records=records)
+        if program is None:
+            return self._subject.forward(batch, training=training)
+        return program(batch.inputs, records)
 
-    def _program(
-        self, batch: Batch, kind: Kind, records: list[Record]
-    ) -> tuple[Function | None, list[Record]]:
-        """What is compiled for a pass with such inputs, and the calls that its trace saw."""
-        key = form_of(batch.inputs), kind
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(batch, kind, records), records
-        return self._compiled[key]
-
-    @property
-    def compiles(self) -> bool:
-        """Whether passes are compiled, for one shape of inputs each."""
-        built, own = self._model.built, self._recipe.forward is None
-        return self._backend.compiles_passes and built and own
-
-    def _compile(self, batch: Batch, kind: Kind, records: list[Record]) -> Function | None:
-        if not self.compiles:
-            return None
-
-        def compute(inputs: Any) -> tuple[Any, list[Any]]:
-            outputs = self.forward(batch.with_inputs(inputs), training=kind.training)
-            return outputs, [(record.batches, record.masked) for record in records]
-
-        # What collects runs once; eval mode many times, under other statistics.
-        run = compiled(
-            compute,
-            self._model.variables,
-            batch.inputs,
-            self._parts,
-            self._backend,
-            once=kind.collect,
+    def _collecting(
+        self, records: Sequence[Record], forced: Sequence[KerasLayer]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Let layers record their batch statistics, some of them in training mode in any case."""
+        ids = {id(layer) for layer in forced}
+        return replaced_calls(
+            [
+                counted(layer, record, self._subject.backend, force=id(layer) in ids, collect=True)
+                for layer, record in zip(self._layers.tracking, records, strict=True)
+            ]
         )
-        if run is None:
-            for record in records:
-                record.clear()
-        return run
-
-    def _counted(
-        self, records: Sequence[Record], *, force: bool, collect: bool
-    ) -> list[Replacement]:
-        return [
-            counted(layer, record, self._backend, force=force and self._trains(k), collect=collect)
-            for k, (layer, record) in enumerate(zip(self._parts.layers, records, strict=True))
-        ]

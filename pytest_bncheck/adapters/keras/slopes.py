@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import keras
 import numpy as np
 
-from pytest_bncheck.adapters.keras.backends.base import Backend, Tensor, Variable, split
+from pytest_bncheck.adapters.keras.backends.base import Tensor, Variable, split
 from pytest_bncheck.adapters.keras.calls import KerasLayer, Replacement, replaced_calls
 from pytest_bncheck.adapters.keras.compilation import Function, compiled
 from pytest_bncheck.adapters.keras.data import form_of
-from pytest_bncheck.adapters.keras.layers import Inventory, affine_of, is_stock
+from pytest_bncheck.adapters.keras.layers import Layers, affine_of, is_stock
 from pytest_bncheck.adapters.keras.state import value_of
+from pytest_bncheck.adapters.keras.subject import Subject
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
@@ -28,17 +29,12 @@ class Slopes:
     Each layer's output gets a factor of 1 and a term of 0 for every channel. With y = γ·x̂ + β the
     derivatives by them are those by γ and β where the layer has these, and stand for them where it
     has not.
-
-    Parameters
-    ----------
-    model, parts, backend
-        The user's model and what is known about it.
     """
 
-    def __init__(self, model: Any, parts: Inventory, backend: Backend) -> None:
-        self._model, self._parts, self._backend = model, parts, backend
-        self._stock = [layer for layer in parts.layers if is_stock(layer)]
-        self._knobs: list[Variable] = []
+    def __init__(self, subject: Subject, layers: Layers) -> None:
+        self._subject, self._layers = subject, layers
+        self._stock = [layer for layer in layers.tracking if is_stock(layer)]
+        self._scaling: list[Variable] = []
         self._compiled: dict[str, Function | None] = {}
 
     def along(
@@ -53,8 +49,11 @@ class Slopes:
         compile_it
             Whether that is quicker.
         """
-        if not self._knobs:
-            self._knobs = [_knob(k, value) for k in self._stock for value in ("ones", "zeros")]
+        backend = self._subject.backend
+        if not self._scaling:
+            self._scaling = [
+                _per_channel(layer, value) for layer in self._stock for value in ("ones", "zeros")
+            ]
 
         def gradients(
             given: tuple[Any, Mapping[str, Tensor]],
@@ -68,23 +67,24 @@ class Slopes:
                 total = sum(parts[1:], parts[0])
                 return total, total
 
-            pairs = zip(self._stock, self._knobs[0::2], self._knobs[1::2], strict=True)
-            with replaced_calls([_turned(*each) for each in pairs]):
-                found = self._backend.gradients(inner_product, self._knobs)[1]
-            there = _there([*found, *self._affine()])
-            return found, self._backend.pack(there) if there else None
+            triples = zip(self._stock, self._scaling[0::2], self._scaling[1::2], strict=True)
+            with replaced_calls([_scaled(*each) for each in triples]):
+                derivatives = backend.gradients(inner_product, self._scaling)[1]
+            present = _present([*derivatives, *self._affine()])
+            return derivatives, backend.pack(present) if present else None
 
         run: Function | None = None
         given = inputs, dict(direction)
         if compile_it:
             form = form_of(given)
             if form not in self._compiled:
-                variables = [*self._model.variables, *self._knobs]
-                parts, own = self._parts, self._backend
-                self._compiled[form] = compiled(gradients, variables, given, parts, own, once=True)
+                variables = [*self._subject.model.variables, *self._scaling]
+                self._compiled[form] = compiled(
+                    gradients, variables, given, self._layers, backend, few_runs=True
+                )
             run = self._compiled[form]
-        found, packed = (run or gradients)(given)
-        return None if not _there(found) else self._by_layer(found, packed)
+        derivatives, packed = (run or gradients)(given)
+        return self._by_layer(derivatives, packed) if _present(derivatives) else None
 
     def _affine(self) -> list[Tensor | None]:
         """Gamma and beta of the first layer, of the second, ..."""
@@ -94,24 +94,24 @@ class Slopes:
     def _by_layer(self, gradients: list[Tensor | None], packed: Tensor) -> list[Slope | None]:
         """From derivatives by the whole outputs to those by their normalised parts."""
         tensors = [*gradients, *self._affine()]
-        host = iter(split(packed, _there(tensors)))
+        host = iter(split(packed, _present(tensors)))
         values = [None if t is None else next(host) for t in tensors]
-        found, affine = values[: len(gradients)], values[len(gradients) :]
-        columns = found[0::2], found[1::2], affine[0::2], affine[1::2]
+        by_output, affine = values[: len(gradients)], values[len(gradients) :]
+        columns = by_output[0::2], by_output[1::2], affine[0::2], affine[1::2]
         slopes = iter(map(_slope, self._stock, *columns))
-        return [next(slopes) if is_stock(layer) else None for layer in self._parts.layers]
+        return [next(slopes) if is_stock(layer) else None for layer in self._layers.tracking]
 
 
-def _there(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
-def _knob(layer: KerasLayer, value: str) -> Any:
+def _per_channel(layer: KerasLayer, value: str) -> Any:
     mean = layer.moving_mean
     return keras.Variable(value, shape=mean.shape, dtype=mean.dtype, name=value)  # no counter moves
 
 
-def _turned(layer: KerasLayer, factor: Any, term: Any) -> Replacement:
+def _scaled(layer: KerasLayer, factor: Any, term: Any) -> Replacement:
     original = layer.call
 
     @functools.wraps(original)
@@ -121,7 +121,7 @@ def _turned(layer: KerasLayer, factor: Any, term: Any) -> Replacement:
         shape = [1] * len(outputs.shape)
         shape[layer.axis] = -1
         scale, shift = (
-            keras.ops.cast(keras.ops.reshape(knob, shape), outputs.dtype) for knob in (factor, term)
+            keras.ops.cast(keras.ops.reshape(each, shape), outputs.dtype) for each in (factor, term)
         )
         return outputs * scale + shift
 

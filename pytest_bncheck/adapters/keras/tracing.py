@@ -13,8 +13,13 @@ import keras
 
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend
-from pytest_bncheck.adapters.keras.calls import mode_of, replaced_calls, traced, without_idle_draws
-from pytest_bncheck.adapters.keras.layers import Inventory, has_statistics, is_library
+from pytest_bncheck.adapters.keras.calls import (
+    is_traced,
+    mode_of,
+    replaced_calls,
+    without_idle_draws,
+)
+from pytest_bncheck.adapters.keras.layers import Layers, has_statistics, is_library
 from pytest_bncheck.adapters.keras.state import fingerprint
 from pytest_bncheck.adapters.sources import frames_within, line_of
 from pytest_bncheck.types import Trace
@@ -29,15 +34,15 @@ class Tracer:
 
     Parameters
     ----------
-    parts
-        The model's parts.
+    layers
+        The layers of the model.
     backend
-        The backend's own part.
+        The backend that Keras runs on.
     """
 
-    def __init__(self, parts: Inventory, backend: Backend) -> None:
-        self._parts = parts
-        self._idle = {id(layer) for layer in parts.recurrent}
+    def __init__(self, layers: Layers, backend: Backend) -> None:
+        self._layers = layers
+        self._idle = {id(layer) for layer in layers.recurrent}
         self._backend = backend
         self._inside: list[tuple[KerasLayer, str]] = []
         self._preparing = False
@@ -46,16 +51,16 @@ class Tracer:
 
     def run(self, forward: Callable[[], Any]) -> list[Trace]:
         """Make the pass."""
-        quiet = without_idle_draws(self._parts.recurrent, self._backend)
+        quiet = without_idle_draws(self._layers.recurrent, self._backend)
         self._seen = self._state()
         with replaced_calls(quiet), self._noting_draws():
-            calls = [(layer, self._looked_at(layer, path)) for layer, path in self._parts.named]
+            calls = [(layer, self._looked_at(layer, path)) for layer, path in self._layers.named]
             with replaced_calls(calls):
                 forward()
         return list(self._found)
 
     def _state(self) -> tuple[object, ...]:
-        return fingerprint(self._parts.seeds)
+        return fingerprint(self._layers.seeds)
 
     def _looked_at(self, layer: KerasLayer, path: str) -> Callable[..., Any]:
         original = layer.call
@@ -63,7 +68,7 @@ class Tracer:
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if traced(args, self._backend):
+            if is_traced(args, self._backend):
                 return original(*args, **kwargs)
             self._look()
             self._inside.append((layer, path))

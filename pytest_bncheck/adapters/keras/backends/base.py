@@ -85,14 +85,14 @@ class Backend(ABC):
         What its compiled steps are called, None if it has none.
     compiles_passes
         Whether even a single forward pass is quicker compiled.
-    repaid
+    steps_to_pay
         Number of steps from which on they are quicker compiled, the compilation included.
     """
 
     name: str
     compilation: str | None = None
     compiles_passes: bool = False
-    repaid: int = 0
+    steps_to_pay: int = 0
 
     # devices ----------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class Backend(ABC):
         variables: Sequence[Variable],
         inputs: Any,
         *,
-        once: bool = False,
+        few_runs: bool = False,
     ) -> Callable[[Any], Any]:
         """`function` of the inputs, which may change `variables`, traced now.
 

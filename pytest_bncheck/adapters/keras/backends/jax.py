@@ -32,7 +32,7 @@ class Jax(Backend):
     name = "jax"
     compilation = "jit"
     compiles_passes = True  # eager operations are compiled too, one by one
-    repaid = 1
+    steps_to_pay = 1
 
     def devices(self) -> list[str]:
         return list(_devices())
@@ -168,7 +168,7 @@ class Jax(Backend):
         variables: Sequence[Variable],
         inputs: Any,
         *,
-        once: bool = False,
+        few_runs: bool = False,
     ) -> Callable[[Any], Any]:
         own = {id(variable) for variable in variables}
         updated: list[Variable] = []
@@ -188,7 +188,7 @@ class Jax(Backend):
         if failures:
             raise failures.pop()
         on_cpu = jax.default_backend() == "cpu"
-        program = lowered.compile(internals.QUICK_TO_COMPILE if once and on_cpu else None)
+        program = lowered.compile(internals.QUICK_TO_COMPILE if few_runs and on_cpu else None)
 
         def run(inputs: Any) -> Any:
             result, masks, values = program([v.value for v in variables], inputs)

@@ -18,7 +18,7 @@ class TensorFlow(Backend):
 
     name = "tensorflow"
     compilation = "graph"
-    repaid = 20
+    steps_to_pay = 20
     _tracing = False
 
     def devices(self) -> list[str]:
@@ -75,7 +75,7 @@ class TensorFlow(Backend):
         variables: Sequence[Variable],
         inputs: Any,
         *,
-        once: bool = False,
+        few_runs: bool = False,
     ) -> Callable[[Any], Any]:
         graph = tf.function(function, jit_compile=False, autograph=False)
         self._tracing = True
