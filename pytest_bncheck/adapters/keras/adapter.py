@@ -28,7 +28,7 @@ from pytest_bncheck.adapters.keras.data import (
     structure,
 )
 from pytest_bncheck.adapters.keras.layers import DIALECT, Layers
-from pytest_bncheck.adapters.keras.loss import Objective
+from pytest_bncheck.adapters.keras.loss import Criterion
 from pytest_bncheck.adapters.keras.passes import Passes
 from pytest_bncheck.adapters.keras.records import (
     Outcome,
@@ -81,7 +81,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         self.batch_size = self._batches[0].size
         self.noise = rounding(model.compute_dtype, self.device)
         check_optimizer(recipe.optimizer)
-        self._objective = Objective(model, recipe, backend)
+        self._criterion = Criterion(model, recipe, backend)
         self._snapshot: Snapshot | None = None
         self._cleanup = contextlib.ExitStack()
         self._described: list[Layer] | None = None
@@ -109,7 +109,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         self._layers = Layers(subject.model, subject.backend, places)
         self._passes = Passes(subject, self._layers)
         self._slopes = Slopes(subject, self._layers)
-        self._training = Training(subject, self._layers, self._objective)
+        self._training = Training(subject, self._layers, self._criterion)
         self._known.clear()
 
     # before -----------------------------------------------------------------------------------
@@ -146,8 +146,8 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         quiet = without_idle_draws(self._layers.recurrent, subject.backend)
         with order.watch(), replaced_calls(quiet), subject.backend.without_gradients():
             outputs = subject.forward(batch, training=False)
-        self._objective.last_layer = order.last
-        self._objective.learn_from(outputs, batch)
+        self._criterion.last_layer = order.last
+        self._criterion.learn_from(outputs, batch)
         self._order = order
         self._look_for_layers()
 
@@ -160,9 +160,9 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
 
         def look(inputs: Any) -> None:
             outputs = subject.forward(batch.with_inputs(inputs), training=False)
-            self._objective.last_layer = order.last
+            self._criterion.last_layer = order.last
             if subject.backend.compilation is not None:
-                self._objective.learn_from(outputs, batch)
+                self._criterion.learn_from(outputs, batch)
 
         with order.watch():
             if not subject.backend.rehearsed(look, batch.inputs):
@@ -283,7 +283,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         found = self._pass_from_step(batch) or self._normalised(batch)
         # Passes that would only repeat this one, or a part of it, need not be made:
         if layers.all_library and self._subject.recipe.forward is None:
-            # no code of the user's could make a difference,
+            # without code of the user's nothing depends on the training path,
             self._known[index, Mode.TRAINING_PATH] = Pass(found.prediction)
             if layers.only_normalises and self._training.losses:
                 # and training mode is nothing but batch statistics.
@@ -299,7 +299,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         return Pass(prediction, self._batch_statistics(outcome), calls_of(outcome.records))
 
     def _pass_from_step(self, batch: Batch) -> Pass | None:
-        """The same by a program that training compiled, where there is one that gives the same."""
+        """The same pass by a compiled training step, None where a step does not include it."""
         programs = self._training.programs
         found = None if programs is None else programs.pass_from_step(batch)
         if found is None:
@@ -355,15 +355,15 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         return put_back(self._layers.variables, self._subject.backend)
 
     def _prediction(self, batch: Batch, outcome: Outcome) -> Prediction:
-        outputs, objective = outcome.outputs, self._objective
+        outputs, criterion = outcome.outputs, self._criterion
         loss: float | None = None
         with contextlib.suppress(InputError):
-            loss = float(objective.loss(outputs, batch))
+            loss = float(criterion.loss(outputs, batch))
         return dataclasses.replace(
             _without_loss(outcome, batch.size),
             loss=loss,
-            accuracy=objective.accuracy(outputs, batch.targets),
-            constant_loss=None if loss is None else objective.constant_loss(outputs, batch),
+            accuracy=criterion.accuracy(outputs, batch.targets),
+            constant_loss=None if loss is None else criterion.constant_loss(outputs, batch),
         )
 
     def _batch_statistics(self, outcome: Outcome) -> Statistics:

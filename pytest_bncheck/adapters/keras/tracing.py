@@ -1,4 +1,4 @@
-"""Calls in Keras' eval mode that behave as in training."""
+"""Calls in a pass in eval mode that behave as in training mode."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Tracer:
         return call
 
     def _look(self) -> None:
-        """Ascribe what was drawn since the last look to the layer that is running."""
+        """Ascribe random numbers drawn since the last look to the layer that is running."""
         if self._preparing:
             return
         now = self._state()
@@ -104,8 +104,8 @@ class Tracer:
             call = _in_training(layer)
         self._note("random", call, path, source)
 
-    def _note(self, kind: Any, call: str, path: str, source: str) -> None:
-        self._found[Trace(kind, call, path, source)] = None
+    def _note(self, what: Any, call: str, path: str, source: str) -> None:
+        self._found[Trace(what, call, path, source)] = None
 
     @contextlib.contextmanager
     def _noting_draws(self) -> Iterator[None]:
@@ -119,9 +119,12 @@ class Tracer:
 
 
 def _user_line(call: str = "") -> tuple[str, str]:
-    """The library's function that the user's innermost line called, and that line.
+    """The library function that the user's innermost line called, and that line.
 
-    `call` is its name where no frame tells it.
+    Parameters
+    ----------
+    call
+        The function's name where no frame shows it.
     """
     for frame in frames_within(Tracer.run.__code__):
         module = str(frame.f_globals.get("__name__", ""))
@@ -138,7 +141,7 @@ def _user_line(call: str = "") -> tuple[str, str]:
 
 
 def _definition(layer: KerasLayer) -> str:
-    """Where the layer's call is defined."""
+    """The line that defines the layer's ``call``; empty for layers of a library."""
     code = getattr(inspect.unwrap(type(layer).call), "__code__", None)
     if code is None or is_library(layer):
         return ""

@@ -34,18 +34,18 @@ def require() -> None:
 @contextlib.contextmanager
 def noting_draws(note: Callable[[str], None]) -> Iterator[None]:
     """Call `note` from inside each eager random operation, by a class-wide patch."""
-    kind = type(_context())
-    original = kind._internal_operation_seed
+    context_type = type(_context())
+    original = context_type._internal_operation_seed
 
     def noted(context: Any) -> Any:
         note("")
         return original(context)
 
-    kind._internal_operation_seed = noted
+    context_type._internal_operation_seed = noted
     try:
         yield
     finally:
-        kind._internal_operation_seed = original
+        context_type._internal_operation_seed = original
 
 
 def forget_gradients(graph: Any) -> None:
