@@ -69,8 +69,8 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
     def __init__(
         self, model: Any, batches: Sequence[Any], recipe: Recipe, device: str | None
     ) -> None:
-        internals.require(model)
         backend = own_backend()
+        internals.require(model)
         self.backend = backend.name
         self._subject = Subject(model, recipe, backend)
         home = backend.device_of(model.variables)
