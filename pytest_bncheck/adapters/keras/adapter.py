@@ -81,12 +81,12 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         self.batch_size = self._batches[0].size
         self.noise = rounding(model.compute_dtype, self.device)
         check_optimizer(recipe.optimizer)
-        self._criterion = Criterion(model, recipe, backend)
+        self._criterion = Criterion(self._subject)
         self._snapshot: Snapshot | None = None
         self._cleanup = contextlib.ExitStack()
         self._described: list[Layer] | None = None
         self._order: Order | None = None
-        self._known: dict[tuple[int, Mode], Pass] = {}
+        self._known: dict[tuple[int, Mode], Pass] = {}  # passes that would repeat another
         self._look_for_layers()
 
     @classmethod
@@ -99,7 +99,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         return contextlib.nullcontext() if device is None else backend.on(device)
 
     @contextlib.contextmanager
-    def _looking(self) -> Iterator[None]:
+    def _without_gradients(self) -> Iterator[None]:
         with self._on_device(), self._subject.backend.without_gradients():
             yield
 
@@ -237,7 +237,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         idle = {
             id(layer)
             for k, layer in enumerate(self._layers.tracking)
-            if training.only_infers(k, False if reached else None) and layer.trainable
+            if training.only_infers(k, with_mode=False if reached else None) and layer.trainable
         }
         if not reached:
             dropouts = training.watch.dropouts
@@ -249,7 +249,9 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         if not self._training.watch.model.training:
             return list(described)
         return [
-            dataclasses.replace(layer, frozen=layer.frozen or self._training.only_infers(k, True))
+            dataclasses.replace(
+                layer, frozen=layer.frozen or self._training.only_infers(k, with_mode=True)
+            )
             for k, layer in enumerate(described)
         ]
 
@@ -269,7 +271,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         if known is not None:
             return known
         batch = self._batches[index]
-        with self._looking():
+        with self._without_gradients():
             if mode is Mode.BATCH_STATISTICS:
                 return self._with_batch_statistics(index)
             outcome = self._passes.run(batch, mode, self._training.trained(), observe=observe)
@@ -281,12 +283,11 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         __tracebackhide__ = True
         layers, batch = self._layers, self._batches[index]
         found = self._pass_from_step(batch) or self._normalised(batch)
-        # Passes that would only repeat this one, or a part of it, need not be made:
         if layers.all_library and self._subject.recipe.forward is None:
-            # without code of the user's nothing depends on the training path,
+            # No user code can behave differently on the training path: it gives the same.
             self._known[index, Mode.TRAINING_PATH] = Pass(found.prediction)
             if layers.only_normalises and self._training.losses:
-                # and training mode is nothing but batch statistics.
+                # Nor does anything else in the model depend on the mode.
                 self._known[index, Mode.TRAINING] = Pass(None, found.statistics)
         return found
 
@@ -311,7 +312,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
         batch = self._batches[index]
         if batch.size is None or batch.size < 2:
             return None
-        with self._looking(), self._variables_kept():
+        with self._without_gradients(), self._variables_kept():
             try:
                 outcome = self._passes.run_half(batch)
             except Exception:  # whatever a model made for one size says to another
@@ -320,13 +321,13 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
 
     def predict_remixed(self, batches: int) -> list[Prediction]:
         __tracebackhide__ = True
-        with self._looking():
+        with self._without_gradients():
             passes = map(self._normalised, remixed(self._batches[:batches]))
             return [each.prediction for each in passes if each.prediction is not None]
 
     def trace(self, index: int) -> list[Trace]:
         tracer = Tracer(self._layers, self._subject.backend)
-        with self._looking(), self._variables_kept():
+        with self._without_gradients(), self._variables_kept():
             forward = self._subject.forward
             return tracer.run(lambda: forward(self._batches[index], training=False))
 
@@ -337,7 +338,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Sloping):
             with self._variables_kept(), put_back(seeds, self._subject.backend):
                 return floating(self._subject.forward(self._batches[index], training=True), None)
 
-        with self._looking():
+        with self._without_gradients():
             return [] if attributes is None else attributes.sticky(outputs, self.noise)
 
     def slopes(self, index: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:

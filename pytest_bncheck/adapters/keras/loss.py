@@ -11,11 +11,12 @@ import numpy as np
 
 from pytest_bncheck.adapters.hints import kind
 from pytest_bncheck.adapters.keras import internals
-from pytest_bncheck.adapters.keras.backends.base import Backend, tensor_like, to_numpy
+from pytest_bncheck.adapters.keras.backends.base import tensor_like, to_numpy
 from pytest_bncheck.adapters.keras.data import Batch
 from pytest_bncheck.adapters.keras.hints import hints
 from pytest_bncheck.adapters.keras.internals import get_keras_mask, set_keras_mask
-from pytest_bncheck.types import InputError, Recipe
+from pytest_bncheck.adapters.keras.subject import Subject
+from pytest_bncheck.types import InputError
 
 Tensor: TypeAlias = Any
 Host: TypeAlias = "np.ndarray[Any, Any]"
@@ -97,12 +98,8 @@ class Criterion:
 
     Parameters
     ----------
-    model
-        The user's model.
-    recipe
-        For its `loss`.
-    backend
-        The backend that Keras runs on.
+    subject
+        The model, and the user's loss.
 
     Attributes
     ----------
@@ -111,9 +108,9 @@ class Criterion:
         probabilities or logits.
     """
 
-    def __init__(self, model: Any, recipe: Recipe, backend: Backend) -> None:
-        self._model, self._backend = model, backend
-        self._user_loss = recipe.loss
+    def __init__(self, subject: Subject) -> None:
+        self._model, self._backend = subject.model, subject.backend
+        self._user_loss = subject.recipe.loss
         self._compiled: Any = None
         self._jitted: Any = None
         self._matches: dict[int, tuple[Tensor, tuple[int, ...], Match]] = {}

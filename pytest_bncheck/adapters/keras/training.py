@@ -111,7 +111,7 @@ class Training:
         self._history += [self._layers.unpacked(packed) for packed in unread]
         return list(self._history)
 
-    def only_infers(self, k: int, with_mode: bool | None = None) -> bool:
+    def only_infers(self, k: int, *, with_mode: bool | None = None) -> bool:
         """Whether the layer at this position ran in inference mode only.
 
         Parameters
