@@ -8,13 +8,13 @@ import random
 
 import numpy as np
 import pytest
-from toy import ToyAdapter, ToyModel, cross_entropy, toy_batch
 
 from pytest_bncheck import InputError
 from pytest_bncheck.adapters.base import NO_CALLS, NO_STATISTICS, Mode, Pass
 from pytest_bncheck.testing import Conformance, check_adapter, reachable
 from pytest_bncheck.testing.checks import CHECKS
 from pytest_bncheck.types import Statistics
+from toy import ToyAdapter, ToyModel, cross_entropy, toy_batch
 
 
 def batch():

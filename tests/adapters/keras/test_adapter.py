@@ -19,7 +19,7 @@ from keras.src.backend.common import global_state  # noqa: E402
 from passes import in_training, on_training_path, with_batch_statistics  # noqa: E402
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
 from pytest_bncheck.adapters.keras.loss import match  # noqa: E402
-from pytest_bncheck.adapters.random_state import seed_everything, seeded  # noqa: E402
+from pytest_bncheck.adapters.random_state import fingerprint, seed_everything, seeded  # noqa: E402
 from pytest_bncheck.types import InputError, Recipe, Statistics  # noqa: E402
 
 BACKEND = keras.backend.backend()
@@ -757,8 +757,6 @@ def bits(variables):
 def state_of(model):
     from keras.src.backend.common import global_state
 
-    from pytest_bncheck.adapters.keras.backends.base import own_backend
-
     layers = model._flatten_layers()
     return {
         "variables": bits(model.variables),
@@ -768,7 +766,7 @@ def state_of(model):
         "losses": [len(layer._losses) for layer in layers],
         "python": random.getstate(),
         "numpy": [np.asarray(part).tolist() for part in np.random.get_state()],
-        "own": own_backend().random_state(),
+        "generators": fingerprint(),
         "names": dict(global_state.get_global_attribute("object_name_uids")),
         "generator": id(global_state.get_global_attribute("global_seed_generator")),
     }
