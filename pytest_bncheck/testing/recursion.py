@@ -1,0 +1,169 @@
+r"""Whether running statistics move as the adapter says: update rate and kind of variance.
+
+A step with c calls of a layer has to lead from r to :math:`(1-α)^c r + (1 - (1-α)^c) b`, for the
+batch statistics b of that step and biased variances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pytest_bncheck.adapters.base import Mode
+from pytest_bncheck.maths.running import bessel, remaining_share
+from pytest_bncheck.testing.bench import BATCHES, Bench
+from pytest_bncheck.types import Layer, Statistics
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array
+
+ROUNDINGS = 16
+"""Roundings of the stored numbers that an update and the conversion of a variance cost."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one training step did to one layer.
+
+    Attributes
+    ----------
+    layer
+        The layer.
+    done, calls
+        Calls before the step and in it, means over all steps.
+    n
+        Values per channel in a call, if known.
+    before, after, batch
+        Mean and variance before and after the step, and of its batch.
+    noise
+        Relative rounding error of the batch statistics.
+    """
+
+    layer: Layer
+    done: float
+    calls: float
+    n: int | None
+    before: tuple[Array, Array]
+    after: tuple[Array, Array]
+    batch: tuple[Array, Array]
+    noise: float
+
+    def fits(self, rate: float | None, *, mean: bool = True, scale: float = 1.0) -> bool:
+        """Whether the step obeys the recursion.
+
+        Parameters
+        ----------
+        rate
+            The update rate.
+        mean
+            Look at the mean; else at the variance.
+        scale
+            What the batch's variance is multiplied by.
+        """
+        part = 0 if mean else 1
+        old, new, batch = (pair[part] for pair in (self.before, self.after, self.batch))
+        kept = remaining_share(rate, self.done, self.calls)
+        wanted = kept * old + (1.0 - kept) * (batch if mean else scale * batch)
+        rounding = ROUNDINGS * self.layer.resolution
+        centre, spread = np.abs(self.batch[0]), np.sqrt(np.maximum(self.batch[1], 0.0))
+        error = self.noise * (centre + spread if mean else self.batch[1]) + rounding * centre**2
+        allowed = rounding * (np.abs(old) + np.abs(new)) + (1.0 - kept) * error + rounding
+        return bool((np.abs(new - wanted) <= allowed).all())
+
+    @property
+    def rate(self) -> float | None:
+        """The update rate that the mean moved with; None if it did not move along."""
+        way, whole = self.after[0] - self.before[0], self.batch[0] - self.before[0]
+        length = float(whole @ whole)
+        share = float(way @ whole) / length if length else 0.0
+        rate = 1.0 - max(1.0 - share, 0.0) ** (1.0 / max(self.calls, 1.0))
+        return rate if self.fits(rate) else None
+
+
+def recursion(bench: Bench) -> str | None:
+    """The first and the last step move running statistics as the adapter says."""
+    __tracebackhide__ = True
+    with bench.open() as lab:
+        bench.train(lab)
+        layers, history, calls = lab.layers(), lab.history, lab.calls.training
+        stochastic = lab.stochastic
+    updates = 0
+    for step in sorted({0, bench.steps - 1}):
+        with bench.open() as lab:
+            bench.train(lab, step)
+            clean = lab.run(step % BATCHES, Mode.BATCH_STATISTICS)
+            batch = lab.run(step % BATCHES, Mode.TRAINING).statistics
+            noise = lab.noise
+        for k, layer in enumerate(layers):
+            if stochastic and not _agree(clean.statistics, batch, k, noise):
+                continue  # random numbers reach it, others in each pass
+            updates += 1
+            update = Update(
+                layer,
+                done=step * calls[k] / bench.steps,
+                calls=calls[k] / bench.steps,
+                n=clean.calls.values[k],
+                before=_of(history[step], k),
+                after=_of(history[step + 1], k),
+                batch=_of(batch, k),
+                noise=noise,
+            )
+            _demand(bench, update)
+    return None if updates else "no layer with running statistics that is free of random numbers"
+
+
+def _of(statistics: Statistics, k: int) -> tuple[Array, Array]:
+    return statistics.mean[k], statistics.var[k]
+
+
+def _agree(one: Statistics, other: Statistics, k: int, noise: float) -> bool:
+    pairs = zip(_of(one, k), _of(other, k), strict=True)
+    return all(np.allclose(*pair, rtol=noise, atol=noise) for pair in pairs)
+
+
+def _demand(bench: Bench, update: Update) -> None:
+    """Demand that a step obeys the recursion, and say what it probably obeys instead."""
+    __tracebackhide__ = True
+    name, rate = update.layer.name, update.layer.update_rate
+    if update.fits(rate) and update.fits(rate, mean=False):
+        return
+    contract = (
+        "a step with c calls leads from r to (1-a)^c * r + (1-(1-a)^c) * b, for the update rate a, "
+        "the batch statistics b and biased variances (divided by n)"
+    )
+    said = "None" if rate is None else f"{rate:g}"
+    if rate is not None and update.fits(1 - rate) and update.fits(1 - rate, mean=False):
+        bench.demand(
+            False,
+            "layers",
+            f"update_rate of {name!r} is {said}, and its running statistics moved as with "
+            f"{1 - rate:g}; this is probably the framework's momentum, the weight of the past",
+            contract,
+        )
+    if update.fits(rate):
+        factor = bessel(update.n)
+        for member, scale in (("read", factor), ("run", 1.0 / factor)):
+            bench.demand(
+                not update.fits(rate, mean=False, scale=scale),
+                member,
+                f"gives a variance of {name!r} that is n/(n-1) times too large for n={update.n}; "
+                "this is probably the unbiased one (divided by n-1)",
+                contract,
+            )
+        bench.demand(
+            False,
+            "history",
+            f"the variance of {name!r} moved from {update.before[1].flat[0]:.6g} to "
+            f"{update.after[1].flat[0]:.6g} in its first channel, which does not fit the batch "
+            f"variance {update.batch[1].flat[0]:.6g}",
+            contract,
+        )
+    moved = "not towards the batch mean" if update.rate is None else f"as with {update.rate:.3g}"
+    bench.demand(
+        False,
+        "layers" if update.rate is not None else "history",
+        f"update_rate of {name!r} is {said}, and its running mean moved {moved}",
+        contract,
+    )

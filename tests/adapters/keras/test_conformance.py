@@ -1,0 +1,54 @@
+"""The Keras adapter keeps the contract that other adapters are held to, on every backend."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+pytest.importorskip(os.environ["KERAS_BACKEND"])
+keras = pytest.importorskip("keras")
+
+from pytest_bncheck.testing import check_adapter  # noqa: E402
+
+L = keras.layers
+
+
+def net(*layers, built=True):
+    inputs = [keras.Input((6, 6, 2))] if built else []
+    return keras.Sequential([*inputs, L.Conv2D(4, 3), *layers, L.Flatten(), L.Dense(3)])
+
+
+def norm(momentum=0.9):
+    return L.BatchNormalization(momentum=momentum)
+
+
+MODELS = {
+    "several layers": lambda: net(norm(), L.ReLU(), L.Conv2D(4, 3), norm(0.99)),
+    "unbuilt": lambda: net(norm(), built=False),
+    "dropout": lambda: net(norm(), L.Dropout(0.5)),
+    "no statistics": lambda: net(L.LayerNormalization()),
+}
+
+
+def images():
+    return np.random.normal(2.0, 3.0, (8, 6, 6, 2)).astype("float32"), np.arange(8) % 3
+
+
+def loss(outputs, labels):
+    losses = keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
+    return keras.ops.mean(losses)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_contract_is_kept(name):
+    found = check_adapter(MODELS[name], images, loss=loss)
+    assert list(found.skipped) == ["history obeys the recursion"] * (name == "no statistics")
+    assert all(lacks == ("replicas",) for lacks in found.silent.values())
+
+
+def test_with_an_inferred_loss():
+    assert not check_adapter(MODELS["several layers"], images).skipped
