@@ -50,7 +50,9 @@ class Conformance:
         lines += [f"  passed: {name}" for name in self.passed]
         lines += [f"  skipped: {name} ({reason})" for name, reason in self.skipped.items()]
         missing = [name for name in CAPABILITIES if name not in self.offers]
-        lines += [f"It does not offer: {', '.join(missing) or 'nothing is missing'}."]
+        if not missing:
+            return "\n".join([*lines, "It offers all capabilities, so no rule stays silent."])
+        lines += [f"It does not offer: {', '.join(missing)}."]
         if self.silent:
             lines += ["These rules stay silent:"]
         for code, lacks in self.silent.items():

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 SEED = 0
 BATCHES = 2
-"""Mini-batches in training; the passes are on the first."""
+"""Mini-batches of each experiment."""
+
+
+def index_of(step: int) -> int:
+    """The mini-batch of a training step; not the first, which passes are on."""
+    return (step + 1) % BATCHES
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class Bench:
         """Enter training mode and make some steps."""
         lab.begin()
         for step in range(self.steps if steps is None else steps):
-            lab.train_step(step % BATCHES)
+            lab.train_step(index_of(step))
 
     def experiment(self, lab: Adapter) -> Run:
         """Train and predict in both modes."""

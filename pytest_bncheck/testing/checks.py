@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pytest_bncheck.adapters.base import Adapter, Mode
-from pytest_bncheck.testing.bench import BATCHES, Bench, parts, same
+from pytest_bncheck.testing.bench import Bench, index_of, parts, same
 from pytest_bncheck.testing.recursion import recursion
 from pytest_bncheck.testing.restoring import (
     restored_after_error_in_pass,
@@ -32,7 +32,7 @@ def required_members(bench: Bench) -> None:
     """All that a check asks for is there and has the right type."""
     __tracebackhide__ = True
     missing = ", ".join(sorted(bench.adapter.__abstractmethods__))
-    bench.demand(not missing, missing, "missing", "nine members are required")
+    bench.demand(not missing, missing, "is missing", "nine members are required")
     with bench.open() as lab:
         for name in ("framework", "backend", "device", "dialect"):
             kind = Dialect if name == "dialect" else str
@@ -159,7 +159,7 @@ def training_record(bench: Bench) -> None:
         bench.train(lab, 0)
         before = [layer.name for layer in lab.layers()]
         for step in range(steps):
-            lab.train_step(step % BATCHES)
+            lab.train_step(index_of(step))
         losses, history, layers = lab.losses, lab.history, lab.layers()
         bench.demand(
             len(losses) == steps and all(isinstance(each, float) for each in losses),
@@ -312,15 +312,15 @@ def exact_write(bench: Bench) -> str | None:
         if repeats({}):
             return None
         kind = {k: n / (n - 1) for k, n in enumerate(found.calls.values) if n and n > 1}
-        breach = "of batch statistics with exact=True, and eval mode did not repeat the prediction"
+        breach = "did not make eval mode repeat the training prediction"
         if repeats(kind) or repeats({k: 1.0 / each for k, each in kind.items()}):
-            breach += "; the variance is off by n/(n-1), so it is probably converted once too often"
+            breach += "; the variance is off by n/(n-1), so is probably converted once too often"
         bench.demand(
             False,
             "write",
             breach,
-            "exact=True stores biased variances as they are, so that eval mode repeats the "
-            "batch's normalisation",
+            "batch statistics written with exact=True are stored as they are, so that eval mode "
+            "repeats the batch's normalisation",
         )
     return None
 
@@ -331,8 +331,8 @@ CHECKS: Mapping[str, Check] = {
     "the same seed gives the same numbers": same_seed,
     "passes change nothing": passes_change_nothing,
     "write(read()) changes nothing": write_and_read,
-    "write(batch statistics, exact=True) repeats the training prediction": exact_write,
     "history obeys the recursion": recursion,
+    "write(batch statistics, exact=True) repeats the training prediction": exact_write,
     "restore after success": restored_after_success,
     "restore with keep_weights": restored_but_for_weights,
     "restore after an error in a step": restored_after_error_in_step,

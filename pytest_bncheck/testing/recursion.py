@@ -13,7 +13,7 @@ import numpy as np
 
 from pytest_bncheck.adapters.base import Mode
 from pytest_bncheck.maths.running import bessel, remaining_share
-from pytest_bncheck.testing.bench import BATCHES, Bench
+from pytest_bncheck.testing.bench import Bench, index_of
 from pytest_bncheck.types import Layer, Statistics
 
 if TYPE_CHECKING:
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 ROUNDINGS = 16
 """Roundings of the stored numbers that an update and the conversion of a variance cost."""
+
+CONTRACT = (
+    "a step with c calls leads from r to (1-a)^c * r + (1-(1-a)^c) * b, for the update rate a, the "
+    "step's batch statistics b, and biased variances (divided by n)"
+)
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,8 @@ def recursion(bench: Bench) -> str | None:
     for step in sorted({0, bench.steps - 1}):
         with bench.open() as lab:
             bench.train(lab, step)
-            clean = lab.run(step % BATCHES, Mode.BATCH_STATISTICS)
-            batch = lab.run(step % BATCHES, Mode.TRAINING).statistics
+            clean = lab.run(index_of(step), Mode.BATCH_STATISTICS)
+            batch = lab.run(index_of(step), Mode.TRAINING).statistics
             noise = lab.noise
         for k, layer in enumerate(layers):
             if stochastic and not _agree(clean.statistics, batch, k, noise):
@@ -110,7 +115,9 @@ def recursion(bench: Bench) -> str | None:
                 batch=_of(batch, k),
                 noise=noise,
             )
-            _demand(bench, update)
+            breach = _breach(update)
+            if breach is not None:
+                bench.demand(False, *breach, contract=CONTRACT)
     return None if updates else "no layer with running statistics that is free of random numbers"
 
 
@@ -123,47 +130,32 @@ def _agree(one: Statistics, other: Statistics, k: int, noise: float) -> bool:
     return all(np.allclose(*pair, rtol=noise, atol=noise) for pair in pairs)
 
 
-def _demand(bench: Bench, update: Update) -> None:
-    """Demand that a step obeys the recursion, and say what it probably obeys instead."""
-    __tracebackhide__ = True
-    name, rate = update.layer.name, update.layer.update_rate
+def _breach(update: Update) -> tuple[str, str] | None:
+    """The member at fault and what is wrong, as it most probably is; None if nothing."""
+    name, rate = repr(update.layer.name), update.layer.update_rate
     if update.fits(rate) and update.fits(rate, mean=False):
-        return
-    contract = (
-        "a step with c calls leads from r to (1-a)^c * r + (1-(1-a)^c) * b, for the update rate a, "
-        "the batch statistics b and biased variances (divided by n)"
-    )
-    said = "None" if rate is None else f"{rate:g}"
+        return None
+    said = f"says that update_rate of {name} is {'None' if rate is None else format(rate, 'g')}"
     if rate is not None and update.fits(1 - rate) and update.fits(1 - rate, mean=False):
-        bench.demand(
-            False,
-            "layers",
-            f"update_rate of {name!r} is {said}, and its running statistics moved as with "
-            f"{1 - rate:g}; this is probably the framework's momentum, the weight of the past",
-            contract,
+        return "layers", (
+            f"{said}, and its running statistics moved as with {1 - rate:g}: "
+            "this is probably the framework's momentum, the weight of the past"
         )
-    if update.fits(rate):
-        factor = bessel(update.n)
-        for member, scale in (("read", factor), ("run", 1.0 / factor)):
-            bench.demand(
-                not update.fits(rate, mean=False, scale=scale),
-                member,
-                f"gives a variance of {name!r} that is n/(n-1) times too large for n={update.n}; "
-                "this is probably the unbiased one (divided by n-1)",
-                contract,
+    if not update.fits(rate):
+        if update.rate is None:
+            return "history", f"shows that the running mean of {name} left the batch mean's way"
+        return "layers", f"{said}, and its running mean moved as with {update.rate:.3g}"
+    factor = bessel(update.n)
+    for member, scale in (("read", factor), ("run", 1.0 / factor)):
+        if update.fits(rate, mean=False, scale=scale):
+            return member, (
+                f"gives a variance of {name} that is n/(n-1) times too large, n={update.n}: "
+                "this is probably the unbiased one, divided by n-1"
             )
-        bench.demand(
-            False,
-            "history",
-            f"the variance of {name!r} moved from {update.before[1].flat[0]:.6g} to "
-            f"{update.after[1].flat[0]:.6g} in its first channel, which does not fit the batch "
-            f"variance {update.batch[1].flat[0]:.6g}",
-            contract,
-        )
-    moved = "not towards the batch mean" if update.rate is None else f"as with {update.rate:.3g}"
-    bench.demand(
-        False,
-        "layers" if update.rate is not None else "history",
-        f"update_rate of {name!r} is {said}, and its running mean moved {moved}",
-        contract,
+    old, new, batch = (
+        float(pair[1].flat[0]) for pair in (update.before, update.after, update.batch)
+    )
+    return "history", (
+        f"shows that the variance of {name} moved from {old:.6g} to {new:.6g} in its first "
+        f"channel, where the batch has {batch:.6g}, and the mean moved as it should"
     )

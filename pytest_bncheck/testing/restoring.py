@@ -27,7 +27,7 @@ def restored_after_success(bench: Bench) -> None:
     bench.demand(
         changed(numbers(before), during) is not None,
         "step",
-        "trained, and no array that leads from the model changed",
+        "trained, and no array of the model's state changed",
         "a step moves weights. If it did, pass state=lambda model: ... with the weights, "
         "statistics and modes by name, so that `restore` can be checked",
     )
