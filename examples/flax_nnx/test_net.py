@@ -7,7 +7,10 @@ import pytest
 from flax import nnx
 from model import Net
 
+from nnx_adapter import NNXAdapter
+
 from pytest_bncheck import CheckFailed, InputError
+from pytest_bncheck.testing import check_adapter
 
 
 @pytest.mark.bn_consistency
@@ -89,3 +92,15 @@ def leaves(net):
 def test_a_device_that_is_not_there(bncheck, bncheck_batch):
     with pytest.raises(InputError, match="JAX runs on"):
         bncheck(Net(), bncheck_batch, device="tpu:7")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_adapter_keeps_the_contract(dropout):
+    def make_batch():
+        return np.random.normal(5.0, 3.0, (16, 8)).astype("float32"), np.arange(16) % 4
+
+    found = check_adapter(
+        lambda: Net(momentum=0.9, dropout=dropout), make_batch, adapter=NNXAdapter
+    )
+    assert not found.skipped
+    print(found)  # with the rules that stay silent, see pytest -s

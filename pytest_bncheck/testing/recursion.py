@@ -90,30 +90,27 @@ class Update:
 def recursion(bench: Bench) -> str | None:
     """The first and the last step move running statistics as the adapter says."""
     __tracebackhide__ = True
-    with bench.open() as lab:
-        bench.train(lab)
-        layers, history, calls = lab.layers(), lab.history, lab.calls.training
-        stochastic = lab.stochastic
-    updates = 0
+    run, updates = bench.first, 0
     for step in sorted({0, bench.steps - 1}):
         with bench.open() as lab:
             bench.train(lab, step)
             clean = lab.run(index_of(step), Mode.BATCH_STATISTICS)
             batch = lab.run(index_of(step), Mode.TRAINING).statistics
-            noise = lab.noise
-        for k, layer in enumerate(layers):
-            if stochastic and not _agree(clean.statistics, batch, k, noise):
+            place = {layer.name: k for k, layer in enumerate(lab.layers())}
+        for k, layer in enumerate(run.layers):
+            here = place[layer.name]  # the order may change with the first step
+            if run.stochastic and not _agree(clean.statistics, batch, here, run.noise):
                 continue  # random numbers reach it, others in each pass
             updates += 1
             update = Update(
                 layer,
-                done=step * calls[k] / bench.steps,
-                calls=calls[k] / bench.steps,
-                n=clean.calls.values[k],
-                before=_of(history[step], k),
-                after=_of(history[step + 1], k),
-                batch=_of(batch, k),
-                noise=noise,
+                done=step * run.calls.training[k] / bench.steps,
+                calls=run.calls.training[k] / bench.steps,
+                n=clean.calls.values[here],
+                before=_of(run.history[step], k),
+                after=_of(run.history[step + 1], k),
+                batch=_of(batch, here),
+                noise=run.noise,
             )
             breach = _breach(update)
             if breach is not None:
