@@ -6,7 +6,6 @@ import optax
 import pytest
 from flax import nnx
 from model import Net
-
 from nnx_adapter import NNXAdapter
 
 from pytest_bncheck import CheckFailed, InputError
