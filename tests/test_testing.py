@@ -12,6 +12,7 @@ from toy import ToyAdapter, ToyModel, cross_entropy, toy_batch
 
 from pytest_bncheck import InputError
 from pytest_bncheck.adapters.base import NO_CALLS, NO_STATISTICS, Mode, Pass
+from pytest_bncheck.rules import RULES
 from pytest_bncheck.testing import Conformance, check_adapter, reachable
 from pytest_bncheck.testing.checks import CHECKS
 from pytest_bncheck.types import Statistics
@@ -57,7 +58,13 @@ def test_the_result_names_what_is_not_offered():
     found = conformance()
     assert found.adapter == "ToyAdapter"
     assert found.offers == {"sampling"}
-    assert "It does not offer: watching, streams, replicas, slopes." in str(found)
+    assert found.silent.keys() == {
+        code for code, rule in RULES.items() if rule.needs - {"sampling"}
+    }
+    assert found.silent["BN108"] == ("streams",)
+    text = str(found)
+    assert "\nIt does not offer: watching, streams, replicas, slopes.\n" in text
+    assert "\n  BN108 mixed-streams needs streams\n" in text
 
 
 def test_an_adapter_of_everything_has_no_silent_rule():

@@ -102,4 +102,4 @@ def test_the_adapter_keeps_the_contract(dropout):
         lambda: Net(momentum=0.9, dropout=dropout), make_batch, adapter=NNXAdapter
     )
     assert not found.skipped
-    print(found)  # with the rules that stay silent, see pytest -s
+    assert not found.offers  # the required members are enough

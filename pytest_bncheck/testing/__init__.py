@@ -128,9 +128,9 @@ def check_adapter(
         else:
             skipped[name] = reason
     offers = frozenset(name for name, mixin in CAPABILITIES.items() if issubclass(kind, mixin))
-    silent = {}
-    for code, rule in RULES.items():
-        needs: frozenset[Capability] = getattr(rule, "needs", frozenset())
-        if not needs <= offers:
-            silent[code] = tuple(sorted(needs - offers))
+    silent = {
+        code: tuple(sorted(rule.needs - offers))
+        for code, rule in RULES.items()
+        if not rule.needs <= offers
+    }
     return Conformance(kind.__name__, tuple(passed), skipped, offers, silent)

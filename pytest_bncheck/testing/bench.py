@@ -104,7 +104,7 @@ class Bench:
             return self.make_model()
 
     def settled(self) -> Any:
-        """A fresh model that was built, if it was not, by `save`."""
+        """A fresh model that `save` built, if it was not; that may have drawn random numbers."""
         model = self.model()
         with self.open(model):
             pass
@@ -155,7 +155,7 @@ class Bench:
     @cached_property
     def first(self) -> Run:
         """An experiment with a fresh model, to compare others with."""
-        with self.open() as lab:
+        with self.open(self.settled()) as lab:
             return self.experiment(lab)
 
     def demand_same(self, run: Run, member: str, breach: str, contract: str) -> None:

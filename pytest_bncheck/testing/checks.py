@@ -200,7 +200,7 @@ def training_record(bench: Bench) -> None:
 def same_seed(bench: Bench) -> None:
     """Two fresh models with the same seed give the same numbers."""
     __tracebackhide__ = True
-    with bench.open() as lab:
+    with bench.open(bench.settled()) as lab:
         run = bench.experiment(lab)
     bench.demand_same(
         run,

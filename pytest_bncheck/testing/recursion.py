@@ -92,7 +92,7 @@ def recursion(bench: Bench) -> str | None:
     __tracebackhide__ = True
     run, updates = bench.first, 0
     for step in sorted({0, bench.steps - 1}):
-        with bench.open() as lab:
+        with bench.open(bench.settled()) as lab:
             bench.train(lab, step)
             clean = lab.run(index_of(step), Mode.BATCH_STATISTICS)
             batch = lab.run(index_of(step), Mode.TRAINING).statistics
