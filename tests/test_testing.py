@@ -36,7 +36,7 @@ def train_step(model, batch):
 # what keeps the contract --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": None}, {"steps": 1}, {"steps": 7}])
+@pytest.mark.parametrize("options", [{}, {"loss": None}, {"steps": 2}, {"steps": 7}])
 def test_the_toy_adapter_keeps_it(options):
     found = conformance(**options)
     assert found.passed == tuple(CHECKS)
@@ -82,8 +82,8 @@ def test_without_an_adapter_there_is_nothing_to_check():
         check_adapter(ToyModel, batch)
     with pytest.raises(InputError, match="must return a subclass"):
         check_adapter(ToyModel, batch, adapter=ToyModel)
-    with pytest.raises(ValueError, match="steps must be >= 1, got 0"):
-        conformance(steps=0)
+    with pytest.raises(ValueError, match="steps must be >= 2, got 1"):
+        conformance(steps=1)
 
 
 def test_another_error_says_which_check_it_came_from():

@@ -206,6 +206,14 @@ def python_page() -> str:
             continue
         needed = " (required)" if getattr(method, "__isabstractmethod__", False) else ""
         parts += [f"### {name}{needed}", markdown(method, 4)]
+    testing = importlib.import_module("pytest_bncheck.testing")
+    parts += [
+        "## check_adapter()",
+        "```python\nfrom pytest_bncheck.testing import check_adapter\n```",
+        markdown(testing.check_adapter, 3),
+        "## Conformance",
+        markdown(testing.Conformance, 3),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
