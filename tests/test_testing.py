@@ -311,7 +311,7 @@ class SaysAnotherRate(ToyAdapter):
         ]
 
 
-@broken("history: shows that the running mean of 'norm' left the batch mean's way")
+@broken("history: shows that the running mean of 'norm' moved, but not towards the batch mean")
 class TakesTheFirstBatch(ToyAdapter):
     def run(self, index, mode, *, observe=True):
         return super().run(0, mode)
@@ -400,6 +400,13 @@ class ForgetsStatistics(Forgetful):
 )
 class ForgetsModes(Forgetful):
     forgets = ("training",)
+
+
+@broken("restore: left the model changed though nothing was done: model.training is False")
+class LeavesEvalMode(ToyAdapter):
+    def restore(self, *, keep_weights=False):
+        super().restore(keep_weights=keep_weights)
+        self.model.training = False
 
 
 @broken(

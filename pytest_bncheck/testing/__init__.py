@@ -89,9 +89,9 @@ def check_adapter(
     steps
         Training steps, >= 2.
     loss, optimizer, train_step, forward
-        As for `check`. They serve many models one after the other, so an optimizer has to be a
-        function. Only with a `loss`, `train_step` or `forward` can an error be raised in the
-        middle of training.
+        As for `check`, but for many models one after the other, so `optimizer` is a function. One
+        of them raises an error in the second step, to see what `restore` makes of it; without any
+        the adapter is given a loss that raises in the first.
     state
         ``state(model)``: everything that a restore has to put back, by name, as arrays and plain
         values: weights, statistics, modes. By default what attributes, lists and dicts lead to.

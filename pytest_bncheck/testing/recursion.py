@@ -141,7 +141,10 @@ def _breach(update: Update) -> tuple[str, str] | None:
         )
     if not update.fits(rate):
         if update.rate is None:
-            return "history", f"shows that the running mean of {name} left the batch mean's way"
+            return (
+                "history",
+                f"shows that the running mean of {name} moved, but not towards the batch mean",
+            )
         return "layers", f"{said}, and its running mean moved as with {update.rate:.3g}"
     factor = bessel(update.n)
     for member, scale in (("read", factor), ("run", 1.0 / factor)):
