@@ -14,13 +14,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
-from keras.src.backend.common import global_state  # noqa: E402
+from keras.src.backend.common import global_state
 
-from passes import in_training, on_training_path, with_batch_statistics  # noqa: E402
-from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
-from pytest_bncheck.adapters.keras.loss import match  # noqa: E402
-from pytest_bncheck.adapters.random_state import fingerprint, seed_everything, seeded  # noqa: E402
-from pytest_bncheck.types import InputError, Recipe, Statistics  # noqa: E402
+from passes import in_training, on_training_path, with_batch_statistics
+from pytest_bncheck.adapters.keras.adapter import KerasAdapter
+from pytest_bncheck.adapters.keras.loss import match
+from pytest_bncheck.adapters.random_state import fingerprint, seed_everything, seeded
+from pytest_bncheck.types import InputError, Recipe, Statistics
 
 BACKEND = keras.backend.backend()
 host = keras.ops.convert_to_numpy

@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
-from pytest_bncheck.testing import check_adapter  # noqa: E402
+from pytest_bncheck.testing import check_adapter
 
 L = keras.layers
 

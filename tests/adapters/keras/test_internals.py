@@ -9,11 +9,11 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 keras = pytest.importorskip("keras")
 
-from pytest_bncheck.adapters import versions  # noqa: E402
-from pytest_bncheck.adapters.keras import internals  # noqa: E402
-from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
-from pytest_bncheck.adapters.keras.backends.base import own_backend  # noqa: E402
-from pytest_bncheck.types import InputError, Recipe  # noqa: E402
+from pytest_bncheck.adapters import versions
+from pytest_bncheck.adapters.keras import internals
+from pytest_bncheck.adapters.keras.adapter import KerasAdapter
+from pytest_bncheck.adapters.keras.backends.base import own_backend
+from pytest_bncheck.types import InputError, Recipe
 
 BACKEND = import_module(
     f"{own_backend.__module__.rpartition('.')[0]}.{keras.backend.backend()}_internals"

@@ -9,10 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from pytest_bncheck.adapters.torch.adapter import TorchAdapter  # noqa: E402
-from pytest_bncheck.testing import check_adapter  # noqa: E402
+from pytest_bncheck.adapters.torch.adapter import TorchAdapter
+from pytest_bncheck.testing import check_adapter
 
 
 def net(*parts: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from keras_nets import (  # noqa: E402
+from keras_nets import (
     CLASSES,
     KIND,
     NORMS,
@@ -26,7 +26,7 @@ from keras_nets import (  # noqa: E402
     silent,
     sole,
 )
-from pytest_bncheck import check  # noqa: E402
+from pytest_bncheck import check
 
 BACKEND = keras.backend.backend()
 L = keras.layers
