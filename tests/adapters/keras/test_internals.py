@@ -4,11 +4,13 @@ import os
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 keras = pytest.importorskip("keras")
 
+from pytest_bncheck import check
 from pytest_bncheck.adapters import versions
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter
@@ -43,7 +45,7 @@ def test_a_missing_function_is_said(path, monkeypatch):
     made = model()
     without(path, monkeypatch)
     with pytest.raises(InputError) as error:
-        KerasAdapter(made, [], Recipe(), None)
+        check(made, (np.ones((4, 2), "float32"), np.ones((4, 2), "float32")))
     assert str(error.value).startswith(f"Keras {keras.__version__} is not supported by pytest-bnc")
     assert str(error.value).endswith(f"; it lacks {path}.")
 
