@@ -291,7 +291,7 @@ def test_chance_in_a_lambda(seed):
     noisy = L.Lambda(lambda x: x + keras.random.normal((20,)), name="noisy")
     model = keras.Sequential([L.Input((20,)), noisy, L.Dense(CLASSES)])
     finding = sole(run(model, "functional", seed, steps=30), "BN302")
-    assert "keras.random.normal(...) in noisy, test_keras_cards.py:" in finding.message
+    assert "keras.random.normal(...) in noisy, test_faults.py:" in finding.message
 
 
 # Keras needs TensorFlow for these on any backend.
