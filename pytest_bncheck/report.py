@@ -67,10 +67,12 @@ class LayerReport:
 
     Attributes
     ----------
+    name, type
+        Its path in the model, and its class.
     momentum, update_rate
         In the framework's own convention; as α in running ← (1-α)·running + α·batch.
     updates, initial_weight
-        Updates during the check; what is left of the initial value, in [0, 1].
+        Updates during the check; the share of the initial value that is left, in [0, 1].
     values_per_channel
         n, the values that one batch statistic comes from.
     shift, scale
@@ -183,11 +185,39 @@ class Report:
     ----------
     nodeid, index
         The test and the number of the check in it; empty and 0 outside pytest.
+    framework, backend, device
+        Where the check ran, in the framework's own words; empty if it could not be made.
+    verdict
+        "pass", "warn", "fail", or "error" if the check could not be made.
     error
         What kept the check from being made, or None.
+    bn_verdict
+        How eval mode compares with training mode: "healthy", "degraded", "broken", or None.
+    steps
+        Training steps made.
+    planned_updates
+        The option, or None.
+    batch_size
+        Samples of a batch; None if unknown.
+    seed
+        The option.
+    findings, suppressed
+        Faults that count, gravest first, and those that do not.
     not_checked
         A sentence for each rule that needs more than the adapter offers, and so was not applied;
         not in the JSON object if there is none.
+    predictions
+        How the modes compare.
+    layers
+        The layers with running statistics, in the order in which they run.
+    remedies
+        What would cure the running statistics; None if nothing was computed.
+    training
+        The loss of every step.
+    curves
+        What plots show beyond the rest; None if there was no check.
+    seconds
+        Wall time of the parts of the check.
     """
 
     nodeid: str = ""

@@ -328,7 +328,7 @@ def merge(*sources: Source) -> Settings:
             values[name] = tuple(dict.fromkeys(text for item in given for text in item.value))
         if name in ("ignore", "intended"):
             origins[name] = ", ".join(dict.fromkeys(item.origin for item in given))
-    return Settings(**values, sources=origins)
+    return Settings(**values, origins=origins)
 
 
 def recipe(*sources: Source) -> Recipe:

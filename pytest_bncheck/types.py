@@ -1,4 +1,4 @@
-"""The words that the parts of the package use to speak to each other.
+"""Types that all parts of the package share.
 
 Nothing here computes. Two conventions hold everywhere above the adapters:
 
@@ -41,7 +41,7 @@ class Settings:
     planned_updates
         Updates that the real training makes, >= 1, or None.
     device
-        Where to run, in the framework's own words, or None for where the model is.
+        Where to run, as the framework names it, or None for where the model is.
     seed
         Seed of every random generator during the check.
     select, ignore
@@ -53,10 +53,10 @@ class Settings:
     strict
         Whether warnings fail too.
     intended
-        Designs that are declared on purpose, for example ``"frozen-batchnorm"``.
+        Designs that the user declares as intended, for example ``"frozen-batchnorm"``.
     restore
-        Whether the model gets its own weights back after the check.
-    sources
+        Whether the model gets its weights back after the check.
+    origins
         For each option set by the user, the place: ``"call"``, ``"marker"``, ``"--bncheck-seed"``.
     """
 
@@ -71,17 +71,17 @@ class Settings:
     strict: bool = False
     intended: tuple[str, ...] = ()
     restore: bool = True
-    sources: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def origin(self, name: str) -> str:
         """Where an option came from, as messages say it: ``default``, ``from marker``."""
-        source = self.sources.get(name, "default")
-        return source if source == "default" else f"from {source}"
+        origin = self.origins.get(name, "default")
+        return origin if origin == "default" else f"from {origin}"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the user supplies about training; None where it is to be inferred.
+    """The user's part of training; what is None is inferred.
 
     Attributes
     ----------
@@ -112,15 +112,15 @@ class Layer:
     type
         Class name.
     momentum
-        In the framework's own convention; None for torch's cumulative average.
+        In the framework's convention; None for torch's cumulative average.
     update_rate
         α in (0, 1], 0 for a layer that never updates, None for the cumulative average.
     eps
         The constant added to the variance.
     frozen
-        Kept in inference mode on purpose while the rest trains.
+        In inference mode by design while the rest trains.
     stock
-        The framework's own class, whose formula is known.
+        A class of the framework itself, whose formula is known.
     trained
         Scale or offset differ from their initial 1 and 0.
     resolution
@@ -128,7 +128,7 @@ class Layer:
     dtype
         Name of that floating-point type.
     frozen_parameters
-        It has parameters, they are all frozen, and so are all that come before it.
+        All its parameters are frozen, at least one, and so are those of the layers before it.
     counted
         Updates that the framework counted so far, over the model's whole life; None if it counts
         none, or none of this layer.
@@ -161,12 +161,12 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Streams:
-    """What the calls of one layer in one training step normalised.
+    """Statistics of each call of one layer in one training step.
 
     Attributes
     ----------
     statistics
-        Batch statistics, one entry for each call; the running ones for channels where rounding
+        Batch statistics, one entry per call; the running statistics in channels where rounding
         hides them.
     samples
         Samples in the smallest call's batch.
@@ -195,14 +195,14 @@ class Calls:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one forward pass gave.
+    """Outputs and scores of one forward pass.
 
     Attributes
     ----------
     outputs
         Every floating-point output whose leading axis is the batch, by its path in the structure.
     structure
-        A description of the whole output's structure; passes that differ in it are not compared.
+        Containers, shapes and types of the output; predictions that differ in it are not compared.
     loss, accuracy
         On the targets; None where it cannot be computed.
     constant_loss
@@ -210,13 +210,12 @@ class Prediction:
     random
         Whether the pass drew random numbers.
     mutated
-        Names of the buffers or non-trainable variables that the pass changed, states of random
-        generators aside. Passes that use batch statistics leave the running ones out.
+        Names of the buffers or non-trainable variables that the pass changed, without the states
+        of random generators and, in passes with batch statistics, the running statistics.
     in_training
-        Paths of mode-dependent modules that ran in training mode although the model was told to
-        predict; only of a pass in eval mode.
+        Paths of mode-dependent modules that ran in training mode in a pass in eval mode.
     parts
-        Those on the single mini-batches, of a prediction on several.
+        The predictions on the single mini-batches, if this one joins several.
     """
 
     outputs: Mapping[str, Array]
@@ -243,7 +242,7 @@ class Trace:
     module
         Path of the innermost module around it, empty for the model itself.
     source
-        File, line and text of the user's code: ``net.py:12: h = F.dropout(h, 0.5)``; may be empty.
+        File, line and text of the user's code, ``net.py:12: h = F.dropout(h, 0.5)``, or empty.
     """
 
     kind: Literal["random", "batch statistics"]
@@ -267,13 +266,13 @@ class Dialect:
     training_mode
         How to enter training mode.
     mode
-        The name under which the user's own code reads the mode.
+        The name under which the user's code reads the mode.
     freeze
-        What keeps a frozen part from moving its statistics.
+        How to keep the running statistics of a frozen part.
     running_in_eval
-        What lets a normalisation use running statistics in eval mode.
+        How to let a normalisation use running statistics in eval mode.
     reset
-        Code that starts running statistics anew, where `recalibrate` does not do so by itself.
+        Code that resets running statistics, if `recalibrate` does not do so itself.
     copy_statistics
         Code that copies running statistics along with the parameters.
     unbiased

@@ -51,6 +51,32 @@ PRIVATE = {
         ("adapters/torch/internals.py",),
         (r"\b_fabric(_optimizers)?\b",),
     ),
+    "keras": Private(
+        (
+            "adapters/keras/internals.py",
+            "adapters/keras/backends/torch_internals.py",
+            "adapters/random_state.py",
+        ),
+        (
+            r"\bkeras\.src\b",
+            r"\b_(flatten_layers|clear_losses|seed_generators|tracker|inputs_struct|keras_logits)\b",
+            r"\b_(call_has_training_arg|compile_loss|compile_metrics|compute_loss)\b",
+            r"(?<!self)\._(layers|(non_)?trainable_variables|learning_rate|value|user_loss)\b",
+            r"[\"'](global_\w+|object_name_uids|current_call_ctx)[\"']",  # keys
+        ),
+    ),
+    "tensorflow": Private(
+        (
+            "adapters/keras/backends/tensorflow_internals.py",
+            "adapters/keras/internals.py",
+            "adapters/random_state.py",
+        ),
+        (r"\btensorflow\.python\b", r"\b_internal_operation_seed\b", r"\._rng\b"),
+    ),
+    "jax": Private(
+        ("adapters/keras/backends/jax_internals.py",),
+        (r"\bjax\.(core|_src|config)\b", r"\bto_concrete_value\b", r"\.committed\b", r"\bxla_"),
+    ),
 }
 
 
@@ -84,6 +110,14 @@ def test_private_names_occur_in_no_other_file(framework):
         ("torch", "module._parameters.clear()"),
         ("torch", 'for key in ("_modules", "_buffers"):'),
         ("lightning", "module._fabric = trainer"),
+        ("keras", "from keras.src.layers.layer import CallContext"),
+        ("keras", "for inner in layer._layers:"),
+        ("keras", 'getattr(model, "_compile_loss", None)'),
+        ("keras", 'state("current_call_ctx")'),
+        ("tensorflow", "from tensorflow.python.eager import context"),
+        ("tensorflow", "context()._rng"),
+        ("jax", "isinstance(tensor, jax.core.Tracer)"),
+        ("jax", "sharding = value.committed"),
     ],
 )
 def test_the_patterns_see_a_private_name(framework, line):
@@ -99,15 +133,14 @@ def test_what_is_there_is_found():
     assert find("os.path.join") is __import__("os").path.join
     assert find("os.path.nothing") is None
     assert find("no_such_package.module") is None
-    require("pytest", pytest.__version__, [])
+    require("Python", "3.99", [])
 
 
-def test_a_missing_name_is_refused_with_both_versions():
+def test_missing_names_are_refused_with_both_versions():
     with pytest.raises(InputError) as error:
-        require("pytest", pytest.__version__, ["os.nothing", "os.path.none"])
-    ours = pytest_bncheck.__version__
+        require("Python", "3.99", ["os.nothing", "os.path.none"])
     assert str(error.value) == (
-        f"pytest {pytest.__version__} is not supported by pytest-bncheck {ours}; "
+        f"Python 3.99 is not supported by pytest-bncheck {pytest_bncheck.__version__}; "
         "it lacks os.nothing, os.path.none."
     )
 

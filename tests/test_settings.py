@@ -107,7 +107,7 @@ def test_precedence_is_decided_by_none():
         steps=0,
         strict=False,
         seed=3,
-        sources={"steps": "call", "seed": "bncheck_seed in tox.ini", "strict": "marker"},
+        origins={"steps": "call", "seed": "bncheck_seed in tox.ini", "strict": "marker"},
     )
     assert settings.merge() == Settings()
 
@@ -118,7 +118,7 @@ def test_ignore_and_intended_add_up_and_the_stronger_reason_wins():
     merged = settings.merge(call, ini)
     assert merged.ignore == {"BN1": "near", "BN2": None}
     assert merged.intended == ("stochastic-eval", "frozen-batchnorm")
-    assert merged.sources["ignore"] == "call, ini"
+    assert merged.origins["ignore"] == "call, ini"
 
 
 def test_recipe_takes_the_strongest_of_each():

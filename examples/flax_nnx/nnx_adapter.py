@@ -18,14 +18,14 @@ import optax
 from flax import nnx
 
 from pytest_bncheck import InputError
-from pytest_bncheck.adapters.base import Adapter, Mode, Pass, Sampling
+from pytest_bncheck.adapters.base import Adapter, Mode, Pass
 from pytest_bncheck.types import Calls, Dialect, Layer, Prediction, Recipe, Statistics
 
 MODES = ("use_running_average", "deterministic")
 RANDOM = (nnx.RngCount, nnx.RngKey)
 
 
-class NNXAdapter(Adapter, Sampling):
+class NNXAdapter(Adapter):
     framework = "flax"
     backend = "jax"
     dialect = Dialect(
@@ -50,9 +50,7 @@ class NNXAdapter(Adapter, Sampling):
         self.batches = [jax.tree.map(jnp.asarray, batch) for batch in batches]
         self.batch_size = len(jax.tree.leaves(self.batches[0])[0])
         self._norms = {name: layer for name, layer in _modules(model) if _is_norm(layer)}
-        self._watch = Watch()
         self._optimizer: nnx.Optimizer | None = None
-        self._frozen: set[str] = set()
 
     # before -----------------------------------------------------------------------------------
 
@@ -79,8 +77,7 @@ class NNXAdapter(Adapter, Sampling):
     def step(self, index: int) -> Any:
         drawn = self._random_state()
         if self.recipe.train_step is not None:
-            with self._watch.over(self.model):
-                loss = self.recipe.train_step(self.model, self.batches[index])
+            loss = self.recipe.train_step(self.model, self.batches[index])
         else:
             loss = self._own_step(self.batches[index])
         self.stochastic |= drawn != self._random_state()
@@ -96,8 +93,7 @@ class NNXAdapter(Adapter, Sampling):
 
         def loss_of(parameters: Any) -> tuple[jax.Array, Any]:
             copy = nnx.merge(graph, parameters, rest, copy=True)
-            with self._watch.over(copy):
-                loss = self._loss(self._forward(copy, batch), batch)
+            loss = self._loss(self._forward(copy, batch), batch)
             return loss, nnx.state(copy, nnx.Not(nnx.Param))
 
         (loss, state), gradients = jax.value_and_grad(loss_of, has_aux=True)(parameters)
@@ -117,10 +113,6 @@ class NNXAdapter(Adapter, Sampling):
         if jnp.issubdtype(targets.dtype, jnp.integer):
             return optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
         return jnp.mean((outputs - targets) ** 2)
-
-    @property
-    def calls(self) -> Calls:
-        return self._watch.calls(self._norms)
 
     # looking ----------------------------------------------------------------------------------
 
@@ -163,13 +155,6 @@ class NNXAdapter(Adapter, Sampling):
             self.model.eval()
         batch = self.batches[index]
         return Pass(self._predict(batch)) if mode is Mode.EVAL else self._normalising(batch)
-
-    def predict_half(self, index: int) -> Prediction | None:
-        if self.batch_size is None or self.batch_size < 2:
-            return None
-        half = jax.tree.map(lambda part: part[: self.batch_size // 2], self.batches[index])
-        self.model.eval()
-        return self._predict(half)
 
     def _normalising(self, batch: Any) -> Pass:
         """A pass in which every normalisation uses batch statistics."""

@@ -6,8 +6,10 @@ import optax
 import pytest
 from flax import nnx
 from model import Net
+from nnx_adapter import NNXAdapter
 
 from pytest_bncheck import CheckFailed, InputError
+from pytest_bncheck.testing import check_adapter
 
 
 @pytest.mark.bn_consistency
@@ -89,3 +91,38 @@ def leaves(net):
 def test_a_device_that_is_not_there(bncheck, bncheck_batch):
     with pytest.raises(InputError, match="JAX runs on"):
         bncheck(Net(), bncheck_batch, device="tpu:7")
+
+
+SAID = """\
+NNXAdapter keeps the contract:
+  passed: the required members are there
+  passed: losses, history and calls fit the steps
+  passed: the same seed gives the same numbers
+  passed: passes change nothing
+  passed: write(read()) changes nothing
+  passed: history obeys the recursion
+  passed: write(batch statistics, exact=True) repeats the training prediction
+  passed: restore after success
+  passed: restore with keep_weights
+  passed: restore after an error in a step
+  passed: restore after an error in a pass
+It does not offer: watching, sampling, streams, replicas, slopes.
+These rules stay silent:
+  BN108 mixed-streams needs streams
+  BN109 batch-shortcut needs sampling
+  BN303 eval-depends-on-batch needs sampling
+  BN305 trained-in-eval-mode needs watching
+  BN306 mode-sticks needs watching
+  BN402 replicas-diverge needs replicas
+"""
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_adapter_keeps_the_contract(dropout):
+    def make_model():
+        return Net(momentum=0.9, dropout=dropout)
+
+    def make_batch():
+        return np.random.normal(5.0, 3.0, (16, 8)).astype("float32"), np.arange(16) % 4
+
+    assert f"{check_adapter(make_model, make_batch, adapter=NNXAdapter)}\n" == SAID

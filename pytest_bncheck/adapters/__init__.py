@@ -32,7 +32,7 @@ def find(model: Any) -> type[Adapter]:
     Raises
     ------
     InputError
-        If no adapter knows the model's type.
+        If no adapter takes the model.
     """
     return require(search(model), model)
 
@@ -57,7 +57,7 @@ def require(adapter: Any, model: Any) -> type[Adapter]:
     Raises
     ------
     InputError
-        If there is no adapter, or something else was found in its place.
+        If there is no adapter, or an object that is not one.
     """
     if isinstance(adapter, type) and issubclass(adapter, Adapter):
         return adapter

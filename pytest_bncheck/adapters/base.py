@@ -55,7 +55,7 @@ class Mode(Enum):
     """The mode that a pass runs in."""
 
     EVAL = "eval mode"
-    """The user's own eval mode, untouched."""
+    """Eval mode as the user enters it."""
 
     BATCH_STATISTICS = "batch statistics"
     """Eval mode, but the layers that trained use batch statistics; stochastic layers are off."""
@@ -64,25 +64,26 @@ class Mode(Enum):
     """Full training mode, stochastic layers on."""
 
     TRAINING_PATH = "training path"
-    """As `BATCH_STATISTICS`, but the user's own code is told that it trains.
+    """As `BATCH_STATISTICS`, but the user's code sees training mode.
 
-    The framework's other layers stay in inference mode, so that only code of the user's that
-    depends on the mode can make a difference.
+    The framework's other layers stay in inference mode, so that only user code that depends on
+    the mode can make a difference.
     """
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward pass gave. Running statistics are afterwards what they were before.
+    """Result of one forward pass, which leaves the running statistics as they were.
 
     Attributes
     ----------
     prediction
-        None where none was asked for (`Mode.TRAINING`), or the model cannot run so on its inputs
-        alone (`Mode.TRAINING_PATH`).
+        None in `Mode.TRAINING`, and in `Mode.TRAINING_PATH` if the model needs more than its
+        inputs there.
     statistics
-        Batch statistics of each layer, in every mode but `EVAL`. Of a layer that used none its
-        running ones; of one that ran c times the value to which c calls a step lead.
+        Batch statistics of each layer, in every mode but `EVAL`. For a layer that used none, its
+        running statistics; for one that ran c times, the limit of its running statistics under c
+        calls a step.
     calls
         Calls of each layer in this pass.
     """
@@ -96,7 +97,7 @@ class Adapter(ABC):
     """One model under test, with its batches, in one framework.
 
     Required are `__init__`, `save`, `restore`, `begin`, `step`, `layers`, `read`, `write` and
-    `run`. `index` is always the number of a mini-batch in `batches`.
+    `run`. `index` always means a mini-batch: its position in `batches`.
 
     Parameters
     ----------
@@ -104,7 +105,7 @@ class Adapter(ABC):
         The user's model.
     batches
         At least one batch: ``(inputs, targets)`` or whatever the recipe's functions understand.
-        Arrays of numpy become tensors of the framework; the user's own objects are not changed.
+        NumPy arrays become tensors of the framework; the user's objects are not changed.
     recipe
         The user's loss, optimizer, train step and forward, where given.
     device
@@ -113,25 +114,25 @@ class Adapter(ABC):
     Raises
     ------
     InputError
-        For a device that is not there, an empty batch, or an optimizer of another framework.
+        For a device that the machine lacks, an empty batch, or an optimizer of another framework.
 
     Attributes
     ----------
     framework, backend, device
-        As the report names them.
+        Names for the report.
     dialect
         Lines of code in this framework.
     stochastic
         Whether a training forward drew random numbers; known after the first training step.
     noise
-        Relative difference of two predictions that rounding explains.
+        Largest relative difference of two predictions that rounding explains, > 0.
     batch_size
-        Samples in the first batch, or None if that cannot be told.
+        Samples in the first batch, or None if unknown.
     expected_steps
-        Training steps that the experiment will make at most; set before `save`.
+        Largest number of training steps that the experiment will make; set before `save`.
     program
-        What a finished program is that can neither be watched nor trained: ``a ScriptModule``;
-        None for a model.
+        What the model is, if it is a finished program that can neither be watched nor trained:
+        ``a ScriptModule``; otherwise None.
     """
 
     framework: str
@@ -151,7 +152,7 @@ class Adapter(ABC):
 
     @classmethod
     def accepts(cls, model: Any) -> bool:
-        """Whether this adapter can take the model; asked of the built-in adapters only."""
+        """Whether this adapter can take the model; used for the built-in adapters only."""
         return False
 
     # before -----------------------------------------------------------------------------------
@@ -232,7 +233,7 @@ class Adapter(ABC):
     def _calls_in_pass(self) -> Calls:
         return self.run(0, Mode.BATCH_STATISTICS).calls
 
-    # looking ----------------------------------------------------------------------------------
+    # statistics -------------------------------------------------------------------------------
 
     def not_finite(self, index: int) -> str | None:
         """Where a mini-batch holds NaN or infinity, as a message says it; None if nowhere.
@@ -265,8 +266,8 @@ class Adapter(ABC):
         Parameters
         ----------
         exact
-            Store the biased variances as they are, so that eval mode repeats the batch's own
-            normalisation; otherwise in the convention in which the framework stores them
+            Store the biased variances unchanged, so that eval mode repeats the normalisation with
+            batch statistics; otherwise convert them to what the framework stores
             (`Dialect.unbiased`).
         """
 
@@ -279,12 +280,12 @@ class Adapter(ABC):
         Parameters
         ----------
         observe
-            In eval mode: look for random numbers, changed buffers and modules in training mode. A
-            pass that was looked at once need not be again, and is quicker.
+            In eval mode: look for random numbers, changed buffers and modules in training mode.
+            Without it a pass is quicker.
         """
 
     def predict(self, index: int, *, observe: bool = True) -> Prediction:
-        """The prediction in the user's own eval mode."""
+        """The prediction in eval mode."""
         __tracebackhide__ = True
         prediction = self.run(index, Mode.EVAL, observe=observe).prediction
         if prediction is None:
@@ -300,21 +301,21 @@ class Adapter(ABC):
 
 
 class Watching(ABC):
-    """Capability "watching": what single modules and calls did."""
+    """Capability "watching": what single modules and calls do."""
 
     @property
     @abstractmethod
     def idle(self) -> list[str]:
-        """Normalisation and dropout layers that ran in inference mode only, in some training step.
+        """Normalisation and dropout layers that ran only in inference mode in some training step.
 
-        Without those that are frozen by design.
+        Layers that are frozen by design are left out.
         """
 
     @property
     def asleep(self) -> list[str]:
-        """Normalisation and dropout layers in a part that came in eval mode, though it trains.
+        """Normalisation and dropout layers in a part that is in eval mode although it trains.
 
-        Frozen layers come in eval mode too, but alone, or with a part whose parameters are frozen.
+        Frozen layers are in eval mode too, but alone, or with a part whose parameters are frozen.
         """
         return []
 
@@ -325,19 +326,19 @@ class Watching(ABC):
 
     @abstractmethod
     def trace(self, index: int) -> list[Trace]:
-        """One pass in eval mode that finds the calls in it that behave as in training."""
+        """The calls in one eval pass that behave as in training."""
 
     @abstractmethod
     def sticky(self, index: int) -> list[str]:
-        """Attributes that an eval pass changed for good, and that change training with them.
+        """Attributes that an eval pass changed and did not set back, and that change training.
 
-        Called after a pass in eval mode; looks at the attributes as they were before it, and only
-        if some changed runs the model in training mode with both values.
+        Called after a pass in eval mode. If attributes changed since before the first one, the
+        model runs in training mode with the old and the new values.
         """
 
 
 class Sampling(ABC):
-    """Capability "sampling": batches cut and mixed by samples."""
+    """Capability "sampling": passes over some samples of a batch, or samples of several."""
 
     @abstractmethod
     def predict_half(self, index: int) -> Prediction | None:
@@ -347,11 +348,10 @@ class Sampling(ABC):
         """
 
     def predict_remixed(self, batches: int) -> list[Prediction]:
-        """As `Mode.BATCH_STATISTICS`, with the samples of the first batches mixed.
+        """As `Mode.BATCH_STATISTICS`, with the samples of the first `batches` batches mixed.
 
-        Each new batch takes its samples from all of the old ones and is as large as they were; of
-        batches of one sample there is a single new one. Empty where batches cannot be cut by
-        samples.
+        New batches have the sizes of the old ones and take samples from every old one; batches of
+        one sample are joined into a single new one. Empty where batches cannot be cut by samples.
         """
         return []
 
@@ -362,9 +362,9 @@ class Streaming(ABC):
     @property
     @abstractmethod
     def streams(self) -> Mapping[str, Streams]:
-        """What each call in the last training step normalised, by the layer's name.
+        """By layer name: what each call normalised in the last training step.
 
-        Only layers that were called more than once.
+        Only layers with more than one call.
         """
 
 
@@ -382,17 +382,17 @@ class Replicated(ABC):
 
     @abstractmethod
     def gather(self) -> list[Statistics]:
-        """Training is over: the running statistics in every process that trains the same model.
+        """The running statistics in every process that trains the same model, after training.
 
-        As the next forward would find them. Empty where there is only one process. All of them
-        have to come here.
+        As the next forward would find them. Empty for a single process. A collective: every
+        process has to call it.
         """
 
     @abstractmethod
     def agree(self, value: bool) -> bool:
-        """Whether it is so in every process that trains the same model.
+        """Whether `value` is true in every process that trains the same model. A collective.
 
-        For what decides on a pass in training mode, which may wait for the others.
+        For decisions on passes in training mode, which can wait for the other processes.
         """
 
 
@@ -414,7 +414,7 @@ class Sloping(ABC):
         Returns
         -------
         list of pairs of arrays of shape (channels,)
-            None for a layer whose scale is unknown; None as a whole where there is no gradient.
+            None for a layer whose scale is unknown; None instead of a list without gradients.
         """
 
 

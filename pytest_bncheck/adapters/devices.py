@@ -10,7 +10,7 @@ from typing import Any
 from pytest_bncheck.types import InputError
 
 
-def pick(wish: str, there: Sequence[str]) -> str:
+def pick(wish: str, devices: Sequence[str]) -> str:
     """The device that a user asks for: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``auto``.
 
     ``cuda`` and ``auto`` spread the workers of pytest-xdist over all GPUs.
@@ -19,25 +19,25 @@ def pick(wish: str, there: Sequence[str]) -> str:
     ----------
     wish
         A device; ``gpu`` and ``cuda`` mean the same.
-    there
-        The devices that the framework has, ``cpu`` among them, in the framework's own words.
+    devices
+        The devices that the framework has, ``cpu`` among them, as the framework names them.
 
     Raises
     ------
     InputError
-        If it is not there.
+        If the machine has no such device.
     """
-    spread = [name for name in there if _kind(name) == "gpu"]
+    spread = [name for name in devices if _kind(name) == "gpu"]
     name = wish.lower().removeprefix("/").removeprefix("device:")
     if name == "auto":
-        name = "cuda" if spread else there[-1]
+        name = "cuda" if spread else devices[-1]
     if name in ("cuda", "gpu") and spread:
         worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
         name = spread[(int(worker) if worker.isdigit() else 0) % len(spread)]
-    for device in there:
+    for device in devices:
         if _plain(device) == _plain(name):
             return device
-    raise InputError(f"device: {wish!r} is not there; this machine has {', '.join(there)}")
+    raise InputError(f"device: {wish!r} is not there; this machine has {', '.join(devices)}")
 
 
 def torch_devices() -> list[str]:
@@ -48,7 +48,7 @@ def torch_devices() -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """Names for the same device as one: ``cuda:1`` and ``gpu:1``, ``cpu`` and ``cpu:0``."""
+    """One name per device: ``gpu:1`` for ``cuda:1``, ``cpu:0`` for ``cpu``."""
     kind, _, index = name.partition(":")
     return f"{_kind(kind)}:{index or 0}"
 
@@ -59,9 +59,10 @@ def _kind(name: str) -> str:
 
 
 def rounding(dtype: str | None, device: str) -> float:
-    """The relative difference that another batch size alone makes, with room to spare.
+    """Largest relative difference of predictions that another batch size alone makes.
 
-    About 1e-6 to 1e-5 in float32 on a CPU; TF32 on a GPU keeps three digits.
+    With room to spare: it is about 1e-6 to 1e-5 in float32 on a CPU; TF32 on a GPU keeps three
+    digits.
 
     Parameters
     ----------

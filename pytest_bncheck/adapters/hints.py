@@ -1,4 +1,4 @@
-"""What to paste where a batch, a model or a loop cannot be understood: one error, with code."""
+"""Errors for batches, models and training loops that are not understood, with code to paste."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _first(name: str, value: Any) -> str:
 
 
 def kind(value: Any) -> str:
-    """What something is, in words: ``None``, ``a tuple of 3``, ``a dict with 'a', 'b'``."""
+    """A value's type in words: ``None``, ``a tuple of 3``, ``a dict with 'a', 'b'``."""
     if value is None:
         return "None"
     name = type(value).__name__

@@ -58,19 +58,24 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class _Source(NamedTuple):
-    """How to read, write and seed the generators of one module."""
+    """How to read, write and seed the generators of one module, and the functions that it needs."""
 
     read: Callable[[Any], Any]
     write: Callable[[Any, Any], None]
     seed: Callable[[Any, int], None]
+    needs: tuple[str, ...] = ()
 
 
 def _in_use() -> Iterator[tuple[str, _Source, Any]]:
-    """Every source whose module is imported to its end."""
+    """Every source whose module is imported to its end.
+
+    A version without a function that is needed is left alone; its adapter refuses it.
+    """
     for name, source in _SOURCES.items():
         module = sys.modules.get(name)
         spec = getattr(module, "__spec__", None)
-        if module is not None and not getattr(spec, "_initializing", False):
+        ready = module is not None and not getattr(spec, "_initializing", False)
+        if ready and all(hasattr(module, function) for function in source.needs):
             yield name, source, module
 
 
@@ -157,8 +162,16 @@ _SOURCES = {
         lambda numpy, seed: numpy.random.seed(seed),
     ),
     "torch": _Source(_read_torch, _write_torch, _seed_torch),
-    "keras.src.backend.common.global_state": _Source(_read_keras, _write_keras, _seed_keras),
+    "keras.src.backend.common.global_state": _Source(
+        _read_keras,
+        _write_keras,
+        _seed_keras,
+        needs=("get_global_attribute", "set_global_attribute"),
+    ),
     "tensorflow.python.eager.context": _Source(
-        _read_tensorflow, _write_tensorflow, lambda eager, seed: eager.set_global_seed(seed)
+        _read_tensorflow,
+        _write_tensorflow,
+        lambda eager, seed: eager.set_global_seed(seed),
+        needs=("context", "global_seed", "set_global_seed"),
     ),
 }

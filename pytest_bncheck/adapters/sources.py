@@ -9,7 +9,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
-"""Folder of this package, whose frames are nobody's own code."""
+"""Folder of this package, whose frames are never the user's code."""
 
 
 def source_line(path: str, number: int) -> str:

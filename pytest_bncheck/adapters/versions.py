@@ -1,13 +1,9 @@
-"""Versions of frameworks that lack what an adapter needs, refused in one line.
-
-Adapters use some private names of their frameworks, all of them in files called ``internals``. A
-name that is gone in a newer version is found when a check starts, not in the middle of it.
-"""
+"""Names that a framework does not promise to keep, and the error where a version lacks some."""
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Iterable
+from pkgutil import resolve_name
 from typing import Any
 
 from pytest_bncheck import __version__
@@ -15,9 +11,9 @@ from pytest_bncheck.types import InputError
 
 
 def find(path: str) -> Any:
-    """What a dotted path leads to, ``package.module.Class.attribute``, or None if it is gone."""
+    """The module, class or function with this dotted path, or None."""
     try:
-        return pkgutil.resolve_name(path)
+        return resolve_name(path)
     except (ImportError, AttributeError):
         return None
 

@@ -103,7 +103,7 @@ def header(session: Session) -> str:
     """One line that says that models are trained, with the options that are not the default."""
     merged, default = settings.merge(*session.sources), settings.merge()
     changed = []
-    for name in merged.sources:
+    for name in merged.origins:
         value = getattr(merged, name)
         if value != getattr(default, name):
             changed.append(f"{name}={_listed(value)}")

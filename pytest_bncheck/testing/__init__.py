@@ -82,16 +82,16 @@ def check_adapter(
     make_model
         Makes a new model; called with the random generators seeded.
     make_batch
-        Makes a batch of at least two samples, which training can take apart from the model's
-        predictions: ``(inputs, targets)``. Called twice, with the random generators seeded.
+        Makes a batch of several samples: ``(inputs, targets)``, or what `train_step` and `forward`
+        understand. Called twice in each experiment, with the random generators seeded.
     adapter
         The adapter's class, or None to look for it as `check` does.
     steps
-        Training steps, >= 1.
+        Training steps, >= 2.
     loss, optimizer, train_step, forward
-        As for `check`. They serve many models one after the other, so an optimizer has to be a
-        function. Only with a `loss`, `train_step` or `forward` can an error be raised in the
-        middle of training.
+        As for `check`, but for many models one after the other, so `optimizer` is a function. One
+        of them raises an error in the second step, to see what `restore` makes of it; without any
+        the adapter is given a loss that raises in the first.
     state
         ``state(model)``: everything that a restore has to put back, by name, as arrays and plain
         values: weights, statistics, modes. By default what attributes, lists and dicts lead to.
@@ -114,8 +114,8 @@ def check_adapter(
     >>> print(check_adapter(make_model, make_batch, adapter=NNXAdapter))  # doctest: +SKIP
     """
     __tracebackhide__ = True
-    if steps < 1:
-        raise ValueError(f"steps must be >= 1, got {steps}")
+    if steps < 2:
+        raise ValueError(f"steps must be >= 2, got {steps}")
     model = make_model()
     kind = adapters.find(model) if adapter is None else adapters.require(adapter, model)
     recipe = Recipe(loss=loss, optimizer=optimizer, train_step=train_step, forward=forward)
@@ -128,9 +128,9 @@ def check_adapter(
         else:
             skipped[name] = reason
     offers = frozenset(name for name, mixin in CAPABILITIES.items() if issubclass(kind, mixin))
-    silent = {}
-    for code, rule in RULES.items():
-        needs: frozenset[Capability] = getattr(rule, "needs", frozenset())
-        if not needs <= offers:
-            silent[code] = tuple(sorted(needs - offers))
+    silent = {
+        code: tuple(sorted(rule.needs - offers))
+        for code, rule in RULES.items()
+        if not rule.needs <= offers
+    }
     return Conformance(kind.__name__, tuple(passed), skipped, offers, silent)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from pytest_bncheck.adapters.base import Adapter, Mode
+from pytest_bncheck.adapters.base import Adapter, Mode, Pass
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.maths.predictions import gap
 from pytest_bncheck.testing.state import State
-from pytest_bncheck.types import Recipe, Statistics
+from pytest_bncheck.types import Calls, Layer, Recipe, Statistics
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
@@ -32,13 +33,30 @@ def index_of(step: int) -> int:
 
 @dataclass(frozen=True)
 class Run:
-    """The numbers of one experiment."""
+    """One experiment.
 
+    Attributes
+    ----------
+    before, layers
+        The layers before training and after it.
+    stop
+        Running statistics after training.
+    found
+        The pass with batch statistics.
+    eval
+        The outputs in eval mode.
+    """
+
+    before: list[Layer]
+    layers: list[Layer]
     losses: list[float]
     history: list[Statistics]
-    training: Outputs
+    calls: Calls
+    stop: Statistics
+    found: Pass
     eval: Outputs
     noise: float
+    stochastic: bool
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ class Bench:
             return self.make_model()
 
     def settled(self) -> Any:
-        """A fresh model that was built, if it was not, by `save`."""
+        """A fresh model that `save` built, if it was not; that may have drawn random numbers."""
         model = self.model()
         with self.open(model):
             pass
@@ -117,36 +135,52 @@ class Bench:
 
     def experiment(self, lab: Adapter) -> Run:
         """Train and predict in both modes."""
-        self.train(lab)
+        self.train(lab, 0)
+        before = lab.layers()
+        for step in range(self.steps):
+            lab.train_step(index_of(step))
         return Run(
+            before=before,
+            layers=lab.layers(),
             losses=lab.losses,
             history=lab.history,
-            training=self.outputs(lab),
+            calls=lab.calls,
+            stop=lab.read(),
+            found=lab.run(0, Mode.BATCH_STATISTICS),
             eval=lab.predict(0).outputs,
             noise=lab.noise,
+            stochastic=lab.stochastic,
         )
 
-    def outputs(self, lab: Adapter) -> Outputs:
-        """What the first batch gives with batch statistics."""
-        prediction = lab.run(0, Mode.BATCH_STATISTICS).prediction
-        assert prediction is not None  # the first check asks for it
-        return prediction.outputs
+    @cached_property
+    def first(self) -> Run:
+        """An experiment with a fresh model, to compare others with."""
+        with self.open(self.settled()) as lab:
+            return self.experiment(lab)
 
-    def demand_same(self, one: Run, other: Run, member: str, breach: str, contract: str) -> None:
-        """Demand that two experiments gave the same numbers, up to rounding."""
+    def demand_same(self, run: Run, member: str, breach: str, contract: str) -> None:
+        """Demand that an experiment gave the same numbers as the first, up to rounding."""
         __tracebackhide__ = True
-        other_than = {
-            "losses": not close(one.losses, other.losses, one.noise),
+        first, noise = self.first, self.first.noise
+        differs = {
+            "losses": not close(run.losses, first.losses, noise),
             "running statistics": not all(
-                close(left, right, one.noise)
-                for pair in zip(one.history, other.history, strict=True)
+                close(left, right, noise)
+                for pair in zip(run.history, first.history, strict=True)
                 for left, right in zip(*map(parts, pair), strict=True)
             ),
-            "predictions with batch statistics": not same(one.training, other.training, one.noise),
-            "predictions in eval mode": not same(one.eval, other.eval, one.noise),
+            "predictions with batch statistics": not same(
+                outputs(run.found), outputs(first.found), noise
+            ),
+            "predictions in eval mode": not same(run.eval, first.eval, noise),
         }
-        found = [name for name, differs in other_than.items() if differs]
-        self.demand(not found, member, f"{breach} gave other {', '.join(found)}", contract)
+        found = ", ".join(name for name, wrong in differs.items() if wrong)
+        self.demand(not found, member, f"{breach} gave other {found}", contract)
+
+
+def outputs(found: Pass) -> Outputs:
+    """The outputs of a pass that predicted."""
+    return {} if found.prediction is None else found.prediction.outputs
 
 
 def parts(statistics: Statistics) -> tuple[Array, ...]:

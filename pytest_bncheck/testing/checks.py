@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pytest_bncheck.adapters.base import Adapter, Mode
-from pytest_bncheck.testing.bench import Bench, index_of, parts, same
+from pytest_bncheck.testing.bench import Bench, outputs, parts, same
 from pytest_bncheck.testing.recursion import recursion
 from pytest_bncheck.testing.restoring import (
     restored_after_error_in_pass,
@@ -154,65 +154,56 @@ def _kind(value: Any) -> str:
 def training_record(bench: Bench) -> None:
     """Losses, history and calls fit the steps, and layers keep their order."""
     __tracebackhide__ = True
-    steps = bench.steps
-    with bench.open() as lab:
-        bench.train(lab, 0)
-        before = [layer.name for layer in lab.layers()]
-        for step in range(steps):
-            lab.train_step(index_of(step))
-        losses, history, layers = lab.losses, lab.history, lab.layers()
-        bench.demand(
-            len(losses) == steps and all(isinstance(each, float) for each in losses),
-            "losses",
-            f"are {losses} after {steps} steps",
-            "one float for every training step",
-        )
-        bench.demand(
-            all(map(math.isfinite, losses)),
-            "losses",
-            f"are {losses}",
-            "a small model on a plain batch has finite losses",
-        )
-        bench.demand(
-            len(history) == steps + 1,
-            "history",
-            f"has {len(history)} entries after {steps} steps",
-            "running statistics before the first step and after each: steps + 1 entries",
-        )
-        bench.demand(
-            all(map(np.array_equal, parts(history[-1]), parts(lab.read()))),
-            "history",
-            "differs in its last entry from what read() gives after the last step",
-            "running statistics before the first step and after each",
-        )
-        _demand_calls(bench, "calls", lab.calls, layers)
-        in_pass = lab.run(0, Mode.BATCH_STATISTICS).calls.training
-        bench.demand(
-            lab.calls.training == tuple(steps * count for count in in_pass),
-            "calls",
-            f"has training={lab.calls.training} after {steps} steps, and one pass with batch "
-            f"statistics has training={in_pass}",
-            "calls of each layer over all training steps together",
-        )
-        after = [layer.name for layer in layers]
-        bench.demand(
-            sorted(before) == sorted(after),
-            "layers",
-            f"were {before} before training and {after} after it",
-            "the layers are the same from `begin` on",
-        )
+    steps, run = bench.steps, bench.first
+    bench.demand(
+        len(run.losses) == steps and all(isinstance(each, float) for each in run.losses),
+        "losses",
+        f"are {run.losses} after {steps} steps",
+        "one float for every training step",
+    )
+    bench.demand(
+        all(map(math.isfinite, run.losses)),
+        "losses",
+        f"are {run.losses}",
+        "a small model on a plain batch has finite losses",
+    )
+    bench.demand(
+        len(run.history) == steps + 1,
+        "history",
+        f"has {len(run.history)} entries after {steps} steps",
+        "running statistics before the first step and after each: steps + 1 entries",
+    )
+    bench.demand(
+        all(map(np.array_equal, parts(run.history[-1]), parts(run.stop))),
+        "history",
+        "differs in its last entry from what read() gives after the last step",
+        "running statistics before the first step and after each",
+    )
+    before, after = ([layer.name for layer in each] for each in (run.before, run.layers))
+    bench.demand(
+        sorted(before) == sorted(after),
+        "layers",
+        f"were {before} before training and {after} after it",
+        "the layers are the same from `begin` on",
+    )
+    _demand_calls(bench, "calls", run.calls, run.layers)
+    in_pass = run.found.calls.training
+    bench.demand(
+        run.calls.training == tuple(steps * count for count in in_pass),
+        "calls",
+        f"has training={run.calls.training} after {steps} steps, and one pass with batch "
+        f"statistics has training={in_pass}",
+        "calls of each layer over all training steps together",
+    )
 
 
 def same_seed(bench: Bench) -> None:
     """Two fresh models with the same seed give the same numbers."""
     __tracebackhide__ = True
-    with bench.open() as lab:
-        first = bench.experiment(lab)
-    with bench.open() as lab:
-        second = bench.experiment(lab)
+    with bench.open(bench.settled()) as lab:
+        run = bench.experiment(lab)
     bench.demand_same(
-        first,
-        second,
+        run,
         "step",
         "a second training of an equal model with the same seed",
         "all random numbers come from the model or from generators that the experiment seeds",
@@ -302,7 +293,7 @@ def exact_write(bench: Bench) -> str | None:
         counts = zip(found.calls.training, found.calls.inference, strict=True)
         if any(sum(pair) > 1 for pair in counts):
             return "a layer is called more than once"
-        wanted = bench.outputs(lab)
+        wanted = outputs(found)
 
         def repeats(scale: Mapping[int, float]) -> bool:
             var = [v * scale.get(k, 1.0) for k, v in enumerate(found.statistics.var)]

@@ -88,32 +88,30 @@ class Update:
 
 
 def recursion(bench: Bench) -> str | None:
-    """The first and the last step move running statistics as the adapter says."""
+    """The second and the last step move running statistics as the adapter says.
+
+    Not the first: only then an adapter may know the order of the layers.
+    """
     __tracebackhide__ = True
-    with bench.open() as lab:
-        bench.train(lab)
-        layers, history, calls = lab.layers(), lab.history, lab.calls.training
-        stochastic = lab.stochastic
-    updates = 0
-    for step in sorted({0, bench.steps - 1}):
-        with bench.open() as lab:
+    run, updates = bench.first, 0
+    for step in sorted({1, bench.steps - 1}):
+        with bench.open(bench.settled()) as lab:
             bench.train(lab, step)
             clean = lab.run(index_of(step), Mode.BATCH_STATISTICS)
             batch = lab.run(index_of(step), Mode.TRAINING).statistics
-            noise = lab.noise
-        for k, layer in enumerate(layers):
-            if stochastic and not _agree(clean.statistics, batch, k, noise):
+        for k, layer in enumerate(run.layers):
+            if run.stochastic and not _agree(clean.statistics, batch, k, run.noise):
                 continue  # random numbers reach it, others in each pass
             updates += 1
             update = Update(
                 layer,
-                done=step * calls[k] / bench.steps,
-                calls=calls[k] / bench.steps,
+                done=step * run.calls.training[k] / bench.steps,
+                calls=run.calls.training[k] / bench.steps,
                 n=clean.calls.values[k],
-                before=_of(history[step], k),
-                after=_of(history[step + 1], k),
+                before=_of(run.history[step], k),
+                after=_of(run.history[step + 1], k),
                 batch=_of(batch, k),
-                noise=noise,
+                noise=run.noise,
             )
             breach = _breach(update)
             if breach is not None:
@@ -143,7 +141,10 @@ def _breach(update: Update) -> tuple[str, str] | None:
         )
     if not update.fits(rate):
         if update.rate is None:
-            return "history", f"shows that the running mean of {name} left the batch mean's way"
+            return (
+                "history",
+                f"shows that the running mean of {name} moved, but not towards the batch mean",
+            )
         return "layers", f"{said}, and its running mean moved as with {update.rate:.3g}"
     factor = bessel(update.n)
     for member, scale in (("read", factor), ("run", 1.0 / factor)):

@@ -44,9 +44,18 @@ def reachable(model: Any) -> dict[str, Any]:
         elif isinstance(thing, (list, tuple, deque)):
             waiting += [(f"{path}[{k}]", value) for k, value in enumerate(thing)]
         else:
-            own = getattr(thing, "__dict__", {})
-            waiting += [(f"{path}.{name}", value) for name, value in own.items()]
+            waiting += [(f"{path}.{name}", value) for name, value in _attributes(thing).items()]
     return found
+
+
+def _attributes(thing: Any) -> dict[str, Any]:
+    """What an object holds itself, in its dict and its slots."""
+    slots = [getattr(kind, "__slots__", ()) for kind in type(thing).__mro__]
+    names = [name for each in slots for name in ([each] if isinstance(each, str) else each)]
+    found = {
+        name: getattr(thing, name) for name in names if name[:2] != "__" and hasattr(thing, name)
+    }
+    return {**found, **getattr(thing, "__dict__", {})}
 
 
 def _array(thing: Any) -> Any:

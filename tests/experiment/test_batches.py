@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 
 from pytest_bncheck import check
 from pytest_bncheck.experiment.batches import HELD, gather
-
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 SAMPLES, SIZE = 32, 8
 
@@ -107,7 +104,6 @@ def test_a_shuffling_loader_is_as_before_and_gives_the_same_again() -> None:
 
 def datasets() -> dict[str, Callable[[], Any]]:
     import keras
-    import tensorflow as tf
 
     class Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         def __init__(self, count: int | None) -> None:
@@ -121,10 +117,13 @@ def datasets() -> dict[str, Callable[[], Any]]:
         def __getitem__(self, index: int) -> Any:
             return mini_batches()[index % 4]
 
-    pairs = tf.data.Dataset.from_tensor_slices(samples())
+    def pairs() -> Any:
+        tensorflow = pytest.importorskip("tensorflow", reason="needs tf.data")
+        return tensorflow.data.Dataset.from_tensor_slices(samples())
+
     return {
-        "tf.data": lambda: pairs.batch(SIZE),
-        "tf.data repeated": lambda: pairs.shuffle(SAMPLES).batch(SIZE).repeat(),
+        "tf.data": lambda: pairs().batch(SIZE),
+        "tf.data repeated": lambda: pairs().shuffle(SAMPLES).batch(SIZE).repeat(),
         "PyDataset": lambda: Dataset(4),
         "endless PyDataset": lambda: Dataset(None),
     }

@@ -8,9 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from pytest_bncheck import check  # noqa: E402
+from pytest_bncheck import check
 
 
 class Net(nn.Module):

@@ -132,7 +132,7 @@ def test_only_selected_rules_run() -> None:
 def test_tolerances_move_the_limits_and_are_quoted_with_their_source() -> None:
     options: dict[str, Any] = {"rate": 0.01, "steps": 40}
     assert run(**options).verdict == "fail"
-    wide = run(**options, gap_tolerance=50.0, sources={"gap_tolerance": "marker"})
+    wide = run(**options, gap_tolerance=50.0, origins={"gap_tolerance": "marker"})
     assert wide.verdict == "warn"
     assert "up to 50 allowed, from marker" in " ".join(str(wide).split())
 

@@ -11,12 +11,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from pytest_bncheck import check  # noqa: E402
-from pytest_bncheck.experiment import remedies  # noqa: E402
-from pytest_bncheck.experiment.remedies import RATES  # noqa: E402
-from pytest_bncheck.maths.predictions import gap  # noqa: E402
+from pytest_bncheck import check
+from pytest_bncheck.experiment import remedies
+from pytest_bncheck.experiment.remedies import RATES
+from pytest_bncheck.maths.predictions import gap
 
 
 def plain(momentum: float) -> nn.Module:

@@ -9,11 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import Tensor, nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pytest_bncheck import InputError, check  # noqa: E402
-from torch_nets import FAST, KINDS, NORMS, Net, data  # noqa: E402
+from pytest_bncheck import InputError, check
+from torch_nets import FAST, KINDS, NORMS, Net, data
 
 KIND = pytest.mark.parametrize("kind", KINDS)
 

@@ -10,7 +10,12 @@ import sys
 import numpy as np
 import pytest
 
-from pytest_bncheck.adapters.random_state import RandomState, seed_everything, seeded
+from pytest_bncheck.adapters.random_state import (
+    RandomState,
+    fingerprint,
+    seed_everything,
+    seeded,
+)
 
 
 def draw():
@@ -31,6 +36,18 @@ def test_seeds_and_puts_back():
         assert draw() != first
         raise KeyError
     assert draw() == expected
+
+
+@pytest.mark.parametrize(
+    ("moved", "drawn"), [("random", random.random), ("numpy", np.random.standard_normal)]
+)
+def test_a_fingerprint_tells_which_generator_moved(moved, drawn):
+    with seeded(3):
+        before = fingerprint()
+        assert fingerprint() == before
+        drawn()
+        now = fingerprint()
+    assert [name for name in now if now[name] != before[name]] == [moved]
 
 
 def test_only_what_is_imported_is_touched():

@@ -19,11 +19,11 @@ from hypothesis import strategies as some
 
 torch = pytest.importorskip("torch")
 
-from torch import Tensor, nn  # noqa: E402
-from torch.nn.modules import module as torch_module  # noqa: E402
-from torch.optim import optimizer as torch_optimizer  # noqa: E402
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.optim import optimizer as torch_optimizer
 
-from clauses import (  # noqa: E402
+from clauses import (
     INTERRUPTIONS,
     PROCESS,
     Clause,
@@ -39,10 +39,10 @@ from clauses import (  # noqa: E402
     readings,
     throw,
 )
-from pytest_bncheck import InputError, check  # noqa: E402
-from random_cases import LOSSES, train  # noqa: E402
-from random_nets import Builder  # noqa: E402
-from torch_clauses import SWITCHES, switches_kept  # noqa: E402
+from pytest_bncheck import InputError, check
+from random_cases import LOSSES, train
+from random_nets import Builder
+from torch_clauses import SWITCHES, switches_kept
 
 STEPS = 4
 HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]

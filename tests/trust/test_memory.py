@@ -11,9 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor, nn
 
-from pytest_bncheck import InputError, check  # noqa: E402
+from pytest_bncheck import InputError, check
 
 X, Y = 3.0 * torch.randn(24, 4, generator=torch.Generator().manual_seed(0)) + 5.0, torch.arange(24)
 

@@ -37,7 +37,7 @@ from pytest_bncheck.adapters.keras.data import (
     structure,
 )
 from pytest_bncheck.adapters.keras.layers import DIALECT, Layers
-from pytest_bncheck.adapters.keras.loss import Objective
+from pytest_bncheck.adapters.keras.loss import Criterion
 from pytest_bncheck.adapters.keras.passes import Passes
 from pytest_bncheck.adapters.keras.records import (
     Outcome,
@@ -78,8 +78,8 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
     def __init__(
         self, model: Any, batches: Sequence[Any], recipe: Recipe, device: str | None
     ) -> None:
-        internals.require(model)
         backend = own_backend()
+        internals.require(model)
         self.backend = backend.name
         self._subject = Subject(model, recipe, backend)
         home = backend.device_of(model.variables)
@@ -90,12 +90,12 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self.batch_size = self._batches[0].size
         self.noise = rounding(model.compute_dtype, self.device)
         check_optimizer(recipe.optimizer)
-        self._objective = Objective(model, recipe, backend)
+        self._criterion = Criterion(self._subject)
         self._snapshot: Snapshot | None = None
         self._cleanup = contextlib.ExitStack()
         self._described: list[Layer] | None = None
         self._order: Order | None = None
-        self._known: dict[tuple[int, Mode], Pass] = {}
+        self._known: dict[tuple[int, Mode], Pass] = {}  # passes that would repeat another
         self._look_for_layers()
 
     @classmethod
@@ -108,7 +108,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         return contextlib.nullcontext() if device is None else backend.on(device)
 
     @contextlib.contextmanager
-    def _looking(self) -> Iterator[None]:
+    def _without_gradients(self) -> Iterator[None]:
         with self._on_device(), self._subject.backend.without_gradients():
             yield
 
@@ -118,7 +118,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._layers = Layers(subject.model, subject.backend, places)
         self._passes = Passes(subject, self._layers)
         self._slopes = Slopes(subject, self._layers)
-        self._training = Training(subject, self._layers, self._objective)
+        self._training = Training(subject, self._layers, self._criterion)
         self._known.clear()
 
     # before -----------------------------------------------------------------------------------
@@ -155,8 +155,8 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         quiet = without_idle_draws(self._layers.recurrent, subject.backend)
         with order.watch(), replaced_calls(quiet), subject.backend.without_gradients():
             outputs = subject.forward(batch, training=False)
-        self._objective.last_layer = order.last
-        self._objective.learn_from(outputs, batch)
+        self._criterion.last_layer = order.last
+        self._criterion.learn_from(outputs, batch)
         self._order = order
         self._look_for_layers()
 
@@ -169,9 +169,9 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
         def look(inputs: Any) -> None:
             outputs = subject.forward(batch.with_inputs(inputs), training=False)
-            self._objective.last_layer = order.last
+            self._criterion.last_layer = order.last
             if subject.backend.compilation is not None:
-                self._objective.learn_from(outputs, batch)
+                self._criterion.learn_from(outputs, batch)
 
         with order.watch():
             if not subject.backend.rehearsed(look, batch.inputs):
@@ -252,7 +252,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         idle = {
             id(layer)
             for k, layer in enumerate(self._layers.tracking)
-            if training.only_infers(k, False if reached else None) and layer.trainable
+            if training.only_infers(k, with_mode=False if reached else None) and layer.trainable
         }
         if not reached:
             dropouts = training.watch.dropouts
@@ -264,7 +264,9 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         if not self._training.watch.model.training:
             return list(described)
         return [
-            dataclasses.replace(layer, frozen=layer.frozen or self._training.only_infers(k, True))
+            dataclasses.replace(
+                layer, frozen=layer.frozen or self._training.only_infers(k, with_mode=True)
+            )
             for k, layer in enumerate(described)
         ]
 
@@ -284,7 +286,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         if known is not None:
             return known
         batch = self._batches[index]
-        with self._looking():
+        with self._without_gradients():
             if mode is Mode.BATCH_STATISTICS:
                 return self._with_batch_statistics(index)
             outcome = self._passes.run(batch, mode, self._training.trained(), observe=observe)
@@ -296,12 +298,11 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         __tracebackhide__ = True
         layers, batch = self._layers, self._batches[index]
         found = self._pass_from_step(batch) or self._normalised(batch)
-        # Passes that would only repeat this one, or a part of it, need not be made:
         if layers.all_library and self._subject.recipe.forward is None:
-            # no code of the user's could make a difference,
+            # No user code can behave differently on the training path: it gives the same.
             self._known[index, Mode.TRAINING_PATH] = Pass(found.prediction)
             if layers.only_normalises and self._training.losses:
-                # and training mode is nothing but batch statistics.
+                # Nor does anything else in the model depend on the mode.
                 self._known[index, Mode.TRAINING] = Pass(None, found.statistics)
         return found
 
@@ -314,7 +315,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         return Pass(prediction, self._batch_statistics(outcome), calls_of(outcome.records))
 
     def _pass_from_step(self, batch: Batch) -> Pass | None:
-        """The same by a program that training compiled, where there is one that gives the same."""
+        """The same pass by a compiled training step, None where a step does not include it."""
         programs = self._training.programs
         found = None if programs is None else programs.pass_from_step(batch)
         if found is None:
@@ -326,7 +327,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         batch = self._batches[index]
         if batch.size is None or batch.size < 2:
             return None
-        with self._looking(), self._variables_kept():
+        with self._without_gradients(), self._variables_kept():
             try:
                 outcome = self._passes.run_half(batch)
             except Exception:  # whatever a model made for one size says to another
@@ -335,13 +336,13 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
     def predict_remixed(self, batches: int) -> list[Prediction]:
         __tracebackhide__ = True
-        with self._looking():
+        with self._without_gradients():
             passes = map(self._normalised, remixed(self._batches[:batches]))
             return [each.prediction for each in passes if each.prediction is not None]
 
     def trace(self, index: int) -> list[Trace]:
         tracer = Tracer(self._layers, self._subject.backend)
-        with self._looking(), self._variables_kept():
+        with self._without_gradients(), self._variables_kept():
             forward = self._subject.forward
             return tracer.run(lambda: forward(self._batches[index], training=False))
 
@@ -352,7 +353,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             with self._variables_kept(), put_back(seeds, self._subject.backend):
                 return floating(self._subject.forward(self._batches[index], training=True), None)
 
-        with self._looking():
+        with self._without_gradients():
             return [] if attributes is None else attributes.sticky(outputs, self.noise)
 
     def slopes(self, index: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
@@ -370,15 +371,15 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         return put_back(self._layers.variables, self._subject.backend)
 
     def _prediction(self, batch: Batch, outcome: Outcome) -> Prediction:
-        outputs, objective = outcome.outputs, self._objective
+        outputs, criterion = outcome.outputs, self._criterion
         loss: float | None = None
         with contextlib.suppress(InputError):
-            loss = float(objective.loss(outputs, batch))
+            loss = float(criterion.loss(outputs, batch))
         return dataclasses.replace(
             _without_loss(outcome, batch.size),
             loss=loss,
-            accuracy=objective.accuracy(outputs, batch.targets),
-            constant_loss=None if loss is None else objective.constant_loss(outputs, batch),
+            accuracy=criterion.accuracy(outputs, batch.targets),
+            constant_loss=None if loss is None else criterion.constant_loss(outputs, batch),
         )
 
     def _batch_statistics(self, outcome: Outcome) -> Statistics:

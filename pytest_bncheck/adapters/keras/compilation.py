@@ -257,7 +257,7 @@ class CompiledSteps:
         return Outcome(outputs, program.traced), statistics
 
     def _from_zero(self, after: Statistics, records: Sequence[Record]) -> Statistics:
-        """Batch statistics from running ones that started at 0; a layer without keeps its own."""
+        """Batch statistics from running ones that started at 0; else the running ones now."""
         now = self._layers.read()
         mean, var = list(now.mean), list(now.var)
         for k, (layer, record) in enumerate(zip(self._layers.tracking, records, strict=True)):

@@ -23,15 +23,16 @@ _TARGET_KEYS = ("labels", "targets", "target", "y")
 
 
 class Batch:
-    """One batch of the user's as tensors.
+    """One of the user's batches, as tensors.
 
     Attributes
     ----------
-    whole, inputs, targets, weights
-        Everything; what the model gets; what the loss gets; how much each sample counts in it.
-        None where there are none.
+    whole
+        The batch as the user's functions get it.
+    inputs, targets, weights
+        For the model, for the loss, and for the samples in the loss; None where the batch has none.
     size
-        Samples; None if nothing tells.
+        Number of samples; None without an array with samples.
     """
 
     def __init__(self, batch: Any, recipe: Recipe, model: Any) -> None:
@@ -73,12 +74,12 @@ class Batch:
 
     @property
     def data(self) -> tuple[Any, ...]:
-        """As ``fit`` hands it to the model's own ``train_step``."""
-        given = self.inputs, self.targets, self.weights
-        return tuple(part for part in given if part is not None)
+        """The batch as ``fit`` passes it to the model's ``train_step``."""
+        parts = self.inputs, self.targets, self.weights
+        return tuple(part for part in parts if part is not None)
 
     def with_inputs(self, inputs: Any) -> Batch:
-        """The same batch with other tensors for inputs."""
+        """The same batch with other inputs."""
         other = copy.copy(self)
         other.inputs = inputs
         return other
@@ -89,7 +90,10 @@ class Batch:
         return self.remade(by_sample(lambda leaf: leaf[: size // 2], self.whole, size))
 
     def first_half_again(self) -> Batch:
-        """The inputs of the first half over again, for what is compiled for the whole."""
+        """A full-size batch that repeats the first half.
+
+        The program that was compiled for the whole batch can run it.
+        """
         size = self.size or 0
         rows = np.resize(np.arange(size // 2), size)
         return self.with_inputs(by_sample(lambda leaf: rows_of(leaf, rows), self.inputs, size))
@@ -100,12 +104,12 @@ class Batch:
 
 
 def rows_of(tensor: Any, rows: Any) -> Any:
-    """Some rows, by way of the host: taking them where they are could be a program to compile."""
+    """Some rows, taken on the host: on the device this could be a program to compile."""
     return tensor_like(to_numpy(tensor)[rows], tensor)
 
 
 def by_sample(change: Callable[[Any], Any], value: Any, size: int | None) -> Any:
-    """`value` with `change` made to whatever in it has a row for each of so many samples."""
+    """Apply `change` to every leaf whose leading axis has length `size`."""
 
     def changed(leaf: Any) -> Any:
         shape = getattr(leaf, "shape", ())
@@ -115,14 +119,14 @@ def by_sample(change: Callable[[Any], Any], value: Any, size: int | None) -> Any
 
 
 def has_custom_step(model: Any) -> bool:
-    """Whether the model brings a ``train_step`` of its own."""
+    """Whether the model overrides ``train_step``."""
     return "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step
 
 
 def remixed(batches: Sequence[Batch]) -> list[Batch]:
     """Batches with their samples mixed; see `remix`."""
     leaves = [keras.tree.flatten(batch.whole) for batch in batches]
-    if not all(keras.ops.is_tensor(leaf) and leaf.shape for own in leaves for leaf in own):
+    if not all(keras.ops.is_tensor(leaf) and leaf.shape for each in leaves for leaf in each):
         return []
     mixed = remix(
         leaves,
@@ -154,15 +158,15 @@ def _refuse_inputs(model: Any, inputs: Any) -> None:
     names = [str(tensor.name) for tensor in keras.tree.flatten(struct)]
     if isinstance(inputs, dict):
         known = {*names, *(struct if isinstance(struct, dict) else ())}
-        fits, found = len(known & set(inputs)) >= len(names), ", ".join(map(repr, inputs))
+        fits, given = len(known & set(inputs)) >= len(names), ", ".join(map(repr, inputs))
         call = ", ".join(f'"{name}": ...' for name in names)
         call = f"model({{{call}}})"
     else:
-        fits, found = len(leaves) == len(names), f"{len(leaves)} of them"
+        fits, given = len(leaves) == len(names), f"{len(leaves)} of them"
         call = f"model([{', '.join('...' for _ in names)}])"
     if not fits:
         raise hints.no_forward(
-            f"batch: its inputs ({found}) do not fit those of the model: "
+            f"batch: its inputs ({given}) do not fit those of the model: "
             f"{', '.join(map(repr, names))}",
             call,
         )
@@ -231,7 +235,7 @@ def structure(outputs: Any, size: int | None) -> str:
 
 
 def form_of(inputs: Any) -> str:
-    """Containers, shapes and types: what is of one form goes through one program."""
+    """Containers, shapes and types: inputs of one form need only one program."""
 
     def form(leaf: Any) -> str:
         shape = getattr(leaf, "shape", None)

@@ -182,22 +182,22 @@ def paths(model: Any) -> list[tuple[KerasLayer, str]]:
 
     A path joins the names of the layers around a layer and its name.
     """
-    found: dict[int, tuple[KerasLayer, str]] = {id(model): (model, "")}
+    named: dict[int, tuple[KerasLayer, str]] = {id(model): (model, "")}
     used: set[str] = set()
 
     def walk(parent: Any, prefix: str) -> None:
         for layer in internals.inner_layers(parent):
-            if id(layer) in found:
+            if id(layer) in named:
                 continue
             path, number = prefix + layer.name, 2
             while path in used:
                 path, number = f"{prefix}{layer.name}#{number}", number + 1
             used.add(path)
-            found[id(layer)] = layer, path
+            named[id(layer)] = layer, path
             walk(layer, path + "/")
 
     walk(model, "")
-    return list(found.values())
+    return list(named.values())
 
 
 def has_statistics(layer: KerasLayer) -> bool:
@@ -267,7 +267,7 @@ def is_stock(layer: KerasLayer) -> bool:
 
 
 def is_library(layer: KerasLayer) -> bool:
-    """Whether what the layer does is code of Keras."""
+    """Whether the layer's ``call`` is code of Keras."""
     return str(type(layer).call.__module__).split(".")[0] == "keras"
 
 
@@ -312,7 +312,7 @@ def _buffers(named: Collection[tuple[KerasLayer, str]], backend: Backend) -> dic
         for variable in internals.non_trainable_variables(layer):
             found.setdefault(id(variable), (prefix + variable.name, variable))
         for name, value in vars(layer).items():
-            for variable in backend.own_variables(value):
+            for variable in backend.untracked_variables(value):
                 found.setdefault(id(variable), (prefix + name, variable))
     names: dict[str, Variable] = {}
     for name, variable in found.values():

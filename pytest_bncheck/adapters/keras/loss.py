@@ -11,11 +11,12 @@ import numpy as np
 
 from pytest_bncheck.adapters.hints import kind
 from pytest_bncheck.adapters.keras import internals
-from pytest_bncheck.adapters.keras.backends.base import Backend, tensor_like, to_numpy
+from pytest_bncheck.adapters.keras.backends.base import tensor_like, to_numpy
 from pytest_bncheck.adapters.keras.data import Batch
 from pytest_bncheck.adapters.keras.hints import hints
 from pytest_bncheck.adapters.keras.internals import get_keras_mask, set_keras_mask
-from pytest_bncheck.types import InputError, Recipe
+from pytest_bncheck.adapters.keras.subject import Subject
+from pytest_bncheck.types import InputError
 
 Tensor: TypeAlias = Any
 Host: TypeAlias = "np.ndarray[Any, Any]"
@@ -44,7 +45,7 @@ class Match:
 
 
 def match(shape: tuple[int, ...], targets: Host) -> Match:
-    """Tell what targets are from their type, their shape and that of the outputs.
+    """What targets are, by their dtype, their shape and that of the outputs.
 
     Raises
     ------
@@ -87,32 +88,29 @@ def _check_labels(labels: Host, classes: int, why: str) -> None:
 
 
 def only_leaf(structure: Any) -> Tensor | None:
-    """The tensor of a structure that holds just one, else None."""
+    """The tensor of a structure that contains a single one, else None."""
     leaves = keras.tree.flatten(structure)
     return leaves[0] if len(leaves) == 1 and hasattr(leaves[0], "shape") else None
 
 
-class Objective:
+class Criterion:
     """Loss and accuracy of one model.
 
     Parameters
     ----------
-    model
-        The user's model.
-    recipe
-        For its `loss`.
-    backend
-        The backend's own part.
+    subject
+        The model, and the user's loss.
 
     Attributes
     ----------
     last_layer
-        The layer that ran last in a forward pass: its activation tells probabilities from logits.
+        The layer that ran last in a forward pass; its activation decides whether the outputs are
+        probabilities or logits.
     """
 
-    def __init__(self, model: Any, recipe: Recipe, backend: Backend) -> None:
-        self._model, self._backend = model, backend
-        self._user_loss = recipe.loss
+    def __init__(self, subject: Subject) -> None:
+        self._model, self._backend = subject.model, subject.backend
+        self._user_loss = subject.recipe.loss
         self._compiled: Any = None
         self._jitted: Any = None
         self._matches: dict[int, tuple[Tensor, tuple[int, ...], Match]] = {}
@@ -125,7 +123,7 @@ class Objective:
         if output is not None:
             self._gives_probabilities(output)
         if self._user_loss is None:
-            with contextlib.suppress(Exception):  # a step of the user's may need no loss of ours
+            with contextlib.suppress(Exception):  # the user's step may need none of these losses
                 self.loss(outputs, batch)
 
     def losses(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -147,7 +145,7 @@ class Objective:
         return loss, loss + sum(extra) if extra else loss
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """Loss on the data; a loss of the user's gets no sample weights.
+        """Loss on the data; the user's loss gets no sample weights.
 
         Raises
         ------
@@ -169,21 +167,23 @@ class Objective:
         return self._inferred_loss(outputs, targets, batch.weights)
 
     def accuracy(self, outputs: Any, targets: Any) -> float | None:
-        """Share of right decisions, None where the targets are not classes."""
+        """Share of right decisions; None if the targets are not classes."""
         output, target = only_leaf(outputs), only_leaf(targets)
         if output is None or target is None or self._is_regression():
             return None
         try:
-            found = self._match(output, target)
+            matched = self._match(output, target)
         except InputError:
             return None
-        if found.kind == "values":
+        if matched.kind == "values":
             return None
         scores = _host(output).astype(np.float64)
-        if found.kind == "binary":
-            right = (scores > (0.5 if self._gives_probabilities(output) else 0.0)) == found.targets
+        if matched.kind == "binary":
+            threshold = 0.5 if self._gives_probabilities(output) else 0.0
+            right = (scores > threshold) == matched.targets
         else:
-            labels = found.targets if found.kind == "indices" else found.targets.argmax(axis=-1)
+            targets = matched.targets
+            labels = targets if matched.kind == "indices" else targets.argmax(axis=-1)
             right = scores.argmax(axis=-1) == labels
         mask = get_keras_mask(output)
         if mask is not None and tuple(mask.shape) == right.shape:
@@ -202,7 +202,7 @@ class Objective:
         set_keras_mask(mean, get_keras_mask(output))
         try:
             return float(self.loss(keras.tree.pack_sequence_as(outputs, [mean]), batch))
-        except Exception:  # a loss of the user's that the real outputs suit may need more of them
+        except Exception:  # the user's loss may accept only real outputs
             return None
 
     # the three sources ------------------------------------------------------------------------
@@ -228,8 +228,7 @@ class Objective:
     def _inferred_loss(self, outputs: Any, targets: Any, weights: Any) -> Tensor:
         output, target = only_leaf(outputs), only_leaf(targets)
         if output is None or target is None:
-            given = [leaf for leaf in keras.tree.flatten(outputs) if keras.ops.is_tensor(leaf)]
-            if not given:
+            if not any(map(keras.ops.is_tensor, keras.tree.flatten(outputs))):
                 raise hints.no_forward(f"outputs: {_in_words(outputs)} holds no tensor")
             raise hints.no_loss(
                 "loss: none was given and it cannot be inferred from outputs, "
@@ -237,20 +236,20 @@ class Objective:
                 outputs,
                 targets,
             )
-        found = self._match(output, target)
-        from_logits = found.kind != "values" and not self._gives_probabilities(output)
+        matched = self._match(output, target)
+        from_logits = matched.kind != "values" and not self._gives_probabilities(output)
         loss: Any
-        if found.kind == "indices":
+        if matched.kind == "indices":
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
-        elif found.kind == "one-hot":
+        elif matched.kind == "one-hot":
             loss = keras.losses.CategoricalCrossentropy(from_logits=from_logits)
-        elif found.kind == "binary":
+        elif matched.kind == "binary":
             loss = keras.losses.BinaryCrossentropy(from_logits=from_logits)
         else:
             loss = keras.losses.MeanSquaredError()
-        return loss(found.targets, output, sample_weight=weights)
+        return loss(matched.targets, output, sample_weight=weights)
 
-    # what is known of outputs and targets -----------------------------------------------------
+    # what outputs and targets are ------------------------------------------------------------
 
     def _match(self, output: Tensor, target: Tensor) -> Match:
         shape = tuple(output.shape)
@@ -261,7 +260,7 @@ class Objective:
         return known[2]
 
     def _gives_probabilities(self, output: Tensor) -> bool:
-        """Whether softmax or sigmoid come last; decided on the first real output."""
+        """Whether the outputs are those of softmax or sigmoid; decided on the first real output."""
         if self._probabilities is None:
             single = self._single_compiled()
             if "crossentropy" in _name(single) and self._user_loss is None:
@@ -271,7 +270,7 @@ class Objective:
                 self._probabilities = squashed or _squashes(self.last_layer)
             columns = output.shape[-1] if len(output.shape) > 1 else 1
             if not self._probabilities and single is None and columns > 1:
-                # Rows that sum to one are no accident; values of one column in [0, 1] can be.
+                # Rows sum to one only by design; values of one column can be in [0, 1] by chance.
                 rows = _host(output).astype(np.float64)
                 self._probabilities = bool(
                     (rows >= 0).all() and np.allclose(rows.sum(axis=-1), 1.0, atol=1e-2)
@@ -279,7 +278,7 @@ class Objective:
         return self._probabilities
 
     def _single_compiled(self) -> Any:
-        """The compiled loss where it is one for one output, else None."""
+        """The loss given to ``compile`` if it is a single one, else None."""
         loss = getattr(self._model, "loss", None) if self._user_loss is None else None
         leaves = keras.tree.flatten(loss)
         return leaves[0] if len(leaves) == 1 else None
@@ -290,12 +289,12 @@ class Objective:
 
 
 def scalar(loss: Any) -> Tensor:
-    """A loss as one number, still on the tape.
+    """A loss as a scalar tensor, with its gradient.
 
     Raises
     ------
     InputError
-        If it is none.
+        If it is no number or tensor.
     """
     if loss is None or isinstance(loss, (str, dict)):
         raise hints.no_loss(f"loss= returned {kind(loss)}; it must return the loss, as a tensor")
@@ -322,8 +321,8 @@ def _name(loss: Any) -> str:
 
 def _is_library(loss: Any) -> bool:
     """Whether a compiled loss is code of Keras."""
-    found = None if loss is None else keras.losses.get(loss)
-    return str(getattr(found, "__module__", "")).split(".")[0] == "keras"
+    function = None if loss is None else keras.losses.get(loss)
+    return str(getattr(function, "__module__", "")).split(".")[0] == "keras"
 
 
 def _squashes(layer: Any) -> bool:

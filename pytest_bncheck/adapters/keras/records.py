@@ -169,7 +169,7 @@ def counted(
     Parameters
     ----------
     force
-        Call the layer in training mode, whatever mode it is given.
+        Call the layer in training mode, whatever its caller wants.
     collect
         Record batch statistics, and leave the running statistics as they are.
     """

@@ -26,9 +26,8 @@ Forward: TypeAlias = Callable[[Any], Mapping[str, Tensor]]
 class Slopes:
     """γ·∂/∂γ and γ·∂/∂β of ⟨outputs, direction⟩ for each layer; see `Adapter.slopes`.
 
-    Each layer's output gets a factor of 1 and a term of 0 for every channel. With y = γ·x̂ + β the
-    derivatives by them are those by γ and β where the layer has these, and stand for them where it
-    has not.
+    Each layer's output is multiplied by 1 and increased by 0, per channel. With y = γ·x̂ + β the
+    derivatives by this factor and term lead to those by γ and β, also where a layer has none.
     """
 
     def __init__(self, subject: Subject, layers: Layers) -> None:
@@ -45,9 +44,9 @@ class Slopes:
         Parameters
         ----------
         forward
-            From inputs to outputs by their paths, the same for all inputs of one form.
+            From inputs to outputs by path; the same function for all inputs of one form.
         compile_it
-            Whether that is quicker.
+            Whether a program is quicker.
         """
         backend = self._subject.backend
         if not self._scaling:
@@ -56,13 +55,13 @@ class Slopes:
             ]
 
         def gradients(
-            given: tuple[Any, Mapping[str, Tensor]],
+            arguments: tuple[Any, Mapping[str, Tensor]],
         ) -> tuple[list[Tensor | None], Tensor]:
             def inner_product() -> tuple[Tensor, Tensor]:
-                outputs = forward(given[0])
+                outputs = forward(arguments[0])
                 parts = [
                     keras.ops.sum(outputs[path] * keras.ops.cast(value, outputs[path].dtype))
-                    for path, value in given[1].items()
+                    for path, value in arguments[1].items()
                 ]
                 total = sum(parts[1:], parts[0])
                 return total, total
@@ -74,25 +73,25 @@ class Slopes:
             return derivatives, backend.pack(present) if present else None
 
         run: Function | None = None
-        given = inputs, dict(direction)
+        arguments = inputs, dict(direction)
         if compile_it:
-            form = form_of(given)
+            form = form_of(arguments)
             if form not in self._compiled:
                 variables = [*self._subject.model.variables, *self._scaling]
                 self._compiled[form] = compiled(
-                    gradients, variables, given, self._layers, backend, few_runs=True
+                    gradients, variables, arguments, self._layers, backend, few_runs=True
                 )
             run = self._compiled[form]
-        derivatives, packed = (run or gradients)(given)
+        derivatives, packed = (run or gradients)(arguments)
         return self._by_layer(derivatives, packed) if _present(derivatives) else None
 
     def _affine(self) -> list[Tensor | None]:
-        """Gamma and beta of the first layer, of the second, ..."""
+        """γ and β of the first layer, of the second, ..."""
         variables = [variable for layer in self._stock for variable in affine_of(layer)]
         return [None if v is None else value_of(v) for v in variables]
 
     def _by_layer(self, gradients: list[Tensor | None], packed: Tensor) -> list[Slope | None]:
-        """From derivatives by the whole outputs to those by their normalised parts."""
+        """From derivatives by the outputs y to those by γ and β."""
         tensors = [*gradients, *self._affine()]
         host = iter(split(packed, _present(tensors)))
         values = [None if t is None else next(host) for t in tensors]

@@ -1,4 +1,4 @@
-"""What a check can change in a Keras model and around it, and the way back."""
+"""What a check can change in a Keras model and around it, and how it is put back."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pytest_bncheck.adapters.keras.backends.base import Backend, Tensor, Variabl
 
 
 def value_of(variable: Variable) -> Tensor:
-    """The tensor in a variable of Keras; a plain one of TensorFlow is its own value."""
+    """The tensor in a variable of Keras; a variable of TensorFlow serves as its own value."""
     value = getattr(variable, "value", variable)
     return variable if callable(value) else value
 
 
 def host_arrays(variables: Iterable[Variable]) -> list[np.ndarray[Any, Any]]:
-    """The variables' values as flat arrays of their own types, in one transfer per type."""
+    """The variables' values as flat arrays of the same dtypes, in one transfer per dtype."""
     tensors = list(map(value_of, variables))
-    kinds: dict[str, list[int]] = {}
+    by_dtype: dict[str, list[int]] = {}
     for k, tensor in enumerate(tensors):
-        kinds.setdefault(str(tensor.dtype), []).append(k)
-    found: dict[int, np.ndarray[Any, Any]] = {}
-    for members in kinds.values():
-        flat = [keras.ops.reshape(tensors[k], (-1,)) for k in members]
+        by_dtype.setdefault(str(tensor.dtype), []).append(k)
+    arrays: dict[int, np.ndarray[Any, Any]] = {}
+    for positions in by_dtype.values():
+        flat = [keras.ops.reshape(tensors[k], (-1,)) for k in positions]
         host = to_numpy(keras.ops.concatenate(flat))
         ends = np.cumsum([part.shape[0] for part in flat])[:-1]
-        found.update(zip(members, np.split(host, ends), strict=True))
-    return [found[k] for k in range(len(tensors))]
+        arrays.update(zip(positions, np.split(host, ends), strict=True))
+    return [arrays[k] for k in range(len(tensors))]
 
 
 # random state ---------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def fingerprint(seeds: Iterable[Variable]) -> tuple[object, ...]:
 
 
 def contents(variables: Iterable[Variable]) -> list[bytes]:
-    """The variables bit by bit, so that NaN equals itself."""
+    """The bits of each variable, in which NaN equals itself."""
     return [array.tobytes() for array in host_arrays(variables)]
 
 
@@ -72,7 +72,7 @@ class Attributes:
                     self._remember(item[-1])
 
     def changed(self) -> set[str]:
-        """Names of the attributes that are other objects now, or hold other ones."""
+        """Names of the attributes that are now, or contain, other objects than before."""
         now: dict[str, Any] = vars(self._owner)
         names = now.keys() ^ self._values.keys()
         names |= {name for name, value in self._values.items() if now.get(name) is not value}
@@ -85,6 +85,7 @@ class Attributes:
         return False
 
     def restore(self) -> None:
+        """Give the object its attributes back, and their containers the same contents."""
         # The methods of the plain types, and vars() instead of setattr: those of Keras would
         # register a variable or a layer twice, or refuse because the layer is built.
         now: dict[str, Any] = self._owner.__dict__
@@ -109,9 +110,9 @@ class Snapshot:
     model
         A built model.
     backend
-        The backend's own part.
+        The backend that Keras runs on.
     functions
-        Functions of the user's, for the optimizers that they close over.
+        The user's functions, for the optimizers that they close over.
 
     Attributes
     ----------
@@ -138,9 +139,9 @@ class Snapshot:
         self._flags = backend.flags(), internals.remember_globals(), _flags()
 
     def restore(self, *, keep_weights: bool = False) -> None:
-        """Put everything back, the model's weights unless they are to be kept."""
-        for put_back in self._flags:  # first: what follows computes
-            put_back()
+        """Put everything back, the model's weights only without `keep_weights`."""
+        for restore_flags in self._flags:  # first: what follows computes
+            restore_flags()
         for attributes in self._attributes:
             attributes.restore()
         for variable, value in ([] if keep_weights else self._weights) + self._rest:
@@ -151,7 +152,7 @@ class Snapshot:
 
 
 def _flags() -> Callable[[], None]:
-    """Keras' settings of the whole process; the way back."""
+    """Remember the settings of Keras for the whole process; returns the way back."""
     floatx, epsilon = keras.config.floatx(), keras.config.epsilon()
     data_format = keras.config.image_data_format()
 
@@ -183,18 +184,18 @@ def seed_variables(layers: Iterable[Any], backend: Backend) -> list[Variable]:
     """States of the random generators that layers own."""
     found: dict[int, Variable] = {}
     for layer in layers:
-        own = [generator.state for generator in internals.seed_generators(layer)]
-        own += [v for value in vars(layer).values() for v in backend.own_seeds(value)]
-        found.update((id(v), v) for v in own)
+        states = [generator.state for generator in internals.seed_generators(layer)]
+        states += [v for value in vars(layer).values() for v in backend.untracked_seeds(value)]
+        found.update((id(v), v) for v in states)
     return list(found.values())
 
 
 def untracked_variables(layers: Iterable[Any], backend: Backend) -> list[Variable]:
-    """Variables of the backend that layers hold without Keras knowing."""
+    """Variables of the backend in attributes of layers, which Keras does not track."""
     found: dict[int, Variable] = {}
     for layer in layers:
         for value in vars(layer).values():
-            found.update((id(v), v) for v in backend.own_variables(value))
+            found.update((id(v), v) for v in backend.untracked_variables(value))
     return list(found.values())
 
 
@@ -203,7 +204,7 @@ def untracked_variables(layers: Iterable[Any], backend: Backend) -> list[Variabl
 
 @contextlib.contextmanager
 def put_back(variables: Sequence[Variable], backend: Backend) -> Iterator[None]:
-    """Variables end as they began."""
+    """Give variables their values back at the end of a ``with`` block."""
     values = [backend.copy(v) for v in variables]
     try:
         yield
@@ -214,10 +215,10 @@ def put_back(variables: Sequence[Variable], backend: Backend) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_mode(model: Any, training: bool | None) -> Iterator[None]:
-    """Code that calls the model without a mode calls it in this one, as if from a layer's call."""
+    """Let code that calls the model without a mode call it in this one."""
     if training is None:
         yield
         return
     with internals.inside_call(training):
-        internals.clear_losses(model)  # only the outermost call does, and that is ours now
+        internals.clear_losses(model)  # Keras does so in the outermost call, which is `inside_call`
         yield

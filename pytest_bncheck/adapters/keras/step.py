@@ -13,7 +13,7 @@ from pytest_bncheck.adapters.keras.backends.base import Tensor
 from pytest_bncheck.adapters.keras.data import Batch
 from pytest_bncheck.adapters.keras.hints import hints
 from pytest_bncheck.adapters.keras.layers import Layers
-from pytest_bncheck.adapters.keras.loss import Objective, scalar
+from pytest_bncheck.adapters.keras.loss import Criterion, scalar
 from pytest_bncheck.adapters.keras.records import Record
 from pytest_bncheck.adapters.keras.subject import Subject
 from pytest_bncheck.types import InputError
@@ -27,16 +27,16 @@ class FitStep:
     Attributes
     ----------
     optimizer
-        A fresh one, with the settings of the user's.
+        A fresh optimizer with the user's settings.
     keeps_outputs
         Whether `run` returns the outputs. They serve a model that only normalises: the step's
         forward is then a pass with batch statistics, and needs no program besides the step's.
     """
 
     def __init__(
-        self, subject: Subject, layers: Layers, objective: Objective, optimizer: Optimizer
+        self, subject: Subject, layers: Layers, criterion: Criterion, optimizer: Optimizer
     ) -> None:
-        self._subject, self._layers, self._objective = subject, layers, objective
+        self._subject, self._layers, self._criterion = subject, layers, criterion
         self.optimizer = optimizer
         self.keeps_outputs = layers.only_normalises and subject.backend.compiles_passes
 
@@ -59,13 +59,13 @@ class FitStep:
         def losses() -> tuple[Any, Tensor]:
             __tracebackhide__ = True
             outputs = self._subject.forward(batch, training=True)
-            shown, total = self._objective.losses(outputs, batch)
+            loss, total = self._criterion.losses(outputs, batch)
             seen = [(record.between, record.masked) for record in records]
             kept = outputs if self.keeps_outputs else ()
-            return (shown, seen, kept), self.optimizer.scale_loss(total)
+            return (loss, seen, kept), self.optimizer.scale_loss(total)
 
         self.build()
-        (shown, seen, outputs), gradients = backend.gradients(losses, weights)
+        (loss, seen, outputs), gradients = backend.gradients(losses, weights)
         for record, (between, masked) in zip(records, seen, strict=True):
             record.between, record.masked = between, masked
         if weights and all(gradient is None for gradient in gradients):
@@ -76,7 +76,7 @@ class FitStep:
             )
         if weights:
             backend.apply(self.optimizer, gradients, weights)
-        return shown, outputs
+        return loss, outputs
 
     def build(self) -> None:
         """Make the optimizer's variables, once."""
@@ -126,14 +126,14 @@ class ModelsStep:
 
 
 def make(
-    subject: Subject, layers: Layers, objective: Objective, optimizer: Optimizer
+    subject: Subject, layers: Layers, criterion: Criterion, optimizer: Optimizer
 ) -> FitStep | UsersStep | ModelsStep:
     """The step of a model: the user's before the model's, unless a `loss` is given."""
     if subject.recipe.train_step is not None:
         return UsersStep(subject, subject.recipe.train_step)
     if not subject.trains_as_fit:
         return ModelsStep(subject, layers, optimizer)
-    return FitStep(subject, layers, objective, optimizer)
+    return FitStep(subject, layers, criterion, optimizer)
 
 
 def _build(optimizer: Optimizer, subject: Subject, layers: Layers) -> None:
@@ -150,7 +150,7 @@ def _loss_in(returned: Any, where: str) -> Tensor:
     loss = returned.get("loss") if isinstance(returned, dict) else returned
     if not hasattr(loss, "dtype") and not isinstance(loss, (int, float)):
         raise hints.no_step(f"{where} must return the loss as a number, got {kind(returned)}")
-    return keras.ops.stop_gradient(scalar(loss))  # to be read later, whatever it hangs on
+    return keras.ops.stop_gradient(scalar(loss))  # read later, without the graph behind it
 
 
 # optimizers ---------------------------------------------------------------------------------------

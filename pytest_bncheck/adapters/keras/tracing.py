@@ -1,4 +1,4 @@
-"""Calls in Keras' eval mode that behave as in training."""
+"""Calls in a pass in eval mode that behave as in training mode."""
 
 from __future__ import annotations
 
@@ -42,27 +42,28 @@ class Tracer:
 
     def __init__(self, layers: Layers, backend: Backend) -> None:
         self._layers = layers
-        self._idle = {id(layer) for layer in layers.recurrent}
+        self._recurrent = {id(layer) for layer in layers.recurrent}
         self._backend = backend
-        self._inside: list[tuple[KerasLayer, str]] = []
+        self._running: list[tuple[KerasLayer, str]] = []
         self._preparing = False
         self._draw: tuple[str, str] | None = None
-        self._found: dict[Trace, None] = {}
+        self._seen: tuple[object, ...] = ()
+        self._traces: dict[Trace, None] = {}
 
     def run(self, forward: Callable[[], Any]) -> list[Trace]:
-        """Make the pass."""
+        """Make the pass; returns each call once, in the order in which they ran."""
         quiet = without_idle_draws(self._layers.recurrent, self._backend)
         self._seen = self._state()
         with replaced_calls(quiet), self._noting_draws():
-            calls = [(layer, self._looked_at(layer, path)) for layer, path in self._layers.named]
+            calls = [(layer, self._watched(layer, path)) for layer, path in self._layers.named]
             with replaced_calls(calls):
                 forward()
-        return list(self._found)
+        return list(self._traces)
 
     def _state(self) -> tuple[object, ...]:
         return fingerprint(self._layers.seeds)
 
-    def _looked_at(self, layer: KerasLayer, path: str) -> Callable[..., Any]:
+    def _watched(self, layer: KerasLayer, path: str) -> Callable[..., Any]:
         original = layer.call
         signature = inspect.signature(original)
 
@@ -70,10 +71,10 @@ class Tracer:
         def call(*args: Any, **kwargs: Any) -> Any:
             if is_traced(args, self._backend):
                 return original(*args, **kwargs)
-            self._look()
-            self._inside.append((layer, path))
+            self._assign_draws()
+            self._running.append((layer, path))
             training = mode_of(signature, args, kwargs)
-            if id(layer) in self._idle:
+            if id(layer) in self._recurrent:
                 self._preparing = not training
             try:
                 if has_statistics(layer) and layer.trainable and training:
@@ -81,31 +82,31 @@ class Tracer:
                     self._note("batch statistics", _in_training(layer), path, source)
                 return original(*args, **kwargs)
             finally:
-                if self._preparing and id(layer) in self._idle:  # its draws are taken back
+                if self._preparing and id(layer) in self._recurrent:  # its draws are taken back
                     self._preparing, self._draw = False, None
-                self._look()
-                self._inside.pop()
+                self._assign_draws()
+                self._running.pop()
 
         return call
 
-    def _look(self) -> None:
-        """Ascribe what was drawn since the last look to the layer that is running."""
+    def _assign_draws(self) -> None:
+        """Assign random numbers drawn since the last call to the layer that is running."""
         if self._preparing:
             return
         now = self._state()
-        # The generator of a layer that is made in a call is not among the states.
-        if not self._inside or (now == self._seen and self._draw is None):
+        # A generator that the layer makes during its call is not among the states.
+        if not self._running or (now == self._seen and self._draw is None):
             return
         self._seen = now
-        layer, path = self._inside[-1]
+        layer, path = self._running[-1]
         call, source = self._draw or ("random numbers of Python or numpy", _definition(layer))
         self._draw = None
         if is_library(layer) and internals.draws(layer):
             call = _in_training(layer)
         self._note("random", call, path, source)
 
-    def _note(self, kind: Any, call: str, path: str, source: str) -> None:
-        self._found[Trace(kind, call, path, source)] = None
+    def _note(self, what: Any, call: str, path: str, source: str) -> None:
+        self._traces[Trace(what, call, path, source)] = None
 
     @contextlib.contextmanager
     def _noting_draws(self) -> Iterator[None]:
@@ -119,9 +120,12 @@ class Tracer:
 
 
 def _user_line(call: str = "") -> tuple[str, str]:
-    """The library's function that the user's innermost line called, and that line.
+    """The library function that the user's innermost line called, and that line.
 
-    `call` is its name where no frame tells it.
+    Parameters
+    ----------
+    call
+        The function's name where no frame shows it.
     """
     for frame in frames_within(Tracer.run.__code__):
         module = str(frame.f_globals.get("__name__", ""))
@@ -138,7 +142,7 @@ def _user_line(call: str = "") -> tuple[str, str]:
 
 
 def _definition(layer: KerasLayer) -> str:
-    """Where the layer's call is defined."""
+    """The line that defines the layer's ``call``; empty for layers of a library."""
     code = getattr(inspect.unwrap(type(layer).call), "__code__", None)
     if code is None or is_library(layer):
         return ""

@@ -12,7 +12,7 @@ from pytest_bncheck.adapters.keras.calls import Replacement
 from pytest_bncheck.adapters.keras.compilation import CompiledSteps
 from pytest_bncheck.adapters.keras.data import Batch
 from pytest_bncheck.adapters.keras.layers import Layers
-from pytest_bncheck.adapters.keras.loss import Objective
+from pytest_bncheck.adapters.keras.loss import Criterion
 from pytest_bncheck.adapters.keras.records import Record, Watch, all_counted
 from pytest_bncheck.adapters.keras.state import fingerprint
 from pytest_bncheck.adapters.keras.subject import Subject
@@ -38,8 +38,8 @@ class Training:
         Compiled steps; None before `begin`, and where steps only run eagerly.
     """
 
-    def __init__(self, subject: Subject, layers: Layers, objective: Objective) -> None:
-        self._subject, self._layers, self._objective = subject, layers, objective
+    def __init__(self, subject: Subject, layers: Layers, criterion: Criterion) -> None:
+        self._subject, self._layers, self._criterion = subject, layers, criterion
         self._step: step.FitStep | step.UsersStep | step.ModelsStep | None = None
         self._calls: list[Replacement] = []
         self._log: list[Tensor] = []
@@ -63,9 +63,9 @@ class Training:
         subject, layers = self._subject, self._layers
         optimizer = step.make_optimizer(subject.recipe.optimizer, subject.model)
         if getattr(subject.model, "optimizer", None) is not None:
-            # A step of the user's that asks the model for its optimizer must not move theirs.
+            # The user's step may ask the model for its optimizer, and must not change that one.
             subject.model.__dict__["optimizer"] = optimizer
-        self._step = step.make(subject, layers, self._objective, optimizer)
+        self._step = step.make(subject, layers, self._criterion, optimizer)
         if isinstance(self._step, step.FitStep):
             self.programs = CompiledSteps(subject, layers, self._step, self.watch, expected)
         self._log = [layers.packed()]
@@ -111,7 +111,7 @@ class Training:
         self._history += [self._layers.unpacked(packed) for packed in unread]
         return list(self._history)
 
-    def only_infers(self, k: int, with_mode: bool | None = None) -> bool:
+    def only_infers(self, k: int, *, with_mode: bool | None = None) -> bool:
         """Whether the layer at this position ran in inference mode only.
 
         Parameters

@@ -82,7 +82,7 @@ DIALECT = Dialect(
 
 
 class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
-    """See `Adapter`. The running variance of torch's layers is unbiased; here it becomes biased."""
+    """See `Adapter`. PyTorch stores the unbiased running variance; it leaves here as biased."""
 
     framework = "torch"
     backend = "torch"
@@ -117,10 +117,10 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._custom_step = steps.is_custom(model, recipe)
         self._log: list[Raw] = []
         self._read_log: list[Statistics] = []
-        self._inferred: dict[nn.Module, None] = {}
-        """Modules that ran in inference mode only, in some training step."""
+        self._ran_in_inference: dict[nn.Module, None] = {}
+        """Modules that ran only in inference mode in some training step."""
         self._trained_on: dict[int, Pass] = {}
-        """Passes in training mode by mini-batch, where another pass was the same."""
+        """Passes on the training path that equal those in training mode, by mini-batch."""
         self._cleanup = ExitStack()
         self.noise = rounding(dtype_name(dtype), self.device)
 
@@ -153,7 +153,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         )
 
     def _materialise(self) -> None:
-        """Give lazy modules their parameters, which takes a forward; nothing else changes."""
+        """Give lazy modules their parameters by one forward pass, which changes nothing else."""
         __tracebackhide__ = True
         modes = {module: module.training for module in self.model.modules()}
         for module in modes:
@@ -207,7 +207,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         before = fingerprint() if first else {}
         with torch.enable_grad(), ran.open(), self._layers.calls.during_step():
             loss = self._step(self._batches[index])
-        self._inferred.update({m: None for m in ran.inference if m not in ran.training})
+        self._ran_in_inference.update({m: None for m in ran.inference if m not in ran.training})
         if first:
             self.stochastic = before != fingerprint()
             self._log = self._layers.order_by_call(self._log)
@@ -225,7 +225,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         return self._calls
 
     def gather(self) -> list[Statistics]:
-        self._replicas.settle()
+        self._replicas.stop_broadcasts()
         each = self._replicas.gather(self._layers.raw())
         return [self._layers.biased(raw) for raw in each]
 
@@ -236,7 +236,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
     def streams(self) -> Mapping[str, Streams]:
         return streams_of(self._layers, *self._log[-2:]) if self._losses else {}
 
-    # looking ----------------------------------------------------------------------------------
+    # layers and their statistics --------------------------------------------------------------
 
     def not_finite(self, index: int) -> str | None:
         return not_finite(self._batches[index])
@@ -246,21 +246,21 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         paths, modes = self._snapshot.paths, self._passes.modes
         return [
             paths[module]
-            for module in self._inferred
+            for module in self._ran_in_inference
             if modes.get(module, False) and module in paths and depends_on_mode(module)
         ]
 
     @property
     def asleep(self) -> list[str]:
         modules = asleep(self.model, self._passes.modes) if self._passes.mixed else []
-        ran = (m for m in modules if m in self._inferred and depends_on_mode(m))
+        ran = (m for m in modules if m in self._ran_in_inference and depends_on_mode(m))
         return [self._snapshot.paths[module] for module in ran]
 
     @property
     def unsaved(self) -> list[str]:
         try:
             state = self.model.state_dict(keep_vars=True)
-        except Exception:  # the user's own `state_dict`
+        except Exception:  # a `state_dict` that the user wrote
             return []
         saved = {id(leaf): leaf for _, leaf in leaves(state) if isinstance(leaf, Tensor)}
         return [
@@ -284,7 +284,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         __tracebackhide__ = True
         match mode:
             case Mode.EVAL:
-                return Pass(self._in_eval(index) if observe else self._unobserved(index))
+                return Pass(self._predict(index, observe))
             case Mode.BATCH_STATISTICS:
                 return self._with_batch_statistics(self._batches[index], self._sizes[index])
             case Mode.TRAINING:
@@ -292,18 +292,16 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             case Mode.TRAINING_PATH:
                 return self._on_training_path(index)
 
-    def _unobserved(self, index: int) -> Prediction:
+    def _predict(self, index: int, observe: bool) -> Prediction:
         __tracebackhide__ = True
+        batch, size = self._batches[index], self._sizes[index]
         self._passes.enter_eval()
-        return self._passes.run(self._batches[index], self._sizes[index], observe=False)
-
-    def _in_eval(self, index: int) -> Prediction:
-        __tracebackhide__ = True
-        self._passes.enter_eval()
+        if not observe:
+            return self._passes.run(batch, size, observe=False)
         watch, buffers = Watch(), self._layers.named_buffers()
         before = {name: buffer.detach().clone() for name, buffer in buffers.items()}
         with watch.open():
-            prediction = self._passes.run(self._batches[index], self._sizes[index])
+            prediction = self._passes.run(batch, size)
         if watch.low_precision is not None:  # autocast, whatever the parameters' dtype
             self.noise = rounding(dtype_name(watch.low_precision), self.device)
         updated = moved([(name, buffer, before[name]) for name, buffer in buffers.items()])
@@ -366,7 +364,8 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         with self._layers.emptied(active):
             self._layers.calls.reset()
             prediction = run()
-            filled, calls = self._replicas.led(self._layers.raw()), self._layers.calls.counted()
+            filled = self._replicas.broadcast(self._layers.raw())
+            calls = self._layers.calls.counted()
         return Pass(prediction, self._layers.batch_statistics(filled, active, calls), calls)
 
     def _active(self) -> dict[str, Any]:
@@ -388,7 +387,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self.model.eval()
         try:
             return self._passes.run(half, (self._sizes[index] or 0) // 2)
-        except Exception:  # a model for one batch size only has no half to compare
+        except Exception:  # the model takes one batch size only
             return None
 
     def trace(self, index: int) -> list[Trace]:

@@ -1,4 +1,4 @@
-"""What a batch means to a PyTorch model: the arguments of its call, the targets, the size."""
+"""What a batch means to a PyTorch model: arguments of its call, targets, number of samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WHOLE = ("batch", "inputs", "features", "data")
 
 @dataclass(frozen=True)
 class Call:
-    """The call that a batch stands for: ``model(*args, **kwargs)``, and what it should return."""
+    """The call that a batch stands for, ``model(*args, **kwargs)``, and its targets."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -38,9 +38,9 @@ def understand(model: nn.Module, batch: Any, *, targets: bool = True) -> Call:
     """The call that a batch stands for.
 
     A pair is (inputs, targets); inputs that are a tuple, a list or a dict are several arguments,
-    but two lists, of samples and of dicts with their targets, stay lists. Of a dict the model
-    gets the keys that it has arguments for, targets included if it makes its own loss; what is
-    left, or is called "labels" or the like, are the targets.
+    but two lists, of samples and of dicts with their targets, stay lists. From a dict the model
+    gets the keys that it has arguments for, targets included if it computes a loss itself; the
+    targets are under "labels" or a similar key, or under the only key that is left.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def understand(model: nn.Module, batch: Any, *, targets: bool = True) -> Call:
 
 
 def targets_of(model: nn.Module, batch: Any) -> Any:
-    """The targets in a batch, or None where it says nothing about them."""
+    """The targets in a batch, or None if it holds none."""
     try:
         return understand(model, batch).targets
     except InputError:
@@ -84,7 +84,7 @@ def targets_of(model: nn.Module, batch: Any) -> Any:
 
 
 def per_sample(batch: Any) -> bool:
-    """Whether a batch is two lists, samples and dicts of their targets, as detectors take it."""
+    """Whether a batch is a list of samples and a list of dicts of targets, as detectors take it."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         return False
     inputs, targets = batch
@@ -178,14 +178,14 @@ def _item(key: str) -> str:
 
 
 def _guesses(outputs: str, targets: str) -> tuple[str, str]:
-    """What the predictions and the loss could be."""
+    """Example code for the predictions and the loss."""
     indent = 12 * " "
     loss = f"torch.nn.functional.cross_entropy(\n{indent}    {outputs}, {targets}\n{indent})"
     return f"{outputs}  # its predictions", loss
 
 
 def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """What the model's own `forward` takes, also where something is wrapped around it."""
+    """Parameters of the `forward` that the user wrote, inside any wrapper."""
     return inspect.signature(_inner(model).forward).parameters
 
 

@@ -24,9 +24,9 @@ class StepRecord:
     earlier
         Calls with batch statistics in the steps before.
     sizes
-        Of each call the values per channel and the samples.
+        Values per channel and samples of each call.
     between
-        Running mean and variance as each call but the first found them.
+        Running mean and variance before each call but the first.
     """
 
     earlier: int
@@ -55,7 +55,7 @@ class CallCounter:
     after_trainable
         Names of the layers whose input needed a gradient.
     step
-        What is known of the last training step, by the layer's name.
+        Calls in the last training step, by the layer's name.
     """
 
     def __init__(self, layers: Mapping[str, Any], is_constant: Callable[[str], bool]) -> None:

@@ -26,7 +26,7 @@ Raw: TypeAlias = tuple[Tensor, Tensor]
 def to_tensors(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """The batch with arrays and numbers as tensors on `device`; floating arrays get `dtype`.
 
-    The user's own tensors keep their dtype and are not copied without need.
+    Tensors of the user keep their dtype and are copied only to another device.
     """
 
     def convert(leaf: Any) -> Any:
@@ -51,7 +51,7 @@ def to_tensors(batch: Any, device: torch.device, dtype: torch.dtype | None) -> A
 
 
 def first_half(batch: Any, size: int | None) -> Any:
-    """The first half of the samples, or None if something in the batch is not cut by samples."""
+    """The first half of the samples, or None if a tensor does not have one row per sample."""
     tensors = [leaf for _, leaf in leaves(batch) if _has_axis(leaf)]
     sliceable = (leaf.shape[0] == size and leaf.layout is torch.strided for leaf in tensors)
     if size is None or size < 2 or not all(sliceable):
@@ -62,7 +62,7 @@ def first_half(batch: Any, size: int | None) -> Any:
 def remixed(batches: Sequence[Any], sizes: Sequence[int]) -> list[tuple[Any, int]]:
     """Batches with their samples mixed, and the size of each; see `remix`."""
     each = [[leaf for _, leaf in leaves(batch) if _has_axis(leaf)] for batch in batches]
-    if any(leaf.layout is not torch.strided for own in each for leaf in own):
+    if any(leaf.layout is not torch.strided for batch in each for leaf in batch):
         return []
     mixed = remix(each, sizes, torch.cat, lambda leaf, rows: leaf[rows])
     return [(_with_leaves(batches[0], new), size) for new, size in mixed]
@@ -88,7 +88,7 @@ def float_outputs(outputs: Any, size: int | None) -> dict[str, Array]:
 def batched(outputs: Any, size: int | None) -> dict[str, Tensor]:
     """Every floating output whose leading axis is the batch, by its path.
 
-    Where the size of the batch is unknown, every one that has an axis.
+    If the size of the batch is unknown, every floating output that has an axis.
     """
     return {path or "output": leaf for path, leaf in leaves(outputs) if _is_batched(leaf, size)}
 

@@ -26,7 +26,7 @@ def require_internals() -> None:
     """Raise an InputError if this version of PyTorch lacks a name that every check needs."""
     module = vars(nn.Module())
     missing = [name for name in _REGISTRIES if name not in module]
-    require("PyTorch", torch.__version__, [f"torch.nn.Module.{name}" for name in missing])
+    require("PyTorch", torch.__version__, (f"torch.nn.Module.{name}" for name in missing))
 
 
 def registries(module: nn.Module) -> list[dict[str, Any]]:
@@ -148,13 +148,18 @@ def last_operation(output: Tensor) -> str:
 def attach_fabric(module: Any, fabric: Any, version: str) -> None:
     """Give a LightningModule something in its Trainer's place.
 
+    Parameters
+    ----------
+    version
+        Lightning's, for the error.
+
     Raises
     ------
     InputError
         If this version of Lightning has no place for it.
     """
     missing = [name for name in ("_fabric", "_fabric_optimizers") if not hasattr(module, name)]
-    require("Lightning", version, [f"LightningModule.{name}" for name in missing])
+    require("Lightning", version, (f"LightningModule.{name}" for name in missing))
     module._fabric, module._fabric_optimizers = fabric, []
 
 

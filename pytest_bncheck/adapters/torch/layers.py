@@ -235,7 +235,7 @@ def _kept(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _trained(modules: Sequence[Any]) -> list[bool]:
-    """Whether scale or offset differ from their initial 1 and 0, read in one transfer."""
+    """Whether scale or offset differ from 1 and 0, for each module; read in one transfer."""
     flags = [
         (k, (value.detach() != start).any())
         for k, module in enumerate(modules)

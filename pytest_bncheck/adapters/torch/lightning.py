@@ -1,7 +1,7 @@
 """PyTorch Lightning: the training step and the optimizers of a LightningModule, without a Trainer.
 
-Lightning modules can be run by Lightning's Fabric in a Trainer's place; what stands in for it
-here answers the same calls. Nothing of Lightning is imported.
+Lightning lets its Fabric take the Trainer's place in a module. The stand-in here answers the same
+calls; nothing of Lightning is imported.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ def is_module(model: Any) -> bool:
 
 
 def attach(model: nn.Module) -> None:
-    """Let a LightningModule log, and ask for its trainer, where there is none."""
+    """Let a LightningModule log and use ``self.trainer`` without a Trainer."""
     if is_module(model):
-        library = sys.modules[_base(model).__module__.split(".")[0]]
-        attach_fabric(uncompiled(model), _NoTrainer(), library.__version__)
+        package = sys.modules[_base(model).__module__.split(".")[0]]
+        version = getattr(package, "__version__", "of an unknown version")
+        attach_fabric(uncompiled(model), _NoTrainer(), version)
 
 
 def begin(model: nn.Module) -> None:
-    """What a Trainer calls after `train()`: there a module may put frozen parts in eval mode."""
+    """Call the hook that a Trainer calls after `train()`; it may put frozen parts in eval mode."""
     if is_module(model):
         uncompiled(model).on_train_epoch_start()
 
@@ -62,7 +63,7 @@ class Step:
     optimizer
         Makes the optimizer of a module without `configure_optimizers`.
     given
-        Whether the user named another optimizer than the module's own.
+        Whether the user gave an optimizer, which then replaces that of the module.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class _Scheduler:
 
 
 class _NoTrainer:
-    """What a LightningModule meets as its Fabric, and as its trainer."""
+    """Stands in for a LightningModule's Fabric and its trainer."""
 
     logger = None
     loggers: tuple[Any, ...] = ()
@@ -166,7 +167,7 @@ class _NoTrainer:
         self.backpropagated: list[Tensor] = []
 
     def log_dict(self, metrics: Mapping[str, Any]) -> None:
-        """Nobody reads what is logged."""
+        """Drops what is logged."""
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         self.backpropagated.append(loss.detach())

@@ -23,7 +23,7 @@ IGNORED = -100
 
 
 class Criterion:
-    """The loss of outputs and targets: the user's, or what both suggest.
+    """The loss: the user's, or one inferred from outputs and targets.
 
     Parameters
     ----------
@@ -34,20 +34,20 @@ class Criterion:
     ----------
     loss
         None while unknown.
-    kind
-        `last_operation` of the outputs, None if nobody asked.
-    settled
-        Whether `loss` is final: there is nothing to infer, or nothing could be.
+    operation
+        `last_operation` of the outputs; None before the first outputs.
+    decided
+        Whether `loss` is final: given, inferred, or impossible to infer.
     """
 
     def __init__(self, loss: Loss | None) -> None:
-        self.loss, self.settled = loss, loss is not None
-        self.kind: str | None = None
+        self.loss, self.decided = loss, loss is not None
+        self.operation: str | None = None
 
     def __call__(self, outputs: Any, targets: Any) -> Any:
         """The loss; with gradients on if it is still to be inferred.
 
-        None where a model makes its own loss in training mode only.
+        None where a model computes its loss in training mode only.
 
         Raises
         ------
@@ -56,20 +56,21 @@ class Criterion:
         """
         __tracebackhide__ = True
         output = main_output(outputs)
-        if self.kind is None and isinstance(output, Tensor) and output.grad_fn is not None:
-            self.kind = last_operation(output)
+        if self.operation is None and isinstance(output, Tensor) and output.grad_fn is not None:
+            self.operation = last_operation(output)
         if self.loss is None:
-            self.settle(infer(outputs, targets), self.kind)
+            self.decide(infer(outputs, targets), self.operation)
         assert self.loss is not None
         return self.loss(outputs, targets)
 
-    def settle(self, loss: Loss | None, kind: str | None) -> None:
+    def decide(self, loss: Loss | None, operation: str | None) -> None:
         """Decide on a loss, or that it stays unknown."""
-        self.loss, self.kind, self.settled = self.loss or loss, self.kind or kind, True
+        self.loss, self.operation = self.loss or loss, self.operation or operation
+        self.decided = True
 
 
 def own_loss(outputs: Any) -> Any:
-    """The loss that a model made itself and returned with its outputs, or None."""
+    """The loss that a model computed itself and returned with its outputs, or None."""
     if isinstance(outputs, Mapping):
         return outputs.get("loss")
     return getattr(outputs, "loss", None)
@@ -79,7 +80,7 @@ def main_output(outputs: Any) -> Any:
     """The tensor that a loss looks at.
 
     The output itself, its ``logits`` or ``out``, the first of a tuple or list, or the only tensor
-    in another container; where there is none of these, the outputs as they are.
+    in another container; otherwise the outputs unchanged.
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -96,12 +97,12 @@ def main_output(outputs: Any) -> Any:
 def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
     """The loss for these outputs and targets.
 
-    Without `kind`, `last_operation` is asked, and the outputs have to be made with gradients on.
+    Without `kind`, `last_operation` decides, which needs outputs computed with gradients on.
 
     Raises
     ------
     InputError
-        If the targets do not say, or a label is out of range.
+        If none fits the targets, or a label is out of range.
     """
     if own_loss(outputs) is not None:
         return lambda out, _: own_loss(out)
@@ -129,7 +130,7 @@ def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
 def accuracy(outputs: Any, targets: Any, kind: str | None) -> float | None:
     """Share of right decisions in [0, 1]; None where the targets are not classes.
 
-    `kind` is `last_operation`'s answer, None if nobody asked; a single column needs it.
+    `kind` is what `last_operation` gave, None if unknown; outputs of one column need it.
     """
     output = main_output(outputs)
     if not isinstance(output, Tensor) or not isinstance(targets, Tensor):
@@ -177,7 +178,7 @@ def check_labels(output: Tensor, targets: Tensor) -> None:
 
 
 def _cross_entropy(output: Tensor, labels: Tensor, kind: str) -> Tensor:
-    labels = labels.long()  # torch's own take no other integers
+    labels = labels.long()  # torch's losses take no other integers
     if kind == "log_softmax":
         return functional.nll_loss(output, labels)
     if kind == "softmax":

@@ -23,9 +23,9 @@ _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torchmetrics")
 
 
 def depends_on_mode(module: nn.Module) -> bool:
-    """Whether a module computes something else in training mode, as far as can be told.
+    """Whether a module computes something else in training mode than in eval mode.
 
-    Library layers are known; of the user's own, the code is asked whether it reads `training`.
+    Layers of PyTorch are known; any other module does if its `forward` reads `training`.
     """
     if isinstance(module, (*_NORMALISATIONS, nn.RReLU)):
         return True
@@ -42,13 +42,20 @@ def depends_on_mode(module: nn.Module) -> bool:
 
 
 class Watch:
-    """Which modules ran, in which mode, while it was open; from hooks on every module at once."""
+    """Records which modules ran in which mode, by one hook on all modules.
+
+    Attributes
+    ----------
+    training, inference
+        Modules that ran in this mode, in the order of their first call.
+    low_precision
+        The 16-bit type in which some module got its input, or None.
+    """
 
     def __init__(self) -> None:
         self.training: dict[nn.Module, None] = {}
         self.inference: dict[nn.Module, None] = {}
         self.low_precision: torch.dtype | None = None
-        """The 16-bit type in which some module got its input, if one did."""
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -66,7 +73,7 @@ class Watch:
 
 
 def is_library_leaf(module: nn.Module) -> bool:
-    """Whether a module is one of a library's layers, and not the user's own code."""
+    """Whether a module is a layer of a library and has no children."""
     return type(module).__module__.split(".")[0] in _LIBRARIES and not any(module.children())
 
 

@@ -81,17 +81,17 @@ class Passes:
         self.modes = {module: module.training for module in self._model.modules()}
 
     def enter_eval(self) -> None:
-        """The user's own eval mode."""
+        """Enter eval mode as the user does."""
         if self.attributes is None:  # the first pass in eval mode is the first to change them
             self.attributes = PlainAttributes(self._paths.items(), without={"training"})
         self._model.eval()
 
     def as_trained(self) -> AbstractContextManager[None]:
-        """Temporarily restores attributes that eval passes changed."""
+        """Temporarily restore attributes that eval passes changed."""
         return nullcontext() if self.attributes is None else self.attributes.as_before()
 
     def enter_training(self) -> None:
-        """The modes that `begin` found."""
+        """Give every module the mode that it had after `begin`."""
         if not self.mixed:
             self._model.train()
         for module, training in self.modes.items():
@@ -164,14 +164,14 @@ class Passes:
         others = self._other_buffers() if observe else []
         targets = targets_of(self._model, batch)
         # Only the autograd graph tells logits from probabilities, so the first pass may need it.
-        with torch.set_grad_enabled(not self._criterion.settled):
+        with torch.set_grad_enabled(not self._criterion.decided):
             outputs = self.forward(batch)
             loss, constant = self._scores(outputs, targets, size)
         return Prediction(
             outputs=float_outputs(outputs, size),
             structure=describe(outputs),
             loss=loss,
-            accuracy=losses.accuracy(outputs, targets, self._criterion.kind),
+            accuracy=losses.accuracy(outputs, targets, self._criterion.operation),
             constant_loss=constant,
             random=observe and random_before != fingerprint(),
             mutated=tuple(moved(others)),
@@ -182,7 +182,7 @@ class Passes:
     ) -> tuple[float | None, float | None]:
         """Loss of the outputs, and of the mean output for every sample; None if unknown."""
         __tracebackhide__ = True
-        if self._criterion.settled and self._criterion.loss is None:
+        if self._criterion.decided and self._criterion.loss is None:
             return None, None
         try:
             loss = self._criterion(outputs, targets)

@@ -1,7 +1,7 @@
-"""PyTorch: a finished program, traced, scripted or exported, of which only the behaviour shows.
+"""PyTorch: a finished program, traced, scripted or exported.
 
-Nothing in it can be watched or told to train, so it is judged as it is: whether it predicts the
-same again, sample by sample, and leaves its buffers alone.
+Its modules can neither be watched nor trained. The checks that remain: it predicts the same a
+second time and for half the batch, and leaves its buffers alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pytest_bncheck.adapters.torch.data import (
     to_tensors,
 )
 from pytest_bncheck.adapters.torch.internals import is_exported, require_internals
+from pytest_bncheck.adapters.torch.passes import moved
 from pytest_bncheck.adapters.torch.state import Snapshot
 from pytest_bncheck.types import Calls, InputError, Layer, Prediction, Recipe, Statistics
 
@@ -127,16 +128,13 @@ class TorchProgramAdapter(Adapter, Sampling):
         random = fingerprint()
         with torch.no_grad():
             outputs = self._call(batch)
-        moved = [
-            name
-            for name, buffer in self._model.named_buffers()
-            if not torch.equal(torch.nan_to_num(buffer), torch.nan_to_num(before[name]))
-        ]
+        # Read again by name: a program can put another tensor in a buffer's place.
+        buffers = [(name, now, before[name]) for name, now in self._model.named_buffers()]
         return Prediction(
             outputs=float_outputs(outputs, size),
             structure=describe(outputs),
             random=random != fingerprint(),
-            mutated=tuple(moved),
+            mutated=tuple(moved(buffers)),
         )
 
     def _call(self, batch: Any) -> Any:

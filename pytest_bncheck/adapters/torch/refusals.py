@@ -1,4 +1,4 @@
-"""Models and batches that cannot be checked, refused in one line instead of torch's own words."""
+"""Models and batches that cannot be checked, refused in one line before PyTorch fails on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_bncheck.types import InputError
 
 
 def refuse_model(model: nn.Module) -> None:
-    """Raise an InputError if a model has nothing to compute with, or nothing to look into."""
+    """Raise an InputError if a model has no numbers, or layers that cannot be watched."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     empty = next((name for name, tensor in tensors if tensor.is_meta), None)
     if empty is not None:
@@ -40,7 +40,7 @@ def refuse_training(model: nn.Module) -> None:
 
 
 def refuse_synchronised(model: nn.Module, device: torch.device) -> None:
-    """Raise an InputError if a SyncBatchNorm is to train where it cannot.
+    """Raise an InputError if a SyncBatchNorm would train on a device that it does not support.
 
     With a process group it takes tensors on a GPU only, even of a single process.
     """
@@ -77,7 +77,7 @@ def not_finite(batch: Any) -> str | None:
 
 
 def dtype_note(model: nn.Module, batch: Any) -> str | None:
-    """The dtypes of a model and its batch, where they may be why a forward pass failed."""
+    """A note on the dtypes of a model and its batch if they differ, after a failed forward pass."""
     floats = (p.dtype for p in model.parameters() if p.is_floating_point())
     own = next(floats, None)
     path, first = next(

@@ -17,7 +17,7 @@ from pytest_bncheck.adapters.torch.data import Raw
 
 
 class Replicas:
-    """The other processes that train the same model, if there are any.
+    """The processes that train the same model, possibly only this one.
 
     Attributes
     ----------
@@ -37,8 +37,8 @@ class Replicas:
             self._group = self._wrappers[0].process_group
         self.count = dist.get_world_size(self._group) if joined else 1
         self._first = dist.get_global_rank(self._group, 0) if joined else 0
-        self._led = self.count > 1 and any(w.broadcast_buffers for w in self._wrappers)
-        self.follows = self._led and dist.get_rank(self._group) > 0
+        self._broadcasts = self.count > 1 and any(w.broadcast_buffers for w in self._wrappers)
+        self.follows = self._broadcasts and dist.get_rank(self._group) > 0
 
     def agree(self, value: bool, device: torch.device) -> bool:
         """Whether `value` is true in every process."""
@@ -48,7 +48,7 @@ class Replicas:
         dist.all_reduce(votes, dist.ReduceOp.MIN, self._group)
         return bool(votes > 0)
 
-    def settle(self) -> None:
+    def stop_broadcasts(self) -> None:
         """Broadcast the buffers as the next forward would, and switch off further broadcasts.
 
         A forward in eval mode would overwrite them with those of the first process.
@@ -59,16 +59,16 @@ class Replicas:
                     dist.broadcast(buffer.data, self._first, self._group)
             wrapper.broadcast_buffers = False
 
-    def led(self, raw: Raw) -> Raw:
+    def broadcast(self, raw: Raw) -> Raw:
         """The first process's statistics where they are broadcast, otherwise those given."""
-        if self._led:
+        if self._broadcasts:
             raw = raw[0].clone(), raw[1].clone()
             for tensor in raw:
                 dist.broadcast(tensor, self._first, self._group)
         return raw
 
     def gather(self, raw: Raw) -> list[Raw]:
-        """The statistics of every process; an empty list where there is only one."""
+        """The statistics of every process; an empty list for a single process."""
         if self.count == 1:
             return []
         found = []

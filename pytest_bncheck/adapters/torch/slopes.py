@@ -36,7 +36,7 @@ def slopes(
         wanted = [leaf for pair in leaves.values() for leaf in pair]
         try:
             found = torch.autograd.grad(aim, wanted, allow_unused=True)
-        except RuntimeError:  # an operation of the user's that has no gradient in eval mode
+        except RuntimeError:  # some operation has no gradient in eval mode
             return None
         gradients = dict(zip(leaves, zip(found[::2], found[1::2], strict=True), strict=True))
     if not leaves:
@@ -52,10 +52,9 @@ def slopes(
 
 @contextmanager
 def _affine(modules: Mapping[str, Any]) -> Iterator[dict[str, _Affine]]:
-    """Every layer's scale and offset as parameters of their own, for the time of a pass.
+    """Give every layer copies of its scale and offset that need a gradient, for one pass.
 
-    Also where they are frozen, and 1 and 0 where the layer has none; the user's parameters stay
-    out of it.
+    Frozen ones too, and 1 and 0 for a layer that has none. The user's parameters are not touched.
     """
     own = {
         name: (module, dict(parameters_by_name(module)))

@@ -1,9 +1,8 @@
-"""Remember a PyTorch model and whatever hangs on it, and put it back bit for bit.
+"""Remember a PyTorch model and everything it refers to, and put it back bit for bit.
 
 One walk over the object graph, from the model and the user's functions: modules (also those kept
 in plain lists), containers, tensors, generators, optimizers, the variables that a function closes
-over. Each kind has one way to remember itself and one to be put back, in place, so that every
-object keeps its identity.
+over. Everything is put back in place, so that every object keeps its identity.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Snapshot:
     Attributes
     ----------
     paths
-        The shortest way to each module, from the first root: ``encoder.blocks[1].norm``.
+        The shortest path to each module from the first root: ``encoder.blocks[1].norm``.
     """
 
     def __init__(self, *roots: Any) -> None:
@@ -70,7 +69,7 @@ class Snapshot:
         self._undo.append(global_flags())  # put back first: the default device rules every call
 
     def _keep(self, item: Any) -> None:
-        self._seen[id(item)] = item  # held, so that its id stays its own
+        self._seen[id(item)] = item  # held, so that no other object gets its id
         undo = _remember(item)
         if undo is not None:
             self._undo.append(undo)
@@ -90,18 +89,18 @@ def _attributes(item: Any) -> list[dict[str, Any]]:
 
 
 def _slots(item: Any) -> Iterator[tuple[types.MemberDescriptorType, Any]]:
-    """The slots of an object of the user's, with what they hold."""
+    """The slots of an object of a user's class, with their values."""
     if isinstance(item, _NOT_STATE) or _is_foreign(type(item).__module__):
         return
     for base in type(item).__mro__:
         for slot in () if _is_foreign(base.__module__) else vars(base).values():
             if isinstance(slot, types.MemberDescriptorType):
-                with suppress(AttributeError):  # nothing there
+                with suppress(AttributeError):  # an empty slot
                     yield slot, slot.__get__(item)
 
 
 def _children(item: Any) -> Iterator[tuple[str, Any]]:
-    """The objects that an object leads to, each with the step that leads there."""
+    """The objects that an object refers to, each with its part of the path."""
     if isinstance(item, torch.jit.ScriptModule):
         yield from (("", tensor) for tensor in (*item.parameters(), *item.buffers()))
     elif isinstance(item, dict):
@@ -126,7 +125,7 @@ def _children(item: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _remember(item: Any) -> Undo | None:
-    """How to put one object back, or None if it holds no state of its own."""
+    """How to put one object back, or None if it has no state besides its children's."""
     if isinstance(item, torch.Tensor):
         return _remember_tensor(item)
     if isinstance(item, np.ndarray) and item.flags.writeable and item.dtype != object:
@@ -160,7 +159,7 @@ def _remember_tensor(tensor: torch.Tensor) -> Undo | None:
     `data` is written, not the tensor itself, so that a graph the user still holds stays valid.
     """
     if nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.is_inference():
-        return None  # nothing to put back: no numbers yet, or nobody can change them
+        return None  # nothing to put back: no numbers yet, or they cannot change
     data, wanted, version = tensor.data, tensor.requires_grad, version_of(tensor)
     values = data.clone()
     gradient = tensor.grad if tensor.is_leaf else None
@@ -225,7 +224,7 @@ def _cells(function: types.FunctionType) -> Iterator[tuple[Any, Any]]:
 
 
 def _globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """The variables of its module that a function of the user's names: an optimizer, a scaler."""
+    """The variables of its module that a user's function uses: an optimizer, a scaler."""
     if _is_foreign(function.__module__):
         return
     for name in function.__code__.co_names:
@@ -245,7 +244,7 @@ def _is_walked(item: Any) -> bool:
 
 
 def global_flags() -> Undo:
-    """PyTorch's process-wide switches that a user's code can leave changed; the way back."""
+    """Remember the process-wide switches of PyTorch that a user's code can leave changed."""
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     device, matmul = default_device(), torch.get_float32_matmul_precision()
     anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()

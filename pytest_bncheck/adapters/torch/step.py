@@ -24,7 +24,7 @@ from pytest_bncheck.types import InputError, Recipe
 Step: TypeAlias = Callable[[Any], Any]
 """Trains on one batch and returns the loss."""
 
-SAME = 0.02
+_PRECISION = 0.02
 """Largest relative difference of one loss computed in two precisions."""
 
 
@@ -53,12 +53,12 @@ def make(
 
 
 def optimizer_for(model: nn.Module, wish: Any) -> torch.optim.Optimizer:
-    """The optimizer that the user wants, or Adam(1e-3).
+    """The optimizer that the user gave, or Adam(1e-3).
 
     Raises
     ------
     InputError
-        If nothing can be trained, or the wish leads to something else.
+        If nothing can be trained, or `wish` does not give an optimizer.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
@@ -121,13 +121,13 @@ class _LossStep:
 
 
 def _wants_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step computes the loss itself, as often as it likes: LBFGS."""
+    """Whether the optimizer's step computes the loss itself, several times: LBFGS."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is closure.empty
 
 
 class _CustomStep:
-    """A training step of the user's, of which only the returned loss is known.
+    """The user's training step, of which only the returned loss is known.
 
     During the first one the inferred loss of every module's output is computed. If one of them
     equals the returned loss, predictions can be scored with that loss later.
@@ -151,7 +151,7 @@ class _CustomStep:
         with inferred.watch():
             loss = self._checked(self._step(self._model, batch))
         kind = inferred.match(float(loss))
-        self._criterion.settle(None if kind is None else _like(kind), kind)
+        self._criterion.decide(None if kind is None else _like(kind), kind)
         return loss
 
     def _checked(self, loss: Any) -> Any:
@@ -176,7 +176,7 @@ class _InferredLosses:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Collect for the time of a ``with`` block."""
+        """Collect during a ``with`` block."""
         handle = register_module_forward_hook(self._see)
         try:
             yield
@@ -186,7 +186,7 @@ class _InferredLosses:
     def match(self, value: float) -> str | None:
         """The kind of the last output whose inferred loss has this value, or None."""
         for candidate, kind in reversed(self._found):
-            if math.isclose(candidate, value, rel_tol=SAME):
+            if math.isclose(candidate, value, rel_tol=_PRECISION):
                 return kind
         return None
 
@@ -196,7 +196,7 @@ class _InferredLosses:
             kind = last_operation(output) if isinstance(output, Tensor) else "logits"
             with torch.no_grad():
                 self._found.append((float(_like(kind)(outputs, self._targets)), kind))
-        except Exception:  # most outputs are not what the targets are for
+        except Exception:  # most modules' outputs do not fit the targets
             return
 
 

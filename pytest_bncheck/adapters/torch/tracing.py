@@ -96,7 +96,7 @@ class Tracer:
 
 
 class _HostLines:
-    """A trace function that finds the user's line that moves a generator of Python or numpy."""
+    """A trace function that finds the user's line that draws random numbers."""
 
     def __init__(self) -> None:
         self.last_found = ""
@@ -132,7 +132,7 @@ def _uses_batch_statistics(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _call(func: Any, args: Any, kwargs: Any) -> str:
-    """The call with its plain arguments, as one would write it."""
+    """The call with its plain arguments, as code."""
     names = _parameters(func)
     plain = [
         f"{names[k]}={value}" if k < len(names) else f"{value}"

@@ -12,12 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
-from pytest_bncheck import check  # noqa: E402
+from pytest_bncheck import check
 
 BACKEND = keras.backend.backend()
 L = keras.layers

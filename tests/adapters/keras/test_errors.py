@@ -9,13 +9,11 @@ import textwrap
 import numpy as np
 import pytest
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
-from pytest_bncheck import check  # noqa: E402
-from pytest_bncheck.types import InputError  # noqa: E402
+from pytest_bncheck import check
+from pytest_bncheck.types import InputError
 
 L = keras.layers
 X = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")

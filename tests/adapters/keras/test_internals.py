@@ -4,16 +4,18 @@ import os
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 keras = pytest.importorskip("keras")
 
-from pytest_bncheck.adapters import versions  # noqa: E402
-from pytest_bncheck.adapters.keras import internals  # noqa: E402
-from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
-from pytest_bncheck.adapters.keras.backends.base import own_backend  # noqa: E402
-from pytest_bncheck.types import InputError, Recipe  # noqa: E402
+from pytest_bncheck import check
+from pytest_bncheck.adapters import versions
+from pytest_bncheck.adapters.keras import internals
+from pytest_bncheck.adapters.keras.adapter import KerasAdapter
+from pytest_bncheck.adapters.keras.backends.base import own_backend
+from pytest_bncheck.types import InputError, Recipe
 
 BACKEND = import_module(
     f"{own_backend.__module__.rpartition('.')[0]}.{keras.backend.backend()}_internals"
@@ -43,7 +45,7 @@ def test_a_missing_function_is_said(path, monkeypatch):
     made = model()
     without(path, monkeypatch)
     with pytest.raises(InputError) as error:
-        KerasAdapter(made, [], Recipe(), None)
+        check(made, (np.ones((4, 2), "float32"), np.ones((4, 2), "float32")))
     assert str(error.value).startswith(f"Keras {keras.__version__} is not supported by pytest-bnc")
     assert str(error.value).endswith(f"; it lacks {path}.")
 

@@ -13,13 +13,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras")
 if keras.backend.backend() != "jax":
     pytest.skip("Keras runs on another backend", allow_module_level=True)
-import jax  # noqa: E402
+import jax
 
-from passes import with_batch_statistics  # noqa: E402
-from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
-from pytest_bncheck.adapters.keras.backends.jax import Jax  # noqa: E402
-from pytest_bncheck.adapters.keras.compilation import CompiledSteps  # noqa: E402
-from pytest_bncheck.types import InputError, Recipe  # noqa: E402
+from passes import with_batch_statistics
+from pytest_bncheck.adapters.keras.adapter import KerasAdapter
+from pytest_bncheck.adapters.keras.backends.jax import Jax
+from pytest_bncheck.adapters.keras.compilation import CompiledSteps
+from pytest_bncheck.types import InputError, Recipe
 
 X = np.random.default_rng(0).normal(2.0, 3.0, (16, 4)).astype("float32")
 Y = np.arange(16) % 3

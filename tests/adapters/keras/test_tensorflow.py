@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("Keras runs on another backend", allow_module_level=True)
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf
 
-from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
-from pytest_bncheck.types import Recipe  # noqa: E402
+from pytest_bncheck.adapters.keras.adapter import KerasAdapter
+from pytest_bncheck.types import Recipe
 
 X = np.random.default_rng(0).normal(2.0, 3.0, (16, 4)).astype("float32")
 Y = np.arange(16) % 3

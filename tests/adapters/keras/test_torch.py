@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras")
 if keras.backend.backend() != "torch":
     pytest.skip("Keras runs on another backend", allow_module_level=True)
-import torch  # noqa: E402
+import torch
 
-from passes import with_batch_statistics  # noqa: E402
-from pytest_bncheck.adapters.keras.adapter import KerasAdapter  # noqa: E402
-from pytest_bncheck.types import Recipe  # noqa: E402
+from passes import with_batch_statistics
+from pytest_bncheck.adapters.keras.adapter import KerasAdapter
+from pytest_bncheck.types import Recipe
 
 X = np.random.default_rng(0).normal(2.0, 3.0, (16, 4)).astype("float32")
 Y = np.arange(16) % 3

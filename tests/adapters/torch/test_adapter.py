@@ -13,14 +13,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from passes import in_training, on_training_path, with_batch_statistics  # noqa: E402
-from pytest_bncheck import InputError, check  # noqa: E402
-from pytest_bncheck.adapters.torch.adapter import TorchAdapter  # noqa: E402
-from pytest_bncheck.adapters.torch.loss import infer, last_operation  # noqa: E402
-from pytest_bncheck.maths.running import bessel  # noqa: E402
-from pytest_bncheck.types import Recipe, Statistics  # noqa: E402
+from passes import in_training, on_training_path, with_batch_statistics
+from pytest_bncheck import InputError, check
+from pytest_bncheck.adapters.torch.adapter import TorchAdapter
+from pytest_bncheck.adapters.torch.loss import infer, last_operation
+from pytest_bncheck.maths.running import bessel
+from pytest_bncheck.types import Recipe, Statistics
 
 
 def conv(momentum: float | None = 0.1, **options: Any) -> nn.Module:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from pytest_bncheck.testing import check_adapter  # noqa: E402
+from pytest_bncheck.adapters.torch.adapter import TorchAdapter
+from pytest_bncheck.testing import check_adapter
 
 
 def net(*parts: nn.Module) -> nn.Module:
@@ -59,3 +61,26 @@ def test_with_a_step_of_the_user_s() -> None:
 
     found = check_adapter(MODELS["several layers"], images, train_step=train_step)
     assert list(found.skipped) == ["restore after an error in a pass"]
+
+
+FORGOTTEN = {
+    "[0]._parameters['weight'] holds other numbers": lambda net: net[0].weight.data.add_(1.0),
+    "[1]._buffers['running_var'] holds other numbers": lambda net: net[1].running_var.add_(1.0),
+    "[1].training is False": lambda net: net[1].eval(),
+}
+
+
+@pytest.mark.parametrize("what", FORGOTTEN)
+def test_what_a_restore_forgets_is_seen(what: str) -> None:
+    class Forgetful(TorchAdapter):
+        def restore(self, *, keep_weights: bool = False) -> None:
+            super().restore(keep_weights=keep_weights)
+            FORGOTTEN[what](self.model)
+
+    path = re.escape(what.replace("[0]", "['0']").replace("[1]", "['1']"))
+    with pytest.raises(AssertionError, match=rf"Forgetful\.restore: .* model\._modules{path}"):
+        check_adapter(
+            lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)),
+            lambda: (torch.randn(8, 4), torch.arange(8) % 2),
+            adapter=Forgetful,
+        )

@@ -10,10 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pl = pytest.importorskip("pytorch_lightning")
 
-from torch import nn  # noqa: E402
-from torch.nn.functional import cross_entropy  # noqa: E402
+from torch import nn
+from torch.nn.functional import cross_entropy
 
-from pytest_bncheck import InputError, check  # noqa: E402
+from pytest_bncheck import InputError, check
 
 
 def data() -> tuple[Any, Any]:

@@ -12,12 +12,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
-from torch.nn.functional import cross_entropy  # noqa: E402
+from torch import nn
+from torch.nn.functional import cross_entropy
 
-from pytest_bncheck import InputError, check  # noqa: E402
-from pytest_bncheck.adapters.torch.adapter import TorchAdapter  # noqa: E402
-from pytest_bncheck.types import Recipe  # noqa: E402
+from pytest_bncheck import InputError, check
+from pytest_bncheck.adapters.torch.adapter import TorchAdapter
+from pytest_bncheck.types import Recipe
 
 
 def data(n: int = 16) -> tuple[Any, Any]:

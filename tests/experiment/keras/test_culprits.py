@@ -8,10 +8,10 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-import numpy as np  # noqa: E402
-from keras import layers  # noqa: E402
+import numpy as np
+from keras import layers
 
-from pytest_bncheck import check  # noqa: E402
+from pytest_bncheck import check
 
 
 def net(momentum: float = 0.7, **options: Any) -> Any:

@@ -8,8 +8,8 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from keras_nets import KINDS, NORMS, SEEDS, data, fast, net, silent, sole  # noqa: E402
-from pytest_bncheck import check  # noqa: E402
+from keras_nets import KINDS, NORMS, SEEDS, data, fast, net, silent, sole
+from pytest_bncheck import check
 
 
 @pytest.mark.parametrize("kind", KINDS)

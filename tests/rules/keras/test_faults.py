@@ -11,7 +11,7 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from keras_nets import (  # noqa: E402
+from keras_nets import (
     CLASSES,
     KIND,
     NORMS,
@@ -26,7 +26,7 @@ from keras_nets import (  # noqa: E402
     silent,
     sole,
 )
-from pytest_bncheck import check  # noqa: E402
+from pytest_bncheck import check
 
 BACKEND = keras.backend.backend()
 L = keras.layers
@@ -291,7 +291,7 @@ def test_chance_in_a_lambda(seed):
     noisy = L.Lambda(lambda x: x + keras.random.normal((20,)), name="noisy")
     model = keras.Sequential([L.Input((20,)), noisy, L.Dense(CLASSES)])
     finding = sole(run(model, "functional", seed, steps=30), "BN302")
-    assert "keras.random.normal(...) in noisy, test_keras_cards.py:" in finding.message
+    assert "keras.random.normal(...) in noisy, test_faults.py:" in finding.message
 
 
 # Keras needs TensorFlow for these on any backend.

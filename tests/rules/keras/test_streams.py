@@ -10,9 +10,9 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from keras import layers  # noqa: E402
+from keras import layers
 
-from keras_nets import (  # noqa: E402
+from keras_nets import (
     CLASSES,
     KIND,
     SEED,
@@ -25,7 +25,7 @@ from keras_nets import (  # noqa: E402
     silent,
     sole,
 )
-from pytest_bncheck import check  # noqa: E402
+from pytest_bncheck import check
 
 View = Callable[[Any], Any]
 

@@ -9,12 +9,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import Tensor, nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-from torch.optim.swa_utils import AveragedModel, update_bn  # noqa: E402
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, update_bn
 
-from pytest_bncheck import check  # noqa: E402
-from torch_nets import FAST, KIND, NORMS, SEED, SEEDS, Net, data, passes, sole  # noqa: E402
+from pytest_bncheck import check
+from torch_nets import FAST, KIND, NORMS, SEED, SEEDS, Net, data, passes, sole
 
 
 def trained(model: nn.Module, batch: Any, steps: int = 100, follow: Any = None) -> nn.Module:

@@ -10,11 +10,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import Tensor, nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pytest_bncheck import check  # noqa: E402
-from torch_nets import (  # noqa: E402
+from pytest_bncheck import check
+from torch_nets import (
     CLASSES,
     FAST,
     KIND,

@@ -11,10 +11,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from pytest_bncheck import check  # noqa: E402
-from torch_nets import KIND, SEED, Net, data, sole  # noqa: E402
+from pytest_bncheck import check
+from torch_nets import KIND, SEED, Net, data, sole
 
 # torch.jit is on its way out, and warns of what it takes for constant.
 pytestmark = [

@@ -11,10 +11,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor, nn
 
-from pytest_bncheck import check  # noqa: E402
-from torch_nets import (  # noqa: E402
+from pytest_bncheck import check
+from torch_nets import (
     CLASSES,
     FAST,
     KIND,

@@ -9,9 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from pytest_bncheck import check  # noqa: E402
+from pytest_bncheck import check
 
 MOMENTA = {"default": 0.1, "slow": 0.01}
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -14,14 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras")
 
-from keras.src.backend.common import global_state  # noqa: E402
-from keras.src.layers.layer import CallContext  # noqa: E402
+from keras.src.backend.common import global_state
+from keras.src.layers.layer import CallContext
 
-from clauses import (  # noqa: E402
+from clauses import (
     INTERRUPTIONS,
     PROCESS,
     Clause,
@@ -37,7 +34,7 @@ from clauses import (  # noqa: E402
     readings,
     throw,
 )
-from pytest_bncheck import check  # noqa: E402
+from pytest_bncheck import check
 
 BACKEND = keras.backend.backend()
 STEPS = 3

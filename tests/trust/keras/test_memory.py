@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import sys
 import weakref
 from collections.abc import Iterator
@@ -13,11 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras")
 
-from pytest_bncheck import InputError, check  # noqa: E402
+from pytest_bncheck import InputError, check
 
 X = np.random.default_rng(0).normal(8.0, 1.0, (24, 4)).astype("float32")
 Y = np.arange(24) % 3

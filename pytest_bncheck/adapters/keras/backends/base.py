@@ -1,4 +1,4 @@
-"""What the Keras adapter needs of a backend beyond Keras.
+"""What the Keras adapter needs from a backend besides Keras.
 
 Keras 3 leaves gradients, eager random numbers and the place of variables to its backend. Each
 backend has a file with a class that answers the same questions.
@@ -27,12 +27,12 @@ _CLASSES = {"tensorflow": "TensorFlow", "torch": "Torch", "jax": "Jax"}
 
 
 def own_backend() -> Backend:
-    """The part of the backend that Keras runs on.
+    """The backend that Keras runs on.
 
     Raises
     ------
     InputError
-        If it is none that trains, or a version that is not supported.
+        If it cannot train, or its version is not supported.
     """
     name = keras.backend.backend()
     if name not in _CLASSES:
@@ -49,7 +49,7 @@ def to_numpy(tensor: Tensor) -> Any:
     """A tensor as an array on the host; it may share the tensor's memory."""
     if isinstance(tensor, np.ndarray) or not hasattr(tensor, "detach"):
         return keras.ops.convert_to_numpy(tensor)
-    # Keras' own function warns here since numpy 2.4: torch's __array__ takes no copy=.
+    # The function of Keras warns here since numpy 2.4: torch's __array__ takes no copy=.
     tensor = tensor.detach().cpu()
     return (
         tensor.float() if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16" else tensor
@@ -57,19 +57,19 @@ def to_numpy(tensor: Tensor) -> Any:
 
 
 def tensor_like(array: Any, tensor: Tensor) -> Tensor:
-    """An array from the host as a tensor of another's type."""
+    """An array as a tensor with the dtype of another."""
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     return keras.ops.convert_to_tensor(array, dtype=dtype)
 
 
 def split(packed: Tensor, like: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
-    """What `Backend.pack` laid end to end, as flat float64 arrays of these sizes."""
+    """Undo `Backend.pack`: flat float64 arrays, as large as the tensors in `like`."""
     ends = np.cumsum([math.prod(each.shape) for each in like])
     return np.split(to_numpy(packed).astype(np.float64), ends[:-1])
 
 
 def wide_type(tensors: Sequence[Tensor]) -> str:
-    """The type that holds the values of all, floating as they are."""
+    """The dtype that holds the values of all floating tensors exactly."""
     dtypes = {keras.backend.standardize_dtype(t.dtype) for t in tensors}
     return "float64" if "float64" in dtypes else "float32"
 
@@ -80,13 +80,13 @@ class Backend(ABC):
     Attributes
     ----------
     name
-        As Keras calls it.
+        The name in Keras.
     compilation
-        What its compiled steps are called, None if it has none.
+        The name for a compiled step in reports, None if steps are not compiled.
     compiles_passes
         Whether even a single forward pass is quicker compiled.
     steps_to_pay
-        Number of steps from which on they are quicker compiled, the compilation included.
+        From this many steps on, compiling pays for itself.
     """
 
     name: str
@@ -98,29 +98,22 @@ class Backend(ABC):
 
     @abstractmethod
     def devices(self) -> list[str]:
-        """Devices that are there: ``["cpu", "gpu:0"]``."""
+        """The devices of this machine: ``["cpu", "gpu:0"]``."""
 
     @abstractmethod
     def device_of(self, variables: Sequence[Variable]) -> str:
-        """Where a model is, or would be built."""
+        """The device of a model with these variables; without any, that of new ones."""
 
     def on(self, device: str) -> contextlib.AbstractContextManager[Any]:
-        """Make tensors there and compute there."""
+        """Make tensors and compute on a device."""
         return keras.device(device)  # type: ignore[no-any-return]
 
     @abstractmethod
     def move(self, variables: Sequence[Variable], device: str) -> Callable[[], None]:
-        """Bring variables to a device; returns the way back, which keeps their new values."""
-
-    def lay_out(self, kernels: Sequence[Variable]) -> Callable[[], None]:
-        """Lay kernels, or what is of their shapes, in memory as convolutions take them.
-
-        Returns the way back, which keeps their new values.
-        """
-        return lambda: None
+        """Move variables to a device; returns the way back, which keeps their new values."""
 
     def keep(self, layers: Sequence[Any], variables: Sequence[Variable]) -> Callable[[], None]:
-        """Remember what hangs on layers and variables beside what Keras knows of.
+        """Remember the state of layers and variables that only the backend knows.
 
         Returns the way back.
         """
@@ -133,23 +126,23 @@ class Backend(ABC):
     # values -----------------------------------------------------------------------------------
 
     def eager(self) -> bool:
-        """Whether code runs now, on values, and not to be traced or to find out shapes."""
+        """Whether code computes values, and is not only traced or run for shapes."""
         return not in_symbolic_scope()
 
     @abstractmethod
     def copy(self, variable: Variable) -> Tensor:
-        """The value as it is now."""
+        """A copy of the value."""
 
     @abstractmethod
     def change(self, variables: Sequence[Variable]) -> Callable[[], bool]:
-        """A function that tells whether the variables have changed since now."""
+        """A function that returns whether the variables changed since this call."""
 
-    def own_variables(self, value: object) -> list[Variable]:
-        """Variables in an attribute of a layer that Keras does not track."""
+    def untracked_variables(self, value: object) -> list[Variable]:
+        """The variables in a layer's attribute that Keras does not track."""
         return []
 
-    def own_seeds(self, value: object) -> list[Variable]:
-        """States of random generators in an attribute of a layer that Keras does not know."""
+    def untracked_seeds(self, value: object) -> list[Variable]:
+        """States of the random generators in a layer's attribute that Keras does not track."""
         return []
 
     # running ----------------------------------------------------------------------------------
@@ -163,59 +156,34 @@ class Backend(ABC):
     def gradients(
         self, losses: Losses, variables: Sequence[Variable]
     ) -> tuple[Any, list[Tensor | None]]:
-        """Derivatives of the second thing that `losses` returns, None where it does not depend.
+        """Call `losses` and differentiate the second value that it returns.
 
-        What the computation assigns to variables is assigned. The first, any structure of tensors,
-        is returned with its values.
+        Assignments to variables take effect.
+
+        Returns
+        -------
+        pair
+            The first value, any structure of tensors; and the derivative by each variable, None
+            where the second value does not depend on it.
         """
 
     def concrete(self, tensor: Tensor) -> Tensor | None:
-        """A tensor without what traces it; None where it is no more than a place in a trace."""
+        """A tensor without its tracer; None for a symbolic one, which has no value yet."""
         return tensor
-
-    def building(self, optimizer: Any) -> contextlib.AbstractContextManager[Any]:
-        """Let an optimizer make its variables."""
-        return contextlib.nullcontext()
 
     def apply(
         self, optimizer: Any, gradients: Sequence[Tensor | None], variables: Sequence[Variable]
     ) -> None:
-        """One step of an optimizer that is built for these variables."""
+        """One step of an optimizer, which is built for these variables."""
         pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
         optimizer.apply_gradients(pairs)
 
     @abstractmethod
     def models_step(self, model: Any, optimizer: Any, data: Any) -> Any:
-        """The model's own ``train_step``; returns its logs."""
-
-    def rehearsed(self, function: Callable[[Any], Any], inputs: Any) -> bool:
-        """Go through `function` of the inputs for shapes alone; False where that cannot be done.
-
-        Code in it counts as running, and nothing that it assigns to variables stays.
-        """
-        return False
-
-    def compiled(
-        self,
-        function: Callable[[Any], Any],
-        variables: Sequence[Variable],
-        inputs: Any,
-        *,
-        few_runs: bool = False,
-    ) -> Callable[[Any], Any]:
-        """`function` of the inputs, which may change `variables`, traced now.
-
-        Code in the trace counts as running. A function that runs `once`, or a few times, is not
-        worth every optimisation.
-        """
-        raise NotImplementedError
-
-    def jitted(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """`function` of tensors alone, as one program where eager operations are one each."""
-        return function
+        """Call the model's ``train_step`` with this optimizer; returns its logs."""
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors laid end to end in one of a type that holds each exactly."""
+        """All tensors end to end in one, with a dtype that holds each exactly."""
         wide = wide_type(tensors)
         return keras.ops.concatenate(
             [keras.ops.reshape(keras.ops.cast(t, wide), (-1,)) for t in tensors]
@@ -233,25 +201,70 @@ class Backend(ABC):
         return [keras.ops.reshape(p, a.shape) for p, a in zip(parts, arrays, strict=True)]
 
     def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
-        """Compute for the values alone."""
+        """Compute values without recording gradients."""
         return contextlib.nullcontext()
 
     def nothing_traced(self) -> contextlib.AbstractContextManager[Any]:
-        """Run the user's compiled functions eagerly during the whole check.
+        """Run functions that the user compiled eagerly, during the whole check.
 
-        A trace would ignore, or keep, a replaced ``call``.
+        A trace would ignore a replaced ``call``, or keep it.
         """
         return contextlib.nullcontext()
 
     def users_step(self) -> contextlib.AbstractContextManager[Any]:
-        """The same for a training step of the user's."""
+        """Run functions that the user compiled eagerly, in the user's training step."""
         return contextlib.nullcontext()
 
     # random numbers ---------------------------------------------------------------------------
 
     def noting_draws(self, note: Callable[[str], None]) -> contextlib.AbstractContextManager[Any]:
-        """Call `note` from inside each eager random operation of the backend's own.
+        """Call `note` from inside each eager random operation of the backend.
 
-        With the operation's name where frames of the stack do not tell it.
+        Its argument is the operation's name, empty where frames of the stack show it.
         """
         return contextlib.nullcontext()
+
+    # saving time ------------------------------------------------------------------------------
+
+    def lay_out(self, kernels: Sequence[Variable]) -> Callable[[], None]:
+        """Store kernels, or tensors of their shapes, in the memory order of convolutions.
+
+        Returns the way back, which keeps their new values.
+        """
+        return lambda: None
+
+    def building(self, optimizer: Any) -> contextlib.AbstractContextManager[Any]:
+        """Let an optimizer make its variables without compiling anything."""
+        return contextlib.nullcontext()
+
+    def rehearsed(self, function: Callable[[Any], Any], inputs: Any) -> bool:
+        """Run `function` of the inputs for shapes only; False where it needs values.
+
+        `eager` is true meanwhile. Assignments to variables are discarded.
+        """
+        return False
+
+    def compiled(
+        self,
+        function: Callable[[Any], Any],
+        variables: Sequence[Variable],
+        inputs: Any,
+        *,
+        few_runs: bool = False,
+    ) -> Callable[[Any], Any]:
+        """`function` of the inputs as a program, traced in this call.
+
+        `eager` is true while tracing.
+
+        Parameters
+        ----------
+        variables
+            Those that the function may read or change.
+        few_runs
+            Whether the program runs too rarely to be worth every optimisation.
+        """
+        raise NotImplementedError
+
+    def jitted(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`function` of tensors, as one program where each eager operation is a program."""
+        return function

@@ -61,8 +61,8 @@ class Jax(Backend):
         value = variable.value
         if internals.is_traced(value):
             return value
-        # Arrays do not change, but a step of the user's can donate them. Their own copy() would
-        # compile a program for each shape.
+        # Arrays do not change, but the user's step can donate them. The method copy() of arrays
+        # would compile a program for each shape.
         sharding = value.sharding if internals.is_committed(value) else None
         return jax.device_put(value, sharding, may_alias=False)
 
@@ -77,7 +77,7 @@ class Jax(Backend):
         __tracebackhide__ = True
         if not model.built:
             return model(inputs, **mode)
-        # Without what __call__ adds: a layer that is not told the mode does not learn it here.
+        # Without what __call__ adds: a layer gets a mode from its caller, or none.
         clear_losses(model)
         return model.call(inputs, **mode)
 
@@ -92,18 +92,18 @@ class Jax(Backend):
             __tracebackhide__ = True
             nonlocal depends
             with _Scope(variables, values) as scope:
-                shown, total = losses()
+                first, total = losses()
             depends = internals.is_traced(total)
             updated.extend(scope.updated.values())
             values = [scope.get_current_value(v) for v in updated]
-            return total if depends else 0.0, (shown, _masks_of(shown), values)
+            return total if depends else 0.0, (first, _masks_of(first), values)
 
         differentiated = jax.value_and_grad(compute, has_aux=True)
-        (_, (shown, masks, values)), found = differentiated([v.value for v in variables])
-        _mask(shown, masks)
+        (_, (first, masks, values)), gradients = differentiated([v.value for v in variables])
+        _mask(first, masks)
         for variable, value in zip(updated, values, strict=True):
             variable.assign(value)
-        return shown, found if depends else [None] * len(variables)
+        return first, gradients if depends else [None] * len(variables)
 
     def concrete(self, tensor: Tensor) -> Tensor | None:
         return internals.concrete(tensor) if internals.is_traced(tensor) else tensor
@@ -128,11 +128,11 @@ class Jax(Backend):
         self, optimizer: Any, gradients: Sequence[Tensor | None], variables: Sequence[Variable]
     ) -> None:
         # apply() itself would leave tracers behind where it scales the loss.
-        own = optimizer.variables
+        slots = optimizer.variables
         weights, state = optimizer.stateless_apply(
-            [v.value for v in own], list(gradients), [v.value for v in variables]
+            [v.value for v in slots], list(gradients), [v.value for v in variables]
         )
-        for variable, value in zip([*variables, *own], [*weights, *state], strict=True):
+        for variable, value in zip([*variables, *slots], [*weights, *state], strict=True):
             variable.assign(value)
 
     def models_step(self, model: Any, optimizer: Any, data: Any) -> Any:
@@ -158,7 +158,7 @@ class Jax(Backend):
             # Variables that are made on the way get their values when the scope ends.
             with _Scope((), ()):
                 jax.eval_shape(quiet, inputs)
-        except Exception:  # it may do without values no more than without its user's inputs
+        except Exception:  # the user's code may need values
             return False
         return not failures
 
@@ -170,7 +170,7 @@ class Jax(Backend):
         *,
         few_runs: bool = False,
     ) -> Callable[[Any], Any]:
-        own = {id(variable) for variable in variables}
+        known = {id(variable) for variable in variables}
         updated: list[Variable] = []
 
         def pure(values: list[Tensor], inputs: Any) -> tuple[Any, list[Any], list[Tensor]]:
@@ -179,7 +179,7 @@ class Jax(Backend):
             generator = global_generator()
             if generator is not None and id(generator.state) in scope.updated:
                 raise ValueError("a program would draw the same numbers each time")
-            updated.extend(v for key, v in scope.updated.items() if key in own)
+            updated.extend(v for key, v in scope.updated.items() if key in known)
             return result, _masks_of(result), [scope.get_current_value(v) for v in updated]
 
         nothing: tuple[Any, list[Any], list[Tensor]] = None, [], []
@@ -207,8 +207,8 @@ class Jax(Backend):
         return _packed(list(tensors), wide_type(tensors))
 
     def from_host(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
-        found: list[Tensor] = jax.device_put(list(arrays))
-        return found
+        tensors: list[Tensor] = jax.device_put(list(arrays))
+        return tensors
 
     def users_step(self) -> contextlib.AbstractContextManager[Any]:
         eagerly: contextlib.AbstractContextManager[Any] = jax.disable_jit()
@@ -216,7 +216,7 @@ class Jax(Backend):
 
 
 class _Scope(keras.StatelessScope):  # type: ignore[misc]
-    """Values of variables instead of their own, on top of those of a scope around this one.
+    """Other values for variables, besides those from a scope around this one.
 
     Attributes
     ----------
@@ -238,9 +238,9 @@ class _Scope(keras.StatelessScope):  # type: ignore[misc]
 
 
 def _caught(function: Callable[..., T], instead: T) -> tuple[Callable[..., T], list[Exception]]:
-    """`function` for a trace, with `instead` for a result where it raises, and what it raised.
+    """`function` for a trace, which returns `instead` where it raises, and what it raised.
 
-    An exception that leaves a trace leaves the trace's arrays behind, for good.
+    An exception that leaves a trace would leak the arrays of the trace.
     """
     failures: list[Exception] = []
 
@@ -259,7 +259,7 @@ def _zeros(shape: Any, dtype: Any = None) -> Tensor:
 
 
 def _masks_of(result: Any) -> list[Tensor | None]:
-    """Keras' masks, which hang on arrays that JAX hands out anew."""
+    """The masks that Keras attached to arrays: JAX returns other arrays, without them."""
     return [get_keras_mask(leaf) for leaf in keras.tree.flatten(result)]
 
 
@@ -271,7 +271,7 @@ def _mask(result: Any, masks: Sequence[Tensor | None]) -> None:
 
 @partial(jax.jit, static_argnums=1)
 def _packed(tensors: list[Tensor], wide: str) -> Tensor:
-    """Compiled as a whole: one by one, each shape would be a program of its own."""
+    """Compiled as a whole: otherwise each shape would need a program."""
     return jnp.concatenate([tensor.astype(wide).ravel() for tensor in tensors])
 
 
@@ -288,5 +288,5 @@ def _devices() -> dict[str, Any]:
 
 
 def _name(device: Any) -> str:
-    kind = "gpu" if device.platform in ("cuda", "rocm") else str(device.platform)
-    return kind if kind == "cpu" and device.id == 0 else f"{kind}:{device.id}"
+    name = "gpu" if device.platform in ("cuda", "rocm") else str(device.platform)
+    return name if name == "cpu" and device.id == 0 else f"{name}:{device.id}"

@@ -31,8 +31,8 @@ class TensorFlow(Backend):
 
     @staticmethod
     def _short(name: Any) -> str:
-        kind, _, index = str(name).lower().rpartition("/device:")[2].partition(":")
-        return kind if kind == "cpu" and index == "0" else f"{kind}:{index}"
+        device, _, index = str(name).lower().rpartition("/device:")[2].partition(":")
+        return device if device == "cpu" and index == "0" else f"{device}:{index}"
 
     def move(self, variables: Sequence[Variable], device: str) -> Callable[[], None]:
         return lambda: None  # operations copy what lies elsewhere
@@ -51,10 +51,10 @@ class TensorFlow(Backend):
     def concrete(self, tensor: Tensor) -> Tensor | None:
         return None if tf.is_symbolic_tensor(tensor) else tensor
 
-    def own_variables(self, value: object) -> list[Variable]:
+    def untracked_variables(self, value: object) -> list[Variable]:
         return [value] if isinstance(value, tf.Variable) else []
 
-    def own_seeds(self, value: object) -> list[Variable]:
+    def untracked_seeds(self, value: object) -> list[Variable]:
         return [value.state] if isinstance(value, tf.random.Generator) else []
 
     def gradients(
@@ -62,8 +62,8 @@ class TensorFlow(Backend):
     ) -> tuple[Any, list[Tensor | None]]:
         __tracebackhide__ = True
         with tf.GradientTape() as tape:
-            shown, total = losses()
-        return shown, tape.gradient(total, list(variables))
+            first, total = losses()
+        return first, tape.gradient(total, list(variables))
 
     def models_step(self, model: Any, optimizer: Any, data: Any) -> Any:
         __tracebackhide__ = True

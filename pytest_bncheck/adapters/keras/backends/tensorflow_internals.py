@@ -13,10 +13,14 @@ from pytest_bncheck.adapters import versions
 PATHS = (
     "tensorflow.python.eager.context.context",
     "tensorflow.python.eager.context.Context._internal_operation_seed",
+    "tensorflow.python.eager.context.Context.clear_kernel_cache",
+    "tensorflow.python.eager.context.global_seed",
+    "tensorflow.python.eager.context.set_global_seed",
     "tensorflow.python.framework.ops.gradient_registry._registry",
 )
+"""What `adapters.random_state` needs is among them."""
 
-_context, _, _gradients = map(versions.find, PATHS)
+_context, _gradients = versions.find(PATHS[0]), versions.find(PATHS[-1])
 
 
 def require() -> None:
@@ -34,18 +38,18 @@ def require() -> None:
 @contextlib.contextmanager
 def noting_draws(note: Callable[[str], None]) -> Iterator[None]:
     """Call `note` from inside each eager random operation, by a class-wide patch."""
-    kind = type(_context())
-    original = kind._internal_operation_seed
+    context_type = type(_context())
+    original = context_type._internal_operation_seed
 
     def noted(context: Any) -> Any:
         note("")
         return original(context)
 
-    kind._internal_operation_seed = noted
+    context_type._internal_operation_seed = noted
     try:
         yield
     finally:
-        kind._internal_operation_seed = original
+        context_type._internal_operation_seed = original
 
 
 def forget_gradients(graph: Any) -> None:

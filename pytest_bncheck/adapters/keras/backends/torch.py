@@ -33,11 +33,11 @@ class Torch(Backend):
         return str(variables[0].value.device) if variables else internals.default_device()
 
     def move(self, variables: Sequence[Variable], device: str) -> Callable[[], None]:
-        return _elsewhere(variables, lambda data: data.to(device))
+        return _moved(variables, lambda data: data.to(device))
 
     def lay_out(self, kernels: Sequence[Variable]) -> Callable[[], None]:
-        # Keras would copy each kernel in each pass, and its gradient would lie otherwise than it.
-        return _elsewhere(kernels, _as_convolved)
+        # Keras would copy each kernel in each pass, and its gradient would have another order.
+        return _moved(kernels, _as_convolved)
 
     def keep(self, layers: Sequence[Any], variables: Sequence[Variable]) -> Callable[[], None]:
         tensors = [v.value for v in variables]
@@ -70,21 +70,21 @@ class Torch(Backend):
         wide = getattr(torch, wide_type(tensors))
         return torch.cat([tensor.detach().reshape(-1).to(wide) for tensor in tensors])
 
-    def own_variables(self, value: object) -> list[Variable]:
+    def untracked_variables(self, value: object) -> list[Variable]:
         # Plain tensors, buffers of a layer, and the tensors of a torch module that Keras wraps.
         if isinstance(value, torch.Tensor):
             return [self._wrapped(value, _PlainTensor)]
         if isinstance(value, dict):
-            return [v for item in value.values() for v in self.own_variables(item)]
+            return [v for item in value.values() for v in self.untracked_variables(item)]
         if isinstance(value, torch.nn.Module) and not isinstance(value, keras.Layer):
             return [self._wrapped(t, _PlainTensor) for t in value.buffers()]
         return []
 
-    def own_seeds(self, value: object) -> list[Variable]:
+    def untracked_seeds(self, value: object) -> list[Variable]:
         return [self._wrapped(value, _Generator)] if isinstance(value, torch.Generator) else []
 
     def _wrapped(self, owner: Any, wrapper: Callable[[Any], Variable]) -> Variable:
-        # Each holds its owner, so that the id stays its own.
+        # Each holds its owner, so that no other object can get the same id.
         return self._wrappers.setdefault(id(owner), wrapper(owner))
 
     def gradients(
@@ -92,13 +92,13 @@ class Torch(Backend):
     ) -> tuple[Any, list[Tensor | None]]:
         __tracebackhide__ = True
         with torch.enable_grad():
-            shown, total = losses()
-        shown = keras.tree.map_structure(lambda tensor: tensor.detach(), shown)
+            first, total = losses()
+        first = keras.tree.map_structure(lambda tensor: tensor.detach(), first)
         if not total.requires_grad:
-            return shown, [None] * len(variables)
+            return first, [None] * len(variables)
         # Not backward(): the gradients that the user's parameters hold stay theirs.
-        found = torch.autograd.grad(total, [v.value for v in variables], allow_unused=True)
-        return shown, list(found)
+        tensors = [v.value for v in variables]
+        return first, list(torch.autograd.grad(total, tensors, allow_unused=True))
 
     def apply(
         self, optimizer: Any, gradients: Sequence[Tensor | None], variables: Sequence[Variable]
@@ -110,7 +110,7 @@ class Torch(Backend):
         try:
             with keras.StatelessScope(), keras.device("meta"), torch.no_grad():
                 function(keras.tree.map_structure(_shape_alone, inputs))
-        except Exception:  # code of the user's may need values, or keep tensors of its own
+        except Exception:  # the user's code may need values, or keep tensors
             return False
         return True
 
@@ -136,10 +136,10 @@ class Torch(Backend):
         return Draws(called)
 
 
-def _elsewhere(
+def _moved(
     variables: Sequence[Variable], place: Callable[[torch.Tensor], torch.Tensor]
 ) -> Callable[[], None]:
-    """Put the values of variables somewhere else; returns the way back, which keeps new values."""
+    """Move the values of variables; returns the way back, which keeps their new values."""
     homes = [(v.value, v.value.data) for v in variables]
     for tensor, data in homes:
         tensor.data = place(data)
@@ -154,7 +154,7 @@ def _elsewhere(
 
 
 def _as_convolved(kernel: torch.Tensor) -> torch.Tensor:
-    """A kernel (*space, in, out) whose values lie in the order out, space, in."""
+    """A kernel (*space, in, out) whose values are stored in the order out, space, in."""
     *space, inwards, outwards = range(kernel.ndim)
     lying = kernel.permute(outwards, *space, inwards).contiguous()
     return lying.permute(*(dim + 1 for dim in space), kernel.ndim - 1, 0)
@@ -165,7 +165,7 @@ def _shape_alone(value: Any) -> Any:
 
 
 class _PlainTensor:
-    """A tensor of the user's, with the few verbs of a Keras variable that the adapter uses."""
+    """A tensor of the user, with the few members of a Keras variable that the adapter uses."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.value = tensor
@@ -176,7 +176,7 @@ class _PlainTensor:
 
 
 class _Generator:
-    """The state of a generator of the user's, with the same verbs."""
+    """The state of a generator of the user, with the same members."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
