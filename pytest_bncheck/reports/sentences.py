@@ -47,7 +47,11 @@ def problem(check: Mapping[str, Any]) -> str:
 
 def agreement(check: Mapping[str, Any]) -> str:
     """How eval mode compares, to follow those words; a suppressed finding may say otherwise."""
-    return f"{'against' if check['suppressed'] else 'repeats'} training mode"
+    if check["suppressed"]:
+        return "against training mode"
+    gap, curves = check["predictions"]["gap"], check["curves"]
+    apart = isinstance(gap, float) and curves and gap > curves["gap_limit"]
+    return f"{'decides like' if apart else 'repeats'} training mode"
 
 
 def not_checked(check: Mapping[str, Any]) -> Sequence[str]:

@@ -48,7 +48,8 @@ def severity(evidence: Evidence, explained: Set[str]) -> Severity | None:
     if verdict != "degraded" or evidence.judged is None:
         return None
     if not evidence.steps:
-        return "warning" if decides_worse(evidence) else None
+        worse = decides_worse(evidence) or _predicts_worse_without(evidence)
+        return "warning" if worse else None
     scores = evidence.scores(evidence.judged, evidence.judged_statistics)
     excess = scores.gap if scores.excess is None else scores.excess
     kept = evidence.retained(evidence.recalibrated or evidence.passes.with_mean or evidence.train)
@@ -83,6 +84,15 @@ def decides_worse(evidence: Evidence) -> bool:
         return loses
     drop, samples = best.accuracy - judged.accuracy, evidence.training.batch_size or 0
     return loses or (drop >= 0.02 and drop * samples > 1.5)
+
+
+def _predicts_worse_without(evidence: Evidence) -> bool:
+    """Whether layers lost their statistics, and the prediction is far off at a higher loss."""
+    judged, train, gap = evidence.judged, evidence.train, evidence.judged_gap
+    if judged is None or train is None or gap is None or not untouched(evidence):
+        return False
+    costs = judged.loss is not None and train.loss is not None and judged.loss > train.loss
+    return costs and not gap <= evidence.gap_limit
 
 
 def cost_of_other_path(evidence: Evidence) -> Prediction | None:
@@ -138,7 +148,7 @@ def inherited(evidence: Evidence) -> Inherited | None:
     long trails behind, and what forgets within a few updates does not.
     """
     past = evidence.training.past
-    if past is None or evidence.bn_verdict != "broken":
+    if past is None or evidence.bn_verdict not in ("broken", "degraded"):
         return None
     if untouched(evidence):
         return "lost"

@@ -63,11 +63,19 @@ class StatisticsLostInCopy(Rule):
         untouched = faults.untouched(evidence, explained) if cause == "lost" else []
         if grade is None or (not untouched and (stale is None or cause != "stale")):
             return None
+        message, why = words.size_of_gap(evidence), _not_theirs(evidence, stale or [])
+        if untouched:
+            message = (
+                f"{words.n_of_m(untouched, evidence, 'have')} statistics at exactly 0 and 1 beside "
+                "trained parameters."
+            )
+            why = (
+                "The parameters were trained or loaded, the running statistics were not: a copy, "
+                "an average or a checkpoint went without them."
+            )
         return self.finding(
-            f"{words.headline(evidence)}. {words.size_of_gap(evidence)}",
-            cause=_without_statistics(evidence, untouched)
-            if untouched
-            else _not_their_statistics(evidence, stale or []),
+            f"{words.headline(evidence)}. {message}",
+            cause=why,
             severity=grade,
             remedy=words.bullets(
                 "Load or copy the running statistics together with the parameters:\n"
@@ -95,15 +103,7 @@ class StatisticsLostInCopy(Rule):
         )
 
 
-def _without_statistics(evidence: Evidence, untouched: list[str]) -> str:
-    return (
-        f"{words.n_of_m(untouched, evidence, 'have')} statistics at exactly 0 and 1: the "
-        "parameters were trained or loaded, the running statistics were not. A copy, an average "
-        "or a checkpoint went without them."
-    )
-
-
-def _not_their_statistics(evidence: Evidence, layers: list[str]) -> str:
+def _not_theirs(evidence: Evidence, layers: list[str]) -> str:
     return (
         f"{words.distorting(layers, evidence)}: the statistics that came with the model do not "
         "belong to its parameters, or to data like this. It is not the initial value: taking it "
