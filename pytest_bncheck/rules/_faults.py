@@ -9,6 +9,7 @@ import numpy as np
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.evidence.diagnosis import MOST_OF_GAP
+from pytest_bncheck.evidence.past import CORROBORATED
 from pytest_bncheck.maths import predictions
 from pytest_bncheck.maths.running import SETTLED, bessel
 from pytest_bncheck.maths.verdict import (
@@ -156,6 +157,8 @@ def inherited(evidence: Evidence) -> Inherited | None:
         return "initial value"
     if evidence.recalibrated is None or evidence.fails(evidence.recalibrated):
         return None
+    if evidence.fails(evidence.diagnosis.remixed):
+        return None  # training mode itself is right on its mini-batches only
     rate = worst_layer(evidence, evidence.distorted()).update_rate
     return "lag" if rate is None or rate < LONG_MEMORY else "stale"
 
@@ -238,6 +241,20 @@ def whose_gap(evidence: Evidence) -> str | None:
     if share >= 0.5:
         return f"{where}, {words.percent(share)} of the difference would be gone."
     return f"{where}, most of the difference would be left: the cause is common to all layers."
+
+
+def not_the_initial_value(evidence: Evidence) -> str:
+    """Why the initial value is not named, of a model that was handed over trained."""
+    past = evidence.training.past
+    groups = past.groups if past else ()
+    best = max(groups, key=lambda group: group.fit.share, default=None)
+    if best is None or best.fit.share < CORROBORATED or best.fit.weight < SETTLED:
+        return "It is not the initial value: taking it out brings them no nearer."
+    weight, share = words.percent(best.fit.weight), words.percent(best.fit.share)
+    return (
+        f"Taking {weight} of an initial value out would bring them {share} nearer, which is too "
+        "little to name it as the cause."
+    )
 
 
 def mixed_causes(evidence: Evidence) -> str | None:

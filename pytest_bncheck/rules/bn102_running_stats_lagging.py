@@ -86,9 +86,9 @@ def _cause(evidence: Evidence, layers: list[str]) -> str:
     if not evidence.steps:
         return (
             f"{who}: the statistics that came with the model trail its weights, as a long memory "
-            f"does ({_memory(evidence, layers)}). It is not the initial value: taking it out "
-            "brings them no nearer. A copy without its statistics would look the same, since the "
-            "check did not see the training (steps=0)."
+            f"does ({_memory(evidence, layers)}). {faults.not_the_initial_value(evidence)} A copy "
+            "without its statistics would look the same, since the check did not see the training "
+            "(steps=0)."
         )
     worst = faults.worst_layer(evidence, layers)
     weight = evidence.training.initial_weights[evidence.layers.index(worst)]

@@ -106,7 +106,7 @@ class StatisticsLostInCopy(Rule):
 def _not_theirs(evidence: Evidence, layers: list[str]) -> str:
     return (
         f"{words.distorting(layers, evidence)}: the statistics that came with the model do not "
-        "belong to its parameters, or to data like this. It is not the initial value: taking it "
-        "out brings them no nearer. A copy, an average, weights that trained on without them and "
-        "other data cannot be told apart by looking at the model (steps=0)."
+        f"belong to its parameters, or to data like this. {faults.not_the_initial_value(evidence)} "
+        "A copy, an average, weights that trained on without them and other data cannot be told "
+        "apart by looking at the model (steps=0)."
     )
