@@ -60,6 +60,12 @@ class Group:
         return weight is not None and abs(weight - self.fit.weight) <= AGREES
 
     @property
+    def weight(self) -> float:
+        """What is left of the initial value: as counted where the statistics say the same."""
+        counted = self.counted_weight
+        return counted if self.agrees and counted is not None else self.fit.weight
+
+    @property
     def explains(self) -> bool:
         """Whether what is left of the initial value is why the statistics are wrong.
 
@@ -102,7 +108,7 @@ class Past:
     def explaining(self) -> Group | None:
         """The group with most of its initial value left, if that is what is wrong."""
         found = [group for group in self.groups if group.explains]
-        return max(found, key=lambda group: group.fit.weight, default=None)
+        return max(found, key=lambda group: group.weight, default=None)
 
     @property
     def weights(self) -> list[float]:
@@ -110,7 +116,7 @@ class Past:
         left = [0.0] * len(self.start)
         for group in self.groups:
             for k in group.members if group.explains else ():
-                left[k] = group.fit.weight
+                left[k] = group.weight
         return left
 
     @property
