@@ -26,6 +26,7 @@ RUNS = (
     ("auto_steps.py",),
     ("scaling.py",),
     ("fuzz.py",),
+    ("checkpoints.py",),
     ("memory.py",),
     ("memory.py", "--framework", "keras"),
     ("culprits.py",),

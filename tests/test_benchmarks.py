@@ -15,6 +15,7 @@ pytest.importorskip("keras")
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = {
     "auto_steps": "mean over 2 nets",
+    "checkpoints": "weight of the initial value",
     "cost": "ResNet-18",
     "culprits": "by shares",
     "diagnosis": "training steps",
