@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-from nets import CLASSES as CLASSES
-from nets import Batch, blobs, waves
-from nets import line as line
-from nets import silent as silent
-from nets import sole as sole
+from common_nets import CLASSES as CLASSES
+from common_nets import Batch, blobs, waves
+from common_nets import line as line
+from common_nets import silent as silent
+from common_nets import sole as sole
 from pytest_bncheck import check
 
 KINDS = ("functional", "subclassed")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nets import CLASSES as CLASSES
-from nets import Batch, blobs, silent, waves
-from nets import line as line
-from nets import sole as sole
+from common_nets import CLASSES as CLASSES
+from common_nets import Batch, blobs, silent, waves
+from common_nets import line as line
+from common_nets import sole as sole
 from pytest_bncheck import check
 
 KINDS = ("mlp", "conv", "residual")
