@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pytest_bncheck import InputError, check
-from torch_nets import FAST, KINDS, NORMS, Net, data
-
-KIND = pytest.mark.parametrize("kind", KINDS)
+from torch_nets import FAST, KIND, NORMS, Net, data
 
 
 class Dropping(Net):

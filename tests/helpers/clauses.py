@@ -17,7 +17,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -150,6 +150,10 @@ def is_seen(clause: Clause, world: Any) -> bool:
     return bool(clause.read(world) != before)
 
 
+def nothing(*_: Any) -> None:
+    """No event."""
+
+
 def after(calls: int, event: Callable[[], Any]) -> Callable[..., None]:
     """A function that does nothing so often, and then `event` each time."""
     left = [calls]
@@ -180,6 +184,34 @@ def throw(error: BaseException) -> Callable[[], Any]:
         raise error
 
     return event
+
+
+def staged(
+    ending: Ending, happen: Callable[[], Any]
+) -> tuple[Callable[..., None], Callable[[], None]]:
+    """What a check that ends so calls in each forward pass, and in each loss.
+
+    `happen` happens in the third loss.
+    """
+    event = after(ending.calls, throw(ending.error) if ending.error else nothing)
+    third = after(2, once(happen))
+
+    def in_loss() -> None:
+        third()
+        if ending.place == "loss":
+            event()
+
+    return event if ending.place == "forward" else nothing, in_loss
+
+
+def around(
+    clauses: Mapping[str, Clause], world: Any, ending: Ending, run_to: Callable[[Ending, Any], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The readings of all clauses before and after a check that ends so."""
+    before = readings(clauses, world)
+    with pytest.raises(type(ending.error)) if ending.error else nullcontext():
+        run_to(ending, world)
+    return before, readings(clauses, world)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from keras_nets import Always as Always
+from keras_nets import DeafModel
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter
 from pytest_bncheck.adapters.random_state import seed_everything
 from pytest_bncheck.types import Recipe
@@ -47,15 +49,9 @@ class Net(keras.Model):
         return self.head(self.late(self.dense(x), training=training))
 
 
-class Deaf(keras.Model):
+def deaf():
     """Its call takes no mode, so fit never trains its normalization."""
-
-    def __init__(self):
-        super().__init__()
-        self.flatten, self.bn, self.head = L.Flatten(), L.BatchNormalization(), L.Dense(3)
-
-    def call(self, x):
-        return self.head(self.bn(self.flatten(x)))
+    return DeafModel(keras.Sequential([L.Flatten(), L.BatchNormalization(), L.Dense(3)]))
 
 
 @keras.saving.register_keras_serializable()
@@ -119,17 +115,6 @@ def output(prediction):
 def moments(x, axes):
     x = np.asarray(x, np.float64)
     return x.mean(axes), x.var(axes)
-
-
-class Always(keras.Layer):
-    """Hard-wires training mode where a functional model cannot overrule it."""
-
-    def __init__(self, inner, **kwargs):
-        super().__init__(**kwargs)
-        self.inner = inner
-
-    def call(self, x):
-        return self.inner(x, training=True)
 
 
 def bits(variables):

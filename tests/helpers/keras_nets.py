@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -11,12 +10,18 @@ import numpy as np
 import pytest
 from keras import layers
 
+from common_nets import CLASSES as CLASSES
+from common_nets import Batch, blobs, waves
+from common_nets import line as line
+from common_nets import silent as silent
+from common_nets import sole as sole
+from pytest_bncheck import check
+
 KINDS = ("functional", "subclassed")
 # The nets start from the same weights on every backend, so that one seed tells of the others.
 SEEDS = (0, 1) if keras.backend.backend() == "tensorflow" else (0,)
 KIND = pytest.mark.parametrize("kind", KINDS)
 SEED = pytest.mark.parametrize("seed", SEEDS)
-CLASSES = 4
 WIDTH = 12
 NORMS = {"functional": ["norm1", "norm2"], "subclassed": ["block1/norm", "block2/norm"]}
 
@@ -117,6 +122,42 @@ class Net(keras.Model):
         return self.head(x)
 
 
+class Deaf(layers.Layer):
+    """Normalises, and its call takes no mode."""
+
+    def __init__(self, norm: Any, name: str) -> None:
+        super().__init__(name=name)
+        self.norm = norm
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.relu(self.norm(x))
+
+
+class DeafModel(keras.Model):
+    """A model whose call takes no mode: fit cannot pass it on."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.body = body
+
+    def call(self, x: Any) -> Any:
+        return self.body(x)
+
+
+class Always(layers.Layer):
+    """Hard-wires training mode where a functional model cannot overrule it."""
+
+    def __init__(self, inner: Any, name: str) -> None:
+        super().__init__(name=name)
+        self.inner = inner
+
+    def call(self, x: Any) -> Any:
+        return self.inner(x, training=True)
+
+
+HARD_WIRED = line(__file__, "return self.inner(x, training=True)")
+
+
 def functional(norm: Norm, extra: Any) -> Any:
     """A functional perceptron with two hidden layers and a layer of any kind before the head."""
     x = inputs = keras.Input((20,))
@@ -141,34 +182,14 @@ def net(kind: str, seed: int = 0, norm: Norm | None = None, extra: Any = None) -
     return functional(norm, extra) if kind == "functional" else Net(norm, extra)
 
 
-def data(kind: str, seed: int = 0, samples: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Blobs, or small images of four patterns, away from the origin."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(samples) % CLASSES
+def data(kind: str, seed: int = 0, samples: int = 32) -> Batch:
+    """Blobs, or small images of four patterns, channels last."""
     if kind == "functional":
-        centres = rng.normal(0.0, 3.0, (CLASSES, 20))
-        inputs = centres[labels] + rng.normal(0.0, 1.0, (samples, 20)) + 5.0
-    else:
-        grid = np.linspace(0.0, 2.0 * np.pi, 8)
-        waves = [np.sin((k + 1) * (grid[:, None] + k * grid[None])) for k in range(CLASSES)]
-        noise = rng.normal(0.0, 0.3, (samples, 8, 8, 3))
-        inputs = np.stack(waves)[labels][..., None] + noise + 1.0
-    return inputs.astype("float32"), labels.astype("int64")
+        return blobs(seed, samples)
+    return waves(seed, samples, channels_last=True)
 
 
-def sole(report: Any, code: str) -> Any:
-    """The only finding of a check."""
-    assert [finding.code for finding in report.findings] == [code], str(report)
-    return report.findings[0]
-
-
-def silent(report: Any) -> None:
-    """A check without any finding."""
-    assert not report.findings, str(report)
-
-
-def line(path: str, text: str) -> str:
-    """How a finding names the one line of a file that holds a text."""
-    lines = Path(path).read_text().splitlines()
-    (number,) = (n for n, each in enumerate(lines, 1) if each.strip() == text)
-    return f"{Path(path).name}:{number}: {text}"
+def run(model: Any, kind: str, seed: int, *, steps: int = 100, **options: Any) -> Any:
+    """The report of a check on the data of a kind."""
+    options.setdefault("optimizer", fast())
+    return check(model, data(kind, seed), steps=steps, seed=seed, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common_nets import CLASSES as CLASSES
+from common_nets import Batch, blobs, silent, waves
+from common_nets import line as line
+from common_nets import sole as sole
 from pytest_bncheck import check
 
 KINDS = ("mlp", "conv", "residual")
 SEEDS = (0, 1)
 KIND = pytest.mark.parametrize("kind", KINDS)
 SEED = pytest.mark.parametrize("seed", SEEDS)
-CLASSES = 4
 WIDTH = 16
 NORMS = ["blocks.0.norm", "blocks.1.norm"]
 
@@ -81,21 +83,9 @@ class Net(nn.Module):
         return self.classify(self.features(x))
 
 
-def data(
-    kind: str, seed: int = 0, samples: int = 32, contrast: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Blobs, or small images of four patterns, away from the origin."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(samples) % CLASSES
-    if kind == "mlp":
-        centres = rng.normal(0.0, 3.0, (CLASSES, 20))
-        inputs = centres[labels] + rng.normal(0.0, 1.0, (samples, 20)) + 5.0
-    else:
-        grid = np.linspace(0.0, 2.0 * np.pi, 8)
-        waves = [np.sin((k + 1) * (grid[:, None] + k * grid[None])) for k in range(CLASSES)]
-        noise = rng.normal(0.0, 0.3, (samples, 3, 8, 8))
-        inputs = contrast * np.stack(waves)[labels][:, None] + noise + 1.0
-    return inputs.astype("float32"), labels.astype("int64")
+def data(kind: str, seed: int = 0, samples: int = 32, contrast: float = 1.0) -> Batch:
+    """Blobs, or small images of four patterns, channels first."""
+    return blobs(seed, samples) if kind == "mlp" else waves(seed, samples, contrast)
 
 
 def mini_batches(kind: str, seed: int = 0, count: int = 8, samples: int = 8) -> list[Any]:
@@ -118,22 +108,9 @@ def training_step(optimizer: torch.optim.Optimizer) -> Callable[[nn.Module, Any]
     return step
 
 
-def sole(report: Any, code: str) -> Any:
-    """The only finding of a check."""
-    assert [finding.code for finding in report.findings] == [code], str(report)
-    return report.findings[0]
-
-
 def passes(model: nn.Module, batch: Any, **options: Any) -> Any:
     """The report of a check that has nothing to say."""
     report = check(model, batch, **{"steps": 150, **options})
-    assert not report.findings, str(report)
+    silent(report)
     assert report.verdict == "pass"
     return report
-
-
-def line(path: str, text: str) -> str:
-    """How a finding names the one line of a file that holds a text."""
-    lines = Path(path).read_text().splitlines()
-    (number,) = (n for n, each in enumerate(lines, 1) if each.strip() == text)
-    return f"{Path(path).name}:{number}: {text}"

@@ -59,7 +59,7 @@ def test_entry_point_that_cannot_be_loaded(toy_entry_point, monkeypatch):
         check(3, toy_batch())
 
 
-def test_keras_dataset_ends():
+def test_a_dataset_of_known_length_ends():
     from pytest_bncheck.experiment.batches import gather
 
     class Dataset:

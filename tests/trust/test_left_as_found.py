@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +29,15 @@ from clauses import (
     Ending,
     Mistake,
     after,
+    around,
     changed,
     endings,
     in_time,
     is_seen,
-    once,
+    nothing,
     process_kept,
     readings,
+    staged,
     throw,
 )
 from pytest_bncheck import InputError, check
@@ -216,20 +217,13 @@ def world(momentum: float = 0.4, device: str = "cpu") -> World:
     return World(model, batch, optimizer, generator)
 
 
-def run_to(ending: Ending, held: World, happen: Callable[[], Any] = lambda: None) -> None:
+def run_to(ending: Ending, held: World, happen: Callable[[], Any] = nothing) -> None:
     """A check that ends so; in its third training step `happen` happens."""
-    event = throw(ending.error) if ending.error else lambda: None
-    where = {
-        "forward": lambda: None,
-        "loss": lambda: None,
-        ending.place: after(ending.calls, event),
-    }
-    place = held.model[5].register_forward_hook(lambda *_: where["forward"]())
-    third = after(2, once(happen))
+    in_forward, in_loss = staged(ending, happen)
+    place = held.model[5].register_forward_hook(in_forward)
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        third()
-        where["loss"]()
+        in_loss()
         factor = torch.nan if ending.verdict == "warn" else 1.0
         return factor * nn.functional.cross_entropy(outputs, targets)
 
@@ -241,17 +235,13 @@ def run_to(ending: Ending, held: World, happen: Callable[[], Any] = lambda: None
     assert report.verdict == ending.verdict, report
 
 
-def before_and_after(clauses: dict[str, Clause], name: str, device: str = "cpu") -> list[Any]:
-    ending = ENDINGS[name]
+def before_and_after(clauses: dict[str, Clause], name: str, device: str = "cpu") -> Any:
     held = world(0.001 if name == "fail" else 0.4, device)
-    before = readings(clauses, held)
-    with pytest.raises(type(ending.error)) if ending.error else nullcontext():
-        run_to(ending, held)
-    return [before, readings(clauses, held)]
+    return around(clauses, held, ENDINGS[name], run_to)
 
 
 @pytest.fixture(scope="module", params=ENDINGS)
-def ended(request: pytest.FixtureRequest) -> list[Any]:
+def ended(request: pytest.FixtureRequest) -> Any:
     """The readings of all clauses before and after one check."""
     return before_and_after(CLAUSES, request.param)
 
@@ -306,7 +296,7 @@ def meddle() -> None:
 
 
 EVENTS: dict[str, Callable[[], Any]] = {
-    "nothing": lambda: None,
+    "nothing": nothing,
     "an error": throw(Mistake()),
     "Ctrl-C": throw(KeyboardInterrupt()),
     "an exit": throw(SystemExit(3)),

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
-from keras_adapter import INDICES, Deaf, L, X, adapter, functional, head, images
+from keras_adapter import INDICES, L, X, adapter, deaf, functional, head, images
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter
 from pytest_bncheck.types import InputError, Recipe
 
@@ -42,7 +42,7 @@ def test_another_backend_is_refused(monkeypatch):
 
 
 def test_accepts_keras_models_only():
-    assert KerasAdapter.accepts(Deaf())
+    assert KerasAdapter.accepts(deaf())
     assert not KerasAdapter.accepts(L.Dense(3))
 
 

@@ -67,34 +67,6 @@ def test_no_tracer_is_left_behind():
     lab.restore()
 
 
-def test_a_flag_lost_in_a_layer_is_as_in_fit():
-    class Lost(keras.Layer):
-        def __init__(self):
-            super().__init__()
-            self.bn = keras.layers.BatchNormalization(momentum=0.5)
-
-        def call(self, x):
-            return self.bn(x)
-
-    class Net(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.lost, self.head = Lost(), keras.layers.Dense(3)
-
-        def call(self, x, training=None):
-            return self.head(self.lost(x))
-
-    model = Net()
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
-    lab = prepared(model)
-    lab.train_step(0)
-    moved = bool(np.abs(lab.read().mean[0]).max())
-    assert lab.calls.training == (int(moved),)
-    lab.restore()
-    model.fit(X, Y, batch_size=16, verbose=0)
-    assert bool(np.abs(np.asarray(model.lost.bn.moving_mean)).max()) == moved
-
-
 def test_devices_have_names():
     model = build()
     assert KerasAdapter(model, [(X, Y)], Recipe(), None).device == "cpu"

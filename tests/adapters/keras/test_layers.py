@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
-from keras_adapter import INDICES, Deaf, L, Net, X, adapter, functional, nested, output
+from keras_adapter import INDICES, L, Net, X, adapter, deaf, functional, nested, output
 from passes import with_batch_statistics
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -48,7 +48,7 @@ def test_frozen_layers_stay_in_inference_mode():
 
 
 def test_model_without_training_argument_never_updates():
-    lab = adapter(Deaf(), steps=2)
+    lab = adapter(deaf(), steps=2)
     assert lab.calls.training == (0,)
     assert lab.calls.inference == (2,)
     np.testing.assert_array_equal(lab.history[2].mean[0], 0.0)

@@ -68,7 +68,7 @@ def test_calls_that_train_in_eval_mode_are_named():
     assert found[0].call == "keras.layers.BatchNormalization(...)(x, training=True)"
     assert found[1].call == "keras.layers.Dropout(0.5)(x, training=True)"
     assert all("return self.inner(x, training=True)" in t.source for t in found)
-    assert found[0].source.startswith("keras_adapter.py:")
+    assert found[0].source.startswith("keras_nets.py:")
     lab.restore()
 
 

@@ -13,13 +13,9 @@ pl = pytest.importorskip("pytorch_lightning")
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import classifier
+from classifier import data
 from pytest_bncheck import InputError, check
-
-
-def data() -> tuple[Any, Any]:
-    generator = torch.Generator().manual_seed(1)
-    labels = torch.arange(16) % 4
-    return torch.randn(16, 6, generator=generator) + labels.unsqueeze(1), labels
 
 
 class Net(pl.LightningModule):
@@ -27,9 +23,8 @@ class Net(pl.LightningModule):
 
     def __init__(self, *, lr: float = 1e-3) -> None:
         super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU())
-        self.head, self.lr = nn.Linear(8, 4), lr
+        plain = classifier.Net()
+        self.body, self.head, self.lr = plain.body, plain.head, lr
 
     def forward(self, x: Any) -> Any:
         return self.head(self.body(x))
@@ -45,25 +40,13 @@ class Net(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
-class Twin(nn.Module):
-    """The same network in plain PyTorch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        net = Net()
-        self.body, self.head = net.body, net.head
-
-    def forward(self, x: Any) -> Any:
-        return self.head(self.body(x))
-
-
 def losses(model: Any, **options: Any) -> list[float]:
     return list(check(model, data(), steps=5, **options).training.loss)
 
 
 @pytest.fixture(scope="module")
 def expected() -> list[float]:
-    return losses(Twin())
+    return losses(classifier.Net())
 
 
 # steps ------------------------------------------------------------------------------------------

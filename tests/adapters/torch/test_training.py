@@ -15,28 +15,10 @@ torch = pytest.importorskip("torch")
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from classifier import Net, data
 from pytest_bncheck import InputError, check
 from pytest_bncheck.adapters.torch.adapter import TorchAdapter
 from pytest_bncheck.types import Recipe
-
-
-def data(n: int = 16) -> tuple[Any, Any]:
-    generator = torch.Generator().manual_seed(1)
-    labels = torch.arange(n) % 4
-    return torch.randn(n, 6, generator=generator) + labels.unsqueeze(1), labels
-
-
-class Net(nn.Module):
-    """A small classifier whose argument is called `image`."""
-
-    def __init__(self, momentum: float = 0.1) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, momentum=momentum), nn.ReLU())
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, image: Any) -> Any:
-        return self.head(self.body(image))
 
 
 def plain_step(model: Any, loss: Any = cross_entropy, forward: Any = None, lr: float = 1e-3) -> Any:

@@ -12,7 +12,6 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
-from torch.utils.checkpoint import checkpoint
 
 from pytest_bncheck import check
 from torch_nets import (
@@ -163,7 +162,7 @@ def test_auxiliary_head(kind, seed):
     passes(Auxiliary(kind, seed), data(kind, seed), seed=seed, loss=loss, steps=250)
 
 
-# weights computed anew, activations computed anew ------------------------------------------------
+# weights computed anew ----------------------------------------------------------------------------
 
 NORMED_WEIGHTS = {
     "spectral": parametrizations.spectral_norm,
@@ -182,29 +181,6 @@ def test_normed_weights(kind, seed, norm):
     for block in model.blocks:
         block.layer = NORMED_WEIGHTS[norm](block.layer)
     passes(model, data(kind, seed), seed=seed, optimizer=FAST)
-
-
-class Checkpointed(Net):
-    """The blocks' activations are computed again in the backward pass."""
-
-    def __init__(self, kind: str, seed: int, reentrant: bool) -> None:
-        super().__init__(kind, seed)
-        self.reentrant = reentrant
-
-    def features(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem(x))
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=self.reentrant)
-        return x.flatten(2).mean(2) if x.dim() > 2 else x
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-@pytest.mark.parametrize("reentrant", [False, True])
-@KIND
-@SEED
-def test_checkpointing_counts_two_updates_a_step(kind, seed, reentrant):
-    report = passes(Checkpointed(kind, seed, reentrant), data(kind, seed), seed=seed)
-    assert [layer.updates for layer in report.layers] == [2 * report.steps] * 2
 
 
 # attributes that only remember -------------------------------------------------------------------

@@ -228,25 +228,31 @@ def test_sorted_micro_batches_are_streams(seed):
 
 
 class Checkpointed(Net):
-    """Runs its blocks a second time in the backward pass."""
+    """The blocks' activations are computed again in the backward pass."""
+
+    def __init__(self, kind: str, seed: int, reentrant: bool, **options: Any) -> None:
+        super().__init__(kind, seed, **options)
+        self.reentrant = reentrant
 
     def features(self, x: Tensor) -> Tensor:
         x = torch.relu(self.stem(x))
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False)
+            x = checkpoint(block, x, use_reentrant=self.reentrant)
         return x.flatten(2).mean(2) if x.dim() > 2 else x
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("reentrant", [False, True])
 @KIND
 @SEED
-def test_gradient_checkpointing(kind, seed):
-    report = passes(Checkpointed(kind, seed), data(kind, seed), seed=seed)
-    assert {layer.updates for layer in report.layers} == {2 * report.steps}
+def test_checkpointing_counts_two_updates_a_step(kind, seed, reentrant):
+    report = passes(Checkpointed(kind, seed, reentrant), data(kind, seed), seed=seed)
+    assert [layer.updates for layer in report.layers] == [2 * report.steps] * 2
 
 
 def test_gradient_checkpointing_hides_no_fault():
     """The limits are those of one batch: both calls are the same."""
-    model = Checkpointed("conv", momentum=0.003)
+    model = Checkpointed("conv", 0, False, momentum=0.003)
     finding = sole(check(model, data("conv", contrast=0.1), steps=30, optimizer=FAST), "BN101")
     assert "up to 0.25 allowed, default)" in finding.message
 

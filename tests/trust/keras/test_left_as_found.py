@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,15 +24,15 @@ from clauses import (
     Clause,
     Ending,
     Mistake,
-    after,
+    around,
     changed,
     endings,
     in_time,
     is_seen,
-    once,
+    nothing,
     process_kept,
     readings,
-    throw,
+    staged,
 )
 from pytest_bncheck import check
 
@@ -44,7 +44,7 @@ KEPT = ("train_function", "test_function", "predict_function", "stop_training", 
 
 # models -----------------------------------------------------------------------------------------
 
-EVENT: list[Callable[[], Any]] = [lambda: None]
+EVENT: list[Callable[[], Any]] = [nothing]
 """What happens in a call of the layer that follows."""
 
 
@@ -319,7 +319,7 @@ def _keep() -> Iterator[None]:
     floats = keras.config.floatx(), keras.config.dtype_policy(), keras.config.image_data_format()
     with process_kept(), switches_kept():
         yield
-    EVENT[0] = lambda: None
+    EVENT[0] = nothing
     global_state.set_global_attribute("current_call_ctx", None)
     keras.config.set_floatx(floats[0])
     keras.config.set_dtype_policy(floats[1])
@@ -329,36 +329,28 @@ def _keep() -> Iterator[None]:
 # every clause after every ending ----------------------------------------------------------------
 
 
-def run_to(ending: Ending, held: Any, happen: Callable[[], Any] = lambda: None) -> None:
+def run_to(ending: Ending, held: Any, happen: Callable[[], Any] = nothing) -> None:
     """A check that ends so; `happen` happens in the third call of the loss."""
-    event = after(ending.calls, throw(ending.error)) if ending.error else lambda: None
-    if ending.place == "forward":
-        EVENT[0] = event
-    third = after(2, once(happen))
+    EVENT[0], in_loss = staged(ending, happen)
 
     def loss(outputs: Any, targets: Any) -> Any:
-        third()
-        if ending.place == "loss":
-            event()
+        in_loss()
         found = keras.losses.sparse_categorical_crossentropy(targets, outputs, from_logits=True)
         return keras.ops.mean(found) * (np.nan if ending.verdict == "warn" else 1.0)
 
     try:
         report = check(held.model, held.batch, steps=60 if ending.verdict else STEPS, loss=loss)
     finally:
-        EVENT[0] = lambda: None
+        EVENT[0] = nothing
     assert report.verdict == ending.verdict, report
 
 
 @pytest.fixture(scope="module", params=ENDINGS)
-def ended(used: Any, request: pytest.FixtureRequest) -> list[Any]:
+def ended(used: Any, request: pytest.FixtureRequest) -> Any:
     """The readings of all clauses before and after one check."""
     norm(used).momentum = 0.999 if request.param == "fail" else 0.6
     norm(used).moving_mean.assign(keras.ops.zeros(6))
-    ending, before = ENDINGS[request.param], readings(CLAUSES, used)
-    with pytest.raises(type(ending.error)) if ending.error else nullcontext():
-        run_to(ending, used)
-    return [before, readings(CLAUSES, used)]
+    return around(CLAUSES, used, ENDINGS[request.param], run_to)
 
 
 @pytest.mark.parametrize("clause", CLAUSES)

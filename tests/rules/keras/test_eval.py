@@ -1,0 +1,122 @@
+"""Keras faults of inference mode: batch statistics, writes, another path, and training in it."""
+
+from __future__ import annotations
+
+import pytest
+
+keras = pytest.importorskip("keras")
+
+from keras_nets import (
+    HARD_WIRED,
+    KIND,
+    NORMS,
+    SEED,
+    Always,
+    DeafModel,
+    batch_norm,
+    differentiated,
+    fast,
+    net,
+    run,
+    silent,
+    sole,
+)
+
+L = keras.layers
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@KIND
+@SEED
+def test_hard_wired_batch_statistics(kind, seed):
+    model = net(kind, seed, lambda name: Always(batch_norm()("inner"), name))
+    finding = sole(run(model, kind, seed), "BN303")
+    assert finding.severity == "error"
+    assert finding.layers == [f"{name}/inner" for name in NORMS[kind]]
+    assert HARD_WIRED in finding.message
+    assert f"in {NORMS[kind][0]}/inner" in finding.message
+    assert "keras.layers.BatchNormalization" in finding.cause
+
+
+@KIND
+def test_hard_wired_batch_statistics_by_design(kind):
+    model = net(kind, 0, lambda name: Always(batch_norm()("inner"), name))
+    report = run(model, kind, 0, intended=["batch-statistics-in-eval"])
+    silent(report)
+    assert [s.code for s in report.suppressed] == ["BN303"]
+
+
+class Centre(L.Layer):
+    """Keeps an average that follows every batch, or those of training."""
+
+    def __init__(self, minds_mode, name="centre"):
+        super().__init__(name=name)
+        self.minds_mode = minds_mode
+
+    def build(self, shape):
+        self.mean = self.add_weight(shape=shape[1:], name="mean", trainable=False)
+        self.mean.assign(keras.ops.zeros(shape[1:]))
+
+    def call(self, x, training=None):
+        if training or not self.minds_mode:
+            self.mean.assign(0.9 * self.mean + 0.1 * keras.ops.mean(x, axis=0))
+        return x
+
+
+@KIND
+@SEED
+def test_state_that_inference_changes(kind, seed):
+    finding = sole(run(net(kind, seed, extra=Centre(False)), kind, seed), "BN304")
+    assert "centre.mean" in finding.message
+    silent(run(net(kind, seed, extra=Centre(True)), kind, seed))
+
+
+def step(optimizer, **mode):
+    """A training loop's step."""
+
+    def train_step(model, batch):
+        inputs, labels = batch
+        loss, gradients = differentiated(lambda: LOSS(labels, model(inputs, **mode)), model)
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss
+
+    return train_step
+
+
+@KIND
+@SEED
+def test_own_loop_without_the_mode(kind, seed):
+    model = net(kind, seed, extra=L.Dropout(0.3, name="drop"))
+    report = run(model, kind, seed, train_step=step(fast()))
+    finding = sole(report, "BN305")
+    assert sorted(finding.layers) == sorted([*NORMS[kind], "drop"])
+    assert "model(x, training=True)" in finding.remedy
+    again = net(kind, seed, extra=L.Dropout(0.3, name="drop"))
+    silent(run(again, kind, seed, train_step=step(fast(), training=True)))
+
+
+@KIND
+@SEED
+def test_model_whose_call_takes_no_mode(kind, seed):
+    model = DeafModel(net(kind, seed))
+    model.body.name = "body"
+    finding = sole(run(model, kind, seed), "BN305")
+    assert finding.layers == [f"body/{name}" for name in NORMS[kind]]
+
+
+class Flipped(L.Layer):
+    """Turns the sign of its input in inference mode."""
+
+    def call(self, x, training=None):
+        return x if training else -x
+
+
+@KIND
+@SEED
+def test_another_path_in_inference_mode(kind, seed):
+    finding = sole(run(net(kind, seed, extra=Flipped()), kind, seed, steps=80), "BN201")
+    assert finding.severity == "error"
+    declared = net(kind, seed, extra=Flipped())
+    report = run(declared, kind, seed, steps=80, intended=["mode-dependent-path"])
+    silent(report)
+    assert [s.code for s in report.suppressed] == ["BN201"]
