@@ -26,6 +26,7 @@ from pytest_bncheck.adapters.random_state import RandomState, fingerprint
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import step as steps
 from pytest_bncheck.adapters.torch.batch import batch_length
+from pytest_bncheck.adapters.torch.buffers import Buffers, equal
 from pytest_bncheck.adapters.torch.data import (
     Raw,
     batched,
@@ -41,7 +42,7 @@ from pytest_bncheck.adapters.torch.internals import as_written, require_internal
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.loss import Criterion
 from pytest_bncheck.adapters.torch.modes import Watch, asleep, depends_on_mode, is_library_leaf
-from pytest_bncheck.adapters.torch.passes import Passes, equal, moved
+from pytest_bncheck.adapters.torch.passes import Passes
 from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, refuse_synchronised
 from pytest_bncheck.adapters.torch.replicas import Replicas
 from pytest_bncheck.adapters.torch.slopes import slopes
@@ -166,13 +167,19 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
                 module.training = training
 
     def restore(self, *, keep_weights: bool = False) -> None:
-        kept: list[tuple[Tensor, Tensor]] = []
+        trained: list[tuple[nn.Module, str, Tensor]] = []
         if keep_weights:
-            kept = [(tensor, tensor.detach().clone()) for tensor in _tensors(self.model)]
+            trained = [
+                (module, key, tensor.detach().clone())
+                for module in self.model.modules()
+                for key, tensor in _tensors_by_name(module)
+            ]
         self._cleanup.close()
         self._snapshot.restore()
-        for tensor, values in kept:
-            overwrite(tensor.data, values)
+        for module, key, values in trained:
+            now = getattr(module, key, None)
+            if isinstance(now, Tensor) and now.shape == values.shape:
+                overwrite(now.data, values)
 
     # training ---------------------------------------------------------------------------------
 
@@ -298,20 +305,20 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._passes.enter_eval()
         if not observe:
             return self._passes.run(batch, size, observe=False)
-        watch, buffers = Watch(), self._layers.named_buffers()
-        before = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+        watch, statistics = Watch(), Buffers(self._layers.places())
         with watch.open():
             prediction = self._passes.run(batch, size)
         if watch.low_precision is not None:  # autocast, whatever the parameters' dtype
             self.noise = rounding(dtype_name(watch.low_precision), self.device)
-        updated = moved([(name, buffer, before[name]) for name, buffer in buffers.items()])
         in_training = [
             self._snapshot.paths[module]
             for module in watch.training
             if module in self._snapshot.paths and depends_on_mode(module)
         ]
         return dataclasses.replace(
-            prediction, mutated=(*prediction.mutated, *updated), in_training=tuple(in_training)
+            prediction,
+            mutated=(*prediction.mutated, *statistics.moved()),
+            in_training=tuple(in_training),
         )
 
     def _with_batch_statistics(self, batch: Any, size: int | None) -> Pass:
@@ -433,6 +440,12 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
+
+
+def _tensors_by_name(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a module itself registers."""
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
 
 
 def _is_among(tensor: Tensor, some: Mapping[int, Tensor]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pytest_bncheck.adapters.torch.buffers import Buffers, Place, places
 from pytest_bncheck.adapters.torch.calls import CallCounter
 from pytest_bncheck.adapters.torch.data import Raw, dtype_name
 from pytest_bncheck.adapters.torch.internals import plain_name
@@ -35,6 +36,7 @@ class Layers:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self.modules: dict[str, Any] = {
             plain_name(name) or type(module).__name__: module
             for name, module in model.named_modules()
@@ -68,13 +70,13 @@ class Layers:
             tuple(mean), tuple(v / factor for v, factor in zip(var, factors, strict=True))
         )
 
-    def named_buffers(self) -> dict[str, Tensor]:
-        """Everything that the layers update, by its name in the state of the model."""
-        return {
-            f"{name}.{key}": buffer
+    def places(self) -> list[Place]:
+        """Where everything is that the layers update."""
+        return [
+            (f"{name}.{key}", module, key)
             for name, module in self.modules.items()
-            for key, buffer in buffers(module).items()
-        }
+            for key in _updated(module)
+        ]
 
     def write(self, statistics: Statistics, exact: bool) -> None:
         """Store statistics; with `exact` the biased variances as they are."""
@@ -103,10 +105,10 @@ class Layers:
         names = set(active)
         unmoved = [m for n, m in self.modules.items() if n in names and self.rates[n] == 0.0]
         momenta = [(m, m.momentum) for m in unmoved if hasattr(m, "momentum")]
-        with _kept(self.modules.values()):
+        with self._kept():
             for name in names:
-                for buffer in buffers(self.modules[name]).values():
-                    buffer.data.zero_()
+                for key in _updated(self.modules[name]):
+                    getattr(self.modules[name], key).data.zero_()
             for module, _ in momenta:
                 module.momentum = 1.0
             try:
@@ -122,7 +124,7 @@ class Layers:
         """
         silent = {n: m for n, m in self.modules.items() if n not in self.rates}
         reads: list[dict[str, Tensor]] = []
-        with _kept(self.modules.values()):
+        with self._kept():
             for module in silent.values():
                 module.running_mean.data.zero_()
                 module.running_var.data.zero_()
@@ -135,6 +137,19 @@ class Layers:
             one, two = reads[0][name], reads[1][name]
             norm = float((one * one).sum())
             self.rates[name] = 0.0 if norm == 0 else 2.0 - float((one * two).sum()) / norm
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """All buffers of the model end as they began: a pass in training mode moves others too."""
+        own = self.places()
+        mine = {(id(owner), key) for _, owner, key in own}
+        others = (place for place in places(self._model) if (id(place[1]), place[2]) not in mine)
+        statistics, rest = Buffers(own), Buffers(others)
+        try:
+            yield
+        finally:
+            statistics.put_back()
+            rest.put_back_moved()
 
     def is_constant(self, name: str) -> bool:
         """Whether a layer has no momentum and no pass changes its statistics."""
@@ -211,27 +226,15 @@ def _counted(modules: Sequence[Any]) -> list[int | None]:
     return [count or None for count in found]
 
 
-def buffers(module: nn.Module) -> dict[str, Tensor]:
+def _updated(module: nn.Module) -> list[str]:
     """What a layer updates in training: running mean and variance, and its counter of batches."""
     keys = ("running_mean", "running_var", "num_batches_tracked")
-    found = {key: getattr(module, key, None) for key in keys}
-    return {key: buffer for key, buffer in found.items() if isinstance(buffer, Tensor)}
+    return [key for key in keys if isinstance(getattr(module, key, None), Tensor)]
 
 
 def _has_statistics(module: nn.Module) -> bool:
     mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     return isinstance(mean, Tensor) and isinstance(var, Tensor)
-
-
-@contextmanager
-def _kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Layers end with the statistics that they began with."""
-    saved = [(b, b.detach().clone()) for module in modules for b in buffers(module).values()]
-    try:
-        yield
-    finally:
-        for buffer, values in saved:
-            buffer.data.copy_(values)
 
 
 def _trained(modules: Sequence[Any]) -> list[bool]:

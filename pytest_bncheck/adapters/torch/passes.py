@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -15,9 +15,10 @@ from pytest_bncheck.adapters.random_state import fingerprint
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import loss as losses
 from pytest_bncheck.adapters.torch.batch import refuse_arguments, targets_of, understand
+from pytest_bncheck.adapters.torch.buffers import Buffers, places
 from pytest_bncheck.adapters.torch.data import describe, float_outputs, mean_output
 from pytest_bncheck.adapters.torch.hints import hints
-from pytest_bncheck.adapters.torch.internals import has_too_few_values, plain_name
+from pytest_bncheck.adapters.torch.internals import has_too_few_values
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import is_library_leaf
 from pytest_bncheck.adapters.torch.refusals import dtype_note
@@ -161,7 +162,7 @@ class Passes:
         """One forward without gradients in the modes that the modules are in."""
         __tracebackhide__ = True
         random_before = fingerprint() if observe else {}
-        others = self._other_buffers() if observe else []
+        others = self._other_buffers() if observe else None
         targets = targets_of(self._model, batch)
         # Only the autograd graph tells logits from probabilities, so the first pass may need it.
         with torch.set_grad_enabled(not self._criterion.decided):
@@ -174,7 +175,7 @@ class Passes:
             accuracy=losses.accuracy(outputs, targets, self._criterion.operation),
             constant_loss=constant,
             random=observe and random_before != fingerprint(),
-            mutated=tuple(moved(others)),
+            mutated=() if others is None else tuple(others.moved()),
         )
 
     def _scores(
@@ -194,26 +195,15 @@ class Passes:
             return None if loss is None else number(loss), None
         return number(loss), number(self._criterion(mean_output(outputs, size), targets))
 
-    def _other_buffers(self) -> list[tuple[str, Tensor, Tensor]]:
-        own = {id(buffer) for buffer in self._layers.named_buffers().values()}
-        others = [(n, b) for n, b in self._model.named_buffers() if id(b) not in own]
-        return [(plain_name(name), buffer, buffer.detach().clone()) for name, buffer in others]
+    def _other_buffers(self) -> Buffers:
+        own = {id(getattr(owner, key)) for _, owner, key in self._layers.places()}
+        return Buffers(
+            (name, owner, key)
+            for name, owner, key in places(self._model)
+            if id(getattr(owner, key)) not in own
+        )
 
 
 def number(loss: Any) -> float:
     """A loss on the host."""
     return float(loss.detach() if isinstance(loss, Tensor) else loss)
-
-
-def equal(left: Tensor, right: Tensor) -> Tensor:
-    """Equality in which NaN equals itself; still on the device."""
-    return ((left == right) | ((left != left) & (right != right))).all()
-
-
-def moved(buffers: Sequence[tuple[str, Tensor, Tensor]]) -> list[str]:
-    """Names of the buffers that are not as they were before, compared in one transfer."""
-    if not buffers:
-        return []
-    home = buffers[0][1].device
-    same = torch.stack([equal(now, then).to(home) for _, now, then in buffers]).tolist()
-    return [name for (name, *_), kept in zip(buffers, same, strict=True) if not kept]
