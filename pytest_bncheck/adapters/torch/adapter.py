@@ -63,8 +63,19 @@ from pytest_bncheck.types import (
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
 
+
+def _set_momentum(kind: str, rate: float) -> str:
+    if hasattr(nn, kind):
+        return f"nn.{kind}(..., momentum={rate:g})"
+    return (
+        "for module in model.modules():\n"
+        f"    if isinstance(module, {kind}):\n"
+        f"        module.momentum = {rate:g}"
+    )
+
+
 DIALECT = Dialect(
-    set_momentum=lambda kind, rate: f"nn.{kind}(..., momentum={rate:g})",
+    set_momentum=_set_momentum,
     recalibrate="torch.optim.swa_utils.update_bn(train_loader, model)",
     momentum_of=lambda rate: rate,
     training_mode="model.train()",
@@ -80,6 +91,13 @@ DIALECT = Dialect(
     unbiased=True,
     counter="num_batches_tracked",
 )
+
+
+RECALIBRATE = """model.train()
+with torch.no_grad():
+    for inputs, _ in train_loader:  # several times over
+        model(inputs)"""
+"""For layers that `update_bn` passes over."""
 
 
 class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
@@ -118,6 +136,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._custom_step = steps.is_custom(model, recipe)
         self._log: list[Raw] = []
         self._read_log: list[Statistics] = []
+        self._kept: list[dict[str, float]] = []
         self._ran_in_inference: dict[nn.Module, None] = {}
         """Modules that ran only in inference mode in some training step."""
         self._trained_on: dict[int, Pass] = {}
@@ -136,6 +155,8 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             self.model.to(self._to)
         lightning.attach(self.model)
         self._layers = Layers(self.model)
+        if not self._layers.are_reset_by_update_bn:
+            self.dialect = dataclasses.replace(DIALECT, recalibrate=RECALIBRATE)
         self._passes = self._make_passes(self._snapshot.paths)
         self._replicas = Replicas(self.model)
         self.follows = self._replicas.follows
@@ -188,19 +209,19 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._passes.begin()
         refuse_synchronised(self.model, torch.device(self.device))
         self._layers.calls.watch()
-        if len(self._layers.rates) < len(self._layers.modules):
-            self._measure_silent_rates()
+        if not (self.expected_steps or self._layers.are_own):
+            self._meet_layers()
         self._layers.calls.reset()
         self._log, self._calls = [self._layers.raw()], self._layers.calls.counted()
 
-    def _measure_silent_rates(self) -> None:
+    def _meet_layers(self) -> None:
+        """A pass in which layers of unknown classes show what they do, as training steps would."""
         __tracebackhide__ = True
         state, batch = RandomState.capture(), self._batches[0]
-        with torch.no_grad():
-            self._passes.in_training(
-                lambda: self._layers.measure_silent_rates(lambda: self._passes.forward(batch))
-            )
+        with torch.no_grad(), self._layers.kept():
+            self._passes.in_training(lambda: self._passes.forward(batch))
         state.restore()
+        self._layers.leave_strangers([])
         self._passes.enter_training()
 
     def train_step(self, index: int) -> None:
@@ -218,7 +239,10 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         if first:
             self.stochastic = before != fingerprint()
             self._log = self._layers.order_by_call(self._log)
+        if self._layers.has_strangers:
+            self._log, self._read_log = self._layers.leave_strangers(self._log), []
         self._calls = self._layers.calls.counted()
+        self._kept.append(dict(self._layers.calls.kept_in_step))
         return loss.detach() if isinstance(loss, Tensor) else loss
 
     @property
@@ -230,6 +254,12 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
     @property
     def calls(self) -> Calls:
         return self._calls
+
+    @property
+    def kept(self) -> list[list[float]]:
+        if not self._layers.calls.changing:
+            return []
+        return [[step[name] for name in self._layers.modules] for step in self._kept]
 
     def gather(self) -> list[Statistics]:
         self._replicas.stop_broadcasts()
@@ -373,7 +403,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             prediction = run()
             filled = self._replicas.broadcast(self._layers.raw())
             calls = self._layers.calls.counted()
-        return Pass(prediction, self._layers.batch_statistics(filled, active, calls), calls)
+        return Pass(prediction, self._layers.batch_statistics(filled, active), calls)
 
     def _active(self) -> dict[str, Any]:
         """The layers that used batch statistics in training, or would have."""
