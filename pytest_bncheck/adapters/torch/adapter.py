@@ -37,12 +37,14 @@ from pytest_bncheck.adapters.torch.data import (
     remixed,
     to_tensors,
 )
+from pytest_bncheck.adapters.torch.dialect import DIALECT, RECALIBRATE
 from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.adapters.torch.internals import as_written, require_internals
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.loss import Criterion
 from pytest_bncheck.adapters.torch.modes import Watch, asleep, depends_on_mode, is_library_leaf
 from pytest_bncheck.adapters.torch.passes import Passes
+from pytest_bncheck.adapters.torch.record import Record
 from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, refuse_synchronised
 from pytest_bncheck.adapters.torch.replicas import Replicas
 from pytest_bncheck.adapters.torch.slopes import slopes
@@ -51,7 +53,6 @@ from pytest_bncheck.adapters.torch.streams import streams_of
 from pytest_bncheck.adapters.torch.tracing import Tracer
 from pytest_bncheck.types import (
     Calls,
-    Dialect,
     Layer,
     Prediction,
     Recipe,
@@ -62,42 +63,6 @@ from pytest_bncheck.types import (
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
-
-
-def _set_momentum(kind: str, rate: float) -> str:
-    if hasattr(nn, kind):
-        return f"nn.{kind}(..., momentum={rate:g})"
-    return (
-        "for module in model.modules():\n"
-        f"    if isinstance(module, {kind}):\n"
-        f"        module.momentum = {rate:g}"
-    )
-
-
-DIALECT = Dialect(
-    set_momentum=_set_momentum,
-    recalibrate="torch.optim.swa_utils.update_bn(train_loader, model)",
-    momentum_of=lambda rate: rate,
-    training_mode="model.train()",
-    mode="self.training",
-    freeze="Keep the frozen part in eval mode, in the model's class:\n"
-    "def train(self, mode=True):\n"
-    "    super().train(mode)\n"
-    "    self.backbone.eval()  # the frozen part\n"
-    "    return self",
-    running_in_eval="Let it use running statistics in eval mode (track_running_stats=True, "
-    "training=self.training)",
-    copy_statistics="copy.load_state_dict(model.state_dict())  # parameters and buffers",
-    unbiased=True,
-    counter="num_batches_tracked",
-)
-
-
-RECALIBRATE = """model.train()
-with torch.no_grad():
-    for inputs, _ in train_loader:  # several times over
-        model(inputs)"""
-"""For layers that `update_bn` passes over."""
 
 
 class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
@@ -136,9 +101,6 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._custom_step = steps.is_custom(model, recipe)
         self._log: list[Raw] = []
         self._read_log: list[Statistics] = []
-        self._kept: list[dict[str, float]] = []
-        self._ran_in_inference: dict[nn.Module, None] = {}
-        """Modules that ran only in inference mode in some training step."""
         self._trained_on: dict[int, Pass] = {}
         """Passes on the training path that equal those in training mode, by mini-batch."""
         self._cleanup = ExitStack()
@@ -158,6 +120,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         if not self._layers.are_reset_by_update_bn:
             self.dialect = dataclasses.replace(DIALECT, recalibrate=RECALIBRATE)
         self._passes = self._make_passes(self._snapshot.paths)
+        self._record = Record(self.model, self._snapshot)
         self._replicas = Replicas(self.model)
         self.follows = self._replicas.follows
         self._step = steps.make(self.model, self.recipe, self._passes.forward, self._criterion)
@@ -235,14 +198,14 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         before = fingerprint() if first else {}
         with torch.enable_grad(), ran.open(), self._layers.calls.during_step():
             loss = self._step(self._batches[index])
-        self._ran_in_inference.update({m: None for m in ran.inference if m not in ran.training})
+        self._passes.follow(ran)
+        self._record.add(ran, self._layers.calls.kept_in_step)
         if first:
             self.stochastic = before != fingerprint()
             self._log = self._layers.order_by_call(self._log)
         if self._layers.has_strangers:
             self._log, self._read_log = self._layers.leave_strangers(self._log), []
         self._calls = self._layers.calls.counted()
-        self._kept.append(dict(self._layers.calls.kept_in_step))
         return loss.detach() if isinstance(loss, Tensor) else loss
 
     @property
@@ -257,9 +220,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
     @property
     def kept(self) -> list[list[float]]:
-        if not self._layers.calls.changing:
-            return []
-        return [[step[name] for name in self._layers.modules] for step in self._kept]
+        return self._record.kept(self._layers)
 
     def gather(self) -> list[Statistics]:
         self._replicas.stop_broadcasts()
@@ -280,18 +241,13 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
     @property
     def idle(self) -> list[str]:
-        paths, modes = self._snapshot.paths, self._passes.modes
-        return [
-            paths[module]
-            for module in self._ran_in_inference
-            if modes.get(module, False) and module in paths and depends_on_mode(module)
-        ]
+        idle = self._record.idle()
+        return [self._snapshot.paths[m] for m in idle if self._passes.modes.get(m, False)]
 
     @property
     def asleep(self) -> list[str]:
         modules = asleep(self.model, self._passes.modes) if self._passes.mixed else []
-        ran = (m for m in modules if m in self._ran_in_inference and depends_on_mode(m))
-        return [self._snapshot.paths[module] for module in ran]
+        return [self._snapshot.paths[m] for m in modules if self._record.rested(m)]
 
     @property
     def unsaved(self) -> list[str]:
@@ -307,7 +263,11 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         ]
 
     def layers(self) -> list[Layer]:
-        return self._layers.describe({id(m) for m, mode in self._passes.modes.items() if not mode})
+        begun, idle = self._passes.modes, set(self._record.idle())
+        resting = [m for m, training in self._passes.last_modes.items() if not training]
+        # A layer that rests is frozen by design, unless it trained when training began and learns.
+        in_eval = {id(m) for m in resting if not (begun.get(m, False) and m in idle)}
+        return self._layers.describe(in_eval, self._record.frozen(self._layers))
 
     def read(self, *, exact: bool = False) -> Statistics:
         return self._layers.biased(self._layers.raw(), exact)
@@ -411,7 +371,8 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         return {
             name: module
             for (name, module), calls in pairs
-            if (calls if self._losses else self._passes.modes[module])
+            if (calls or not self._losses)
+            and self._passes.last_modes.get(module, True)
             and not self._layers.is_constant(name)
         }
 

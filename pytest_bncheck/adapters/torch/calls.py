@@ -54,7 +54,7 @@ class CallCounter:
     kept_in_step
         The same of the last training step.
     changing
-        Whether some layer was called at several rates.
+        Whether some layer was called at several rates in training steps.
     last
         The layer that last started to normalise with batch statistics.
     order

@@ -5,6 +5,7 @@ PyTorch stores the unbiased variance; it is converted here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -184,18 +185,23 @@ class Layers:
 
     # description ------------------------------------------------------------------------------
 
-    def describe(self, frozen: set[int]) -> list[Layer]:
+    def describe(self, in_eval: set[int], frozen: set[str]) -> list[Layer]:
         """Every layer as rules and reports see it.
 
         Parameters
         ----------
-        frozen
+        in_eval
             The ids of modules that stay in eval mode in training.
+        frozen
+            Names of the layers whose parameters, and those before them, did not change.
         """
         modules = list(self.modules.values())
         rows = zip(self.modules.items(), _trained(modules), _counted(modules), strict=True)
         return [
-            self._describe(name, module, id(module) in frozen, trained, counted)
+            dataclasses.replace(
+                self._describe(name, module, id(module) in in_eval, trained, counted),
+                frozen_parameters=name in frozen,
+            )
             for (name, module), trained, counted in rows
         ]
 
@@ -214,7 +220,6 @@ class Layers:
             trained=trained,
             resolution=torch.finfo(module.running_var.dtype).eps,
             dtype=dtype_name(module.running_var.dtype),
-            frozen_parameters=name not in self.calls.after_trainable and _all_frozen(module),
             counted=counted,
         )
 
@@ -257,12 +262,6 @@ def _trained(modules: Sequence[Any]) -> list[bool]:
     differ = torch.stack([flag.to(home) for _, flag in flags]).tolist() if flags else []
     trained = {k for (k, _), differs in zip(flags, differ, strict=True) if differs}
     return [k in trained for k in range(len(modules))]
-
-
-def _all_frozen(module: nn.Module) -> bool:
-    """Whether a layer has parameters and none of them trains."""
-    parameters = list(module.parameters())
-    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 def _fill(buffer: Tensor, values: Any) -> None:

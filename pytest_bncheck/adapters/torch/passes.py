@@ -20,7 +20,7 @@ from pytest_bncheck.adapters.torch.data import describe, float_outputs, mean_out
 from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.adapters.torch.internals import has_too_few_values
 from pytest_bncheck.adapters.torch.layers import Layers
-from pytest_bncheck.adapters.torch.modes import is_library_leaf
+from pytest_bncheck.adapters.torch.modes import Watch, is_library_leaf
 from pytest_bncheck.adapters.torch.refusals import dtype_note
 from pytest_bncheck.types import InputError, Prediction, Recipe
 
@@ -48,7 +48,9 @@ class Passes:
     mixed
         Whether the model was handed over with some modules in training mode and some not.
     modes
-        Whether each module is in training mode when the model trains.
+        Whether each module was in training mode when the training began.
+    last_modes
+        Whether each module is in training mode in a training step, as the last one had it.
     attributes
         Plain attributes of all modules before the first pass in eval mode.
     """
@@ -68,6 +70,7 @@ class Passes:
         self._custom_step, self._needs_loss = custom_step, needs_loss
         self.mixed = False
         self.modes: dict[nn.Module, bool] = {}
+        self.last_modes: dict[nn.Module, bool] = {}
         self.attributes: PlainAttributes | None = None
 
     # modes ------------------------------------------------------------------------------------
@@ -80,6 +83,15 @@ class Passes:
         if self._recipe.train_step is None:
             lightning.begin(self._model)
         self.modes = {module: module.training for module in self._model.modules()}
+        self.last_modes = dict(self.modes)
+
+    def follow(self, ran: Watch) -> None:
+        """Take over the modes in which modules ran in a training step.
+
+        A module that ran in both counts as in training mode: the other may have been a validation.
+        """
+        self.last_modes.update(dict.fromkeys(ran.inference, False))
+        self.last_modes.update(dict.fromkeys(ran.training, True))
 
     def enter_eval(self) -> None:
         """Enter eval mode as the user does."""
@@ -92,10 +104,10 @@ class Passes:
         return nullcontext() if self.attributes is None else self.attributes.as_before()
 
     def enter_training(self) -> None:
-        """Give every module the mode that it had after `begin`."""
+        """Give every module the mode that it has in a training step."""
         if not self.mixed:
             self._model.train()
-        for module, training in self.modes.items():
+        for module, training in self.last_modes.items():
             module.training = training
 
     def in_training(self, run: Callable[[], T]) -> T:
@@ -115,7 +127,7 @@ class Passes:
                 raise
         self._model.eval()
         own = {id(module) for module in self._layers.modules.values()}
-        for module, training in self.modes.items():
+        for module, training in self.last_modes.items():
             if is_library_leaf(module) or id(module) in own:
                 module.training = training
         return run()

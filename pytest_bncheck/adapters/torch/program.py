@@ -15,7 +15,6 @@ import torch
 from pytest_bncheck.adapters.base import NO_CALLS, NO_STATISTICS, Adapter, Mode, Pass, Sampling
 from pytest_bncheck.adapters.devices import rounding
 from pytest_bncheck.adapters.random_state import fingerprint
-from pytest_bncheck.adapters.torch.adapter import DIALECT
 from pytest_bncheck.adapters.torch.batch import batch_length, understand
 from pytest_bncheck.adapters.torch.buffers import Buffers, places
 from pytest_bncheck.adapters.torch.data import (
@@ -25,6 +24,7 @@ from pytest_bncheck.adapters.torch.data import (
     float_outputs,
     to_tensors,
 )
+from pytest_bncheck.adapters.torch.dialect import DIALECT
 from pytest_bncheck.adapters.torch.internals import is_exported, require_internals
 from pytest_bncheck.adapters.torch.state import Snapshot
 from pytest_bncheck.types import Calls, InputError, Layer, Prediction, Recipe, Statistics
