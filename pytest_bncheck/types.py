@@ -120,7 +120,8 @@ class Layer:
     frozen
         In inference mode by design while the rest trains.
     stock
-        A class of the framework itself, whose formula is known.
+        Normalises with batch statistics in training, at the rate that the framework's own layers
+        have at its momentum; otherwise momentum says nothing and the rate was measured.
     trained
         Scale or offset differ from their initial 1 and 0.
     resolution

@@ -217,6 +217,14 @@ class Adapter(ABC):
         return self._history or [self.read()]
 
     @property
+    def kept(self) -> Sequence[Sequence[float]]:
+        """The share of its statistics that each layer kept in each training step.
+
+        Only where rates change from call to call; empty where each call has `Layer.update_rate`.
+        """
+        return ()
+
+    @property
     def calls(self) -> Calls:
         """Calls of each layer over all training steps together.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +31,9 @@ class Training:
         Running statistics before the first step and after each, as far as they were logged.
     stop
         Running statistics after the training.
+    kept_in_steps
+        The share of its statistics that each layer kept in each step; empty where every call had
+        the layer's update rate.
     streams
         What each call in a training step normalised, of layers that are called several times.
     replicas
@@ -52,6 +56,7 @@ class Training:
     calls: Calls
     history: Sequence[Statistics]
     stop: Statistics
+    kept_in_steps: Sequence[Sequence[float]] = ()
     streams: Mapping[str, Streams] = field(default_factory=dict)
     replicas: Sequence[Statistics] = ()
     idle: Sequence[str] = ()
@@ -109,15 +114,19 @@ class Training:
     @cached_property
     def logged_batches(self) -> list[Statistics]:
         """The batch statistics of every training step, as far as rounding lets them be read."""
-        pairs = list(zip(self.layers, self.calls_per_step, strict=True))
-        batches = []
-        for step, (before, after) in enumerate(pairwise(self.history)):
-            kept = [
-                running.remaining_share(layer.update_rate, step * calls, calls)
-                for layer, calls in pairs
-            ]
-            batches.append(running.recover_batch(before, after, kept))
-        return batches
+        return [
+            running.recover_batch(before, after, self._kept_in(step))
+            for step, (before, after) in enumerate(pairwise(self.history))
+        ]
+
+    def _kept_in(self, step: int) -> Sequence[float]:
+        """The share of its statistics that each layer kept in a step that was made."""
+        if self.kept_in_steps:
+            return self.kept_in_steps[step]
+        return [
+            running.remaining_share(layer.update_rate, step * calls, calls)
+            for layer, calls in zip(self.layers, self.calls_per_step, strict=True)
+        ]
 
     @property
     def updates(self) -> Sequence[int]:
@@ -131,6 +140,8 @@ class Training:
         """What is left of each layer's initial value, in [0, 1]."""
         if self.past is not None:
             return self.past.weights
+        if self.kept_in_steps:
+            return [math.prod(shares) for shares in zip(*self.kept_in_steps, strict=True)]
         return [
             running.remaining_weight(layer.update_rate, updates)
             for layer, updates in zip(self.layers, self.updates, strict=True)

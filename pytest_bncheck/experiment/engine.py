@@ -192,7 +192,11 @@ def _has_converged(adapter: Adapter) -> bool:
     before, after = adapter.history[-2:]
     calls = [count / steps for count in adapter.calls.training]
     rows = list(zip(layers, calls, strict=True))
-    kept = [running.remaining_share(layer.update_rate, c * (steps - 1), c) for layer, c in rows]
+    kept: Sequence[float] = [
+        running.remaining_share(layer.update_rate, c * (steps - 1), c) for layer, c in rows
+    ]
+    if adapter.kept:
+        kept = adapter.kept[-1]
     batch = running.recover_batch(before, after, kept)
     eps = [layer.eps for layer in layers]
     rates = [

@@ -91,6 +91,7 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
         calls=adapter.calls,
         history=adapter.history,
         stop=stop,
+        kept_in_steps=adapter.kept,
         streams=streams,
         replicas=replicas,
         idle=watching.idle if watching else [],

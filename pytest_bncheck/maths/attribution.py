@@ -95,13 +95,14 @@ def slope(
     ----------
     reactions
         Per layer :math:`g_γ = γ·∂/∂γ` and :math:`g_β = γ·∂/∂β` of ⟨y, u⟩ under `along`, each of
-        shape (channels,); None where they are unknown.
+        shape (channels,); None where they are unknown. Of another shape, as where a scale is
+        shared by several statistics, they tell nothing.
     total
         :math:`\|u\|^2`, > 0.
     """
     found: Shares = []
     for (d, s), reaction in zip(shift_and_scale(running, batch, eps), reactions, strict=True):
-        if reaction is None:
+        if reaction is None or reaction[0].shape != d.shape:
             found.append(None)
             continue
         by_scale, by_shift = reaction

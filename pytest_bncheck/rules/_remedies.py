@@ -25,8 +25,8 @@ def longer_training(evidence: Evidence, layer: Layer) -> str | None:
     if until is None or layer.momentum is None:
         return None
     return (
-        f"Train for more updates: at momentum {layer.momentum:g} the initial value falls to 1 % "
-        f"only after {until}."
+        f"Train for more updates: at {words.memory(evidence, layer, layer.update_rate or 0.0)} "
+        f"the initial value falls to 1 % only after {until}."
     )
 
 
@@ -54,25 +54,35 @@ def shorter_memory(evidence: Evidence, layer: Layer) -> str | None:
     if enough:
         pairs = list(enough.items())
         one_for_all = len(set(enough.values())) == 1
-        advice = [_enough(evidence, *pair) for pair in (pairs[:1] if one_for_all else pairs)]
+        advice = [_enough(evidence, layer, *pair) for pair in (pairs[:1] if one_for_all else pairs)]
         if evidence.training.made not in enough:
-            advice.insert(0, f"no momentum would have sufficed for {_made(evidence)}")
-        code = evidence.dialect.set_momentum(layer.type, next(iter(enough.values())))
+            none = "momentum" if layer.stock else "update rate"
+            advice.insert(0, f"no {none} would have sufficed for {_made(evidence)}")
+        code = set_rate(evidence, layer, next(iter(enough.values())))
         return f"Or shorten the memory: {', '.join(advice)}.\n{code}"
     if rate is None or not 0.0 < rate < COMMON_RATE:
         return None
-    momentum = evidence.dialect.momentum_of(COMMON_RATE)
     until = updates_until(COMMON_RATE, SETTLED)
     return (
-        f"Or shorten the memory: momentum {momentum:g} forgets the initial value in {until} "
-        f"updates:\n{evidence.dialect.set_momentum(layer.type, COMMON_RATE)}"
+        f"Or shorten the memory: {words.memory(evidence, layer, COMMON_RATE)} forgets the initial "
+        f"value in {until} updates:\n{set_rate(evidence, layer, COMMON_RATE)}"
     )
 
 
-def _enough(evidence: Evidence, steps: int, rate: float) -> str:
+def set_rate(evidence: Evidence, layer: Layer, rate: float) -> str:
+    """Code that gives a layer the update rate."""
+    if layer.stock:
+        return evidence.dialect.set_momentum(layer.type, rate)
+    return (
+        f"# where {layer.type} updates its running statistics\n"
+        f"running = {1.0 - rate:g} * running + {rate:g} * batch"
+    )
+
+
+def _enough(evidence: Evidence, layer: Layer, steps: int, rate: float) -> str:
     """``momentum 0.8 should suffice for 20 steps``."""
     only = " (which remembers the last batches only)" if rate >= FORGETFUL else ""
-    momentum = f"momentum {evidence.dialect.momentum_of(rate):g}{only}"
+    momentum = f"{words.memory(evidence, layer, rate)}{only}"
     if steps > (evidence.training.made or 0):
         return f"{momentum} should suffice for {words.plural(steps, 'step')}"
     return f"{momentum} would have sufficed for {_made(evidence)}"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION, DEGRADED_GAP
-from pytest_bncheck.types import Prediction, Trace
+from pytest_bncheck.types import Layer, Prediction, Trace
 from pytest_bncheck.wording import listing as listing
 from pytest_bncheck.wording import percent as percent
 from pytest_bncheck.wording import plural as plural
@@ -110,6 +110,13 @@ def n_of_m(layers: Collection[str], evidence: Evidence, verb: str) -> str:
 def their(layers: Collection[str]) -> str:
     """What the layers have is ``its`` of a single one."""
     return "its" if len(layers) == 1 else "their"
+
+
+def memory(evidence: Evidence, layer: Layer, rate: float) -> str:
+    """``momentum 0.9``, or ``update rate 0.1`` of a layer whose momentum means something else."""
+    if not layer.stock:
+        return f"update rate {rate:.4g}"
+    return f"momentum {evidence.dialect.momentum_of(rate):g}"
 
 
 def layer(name: str) -> str:

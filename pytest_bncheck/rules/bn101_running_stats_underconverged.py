@@ -100,8 +100,8 @@ def _cause(evidence: Evidence, worst: Layer, k: int, weight: float, layers: list
     )
     updates = words.plural(evidence.training.updates[k], "update")
     text = (
-        f"After {updates} at momentum {worst.momentum:g}, {words.percent(weight, 1)} of {whose} "
-        "still the initial value."
+        f"After {updates} at {words.memory(evidence, worst, worst.update_rate or 0.0)}, "
+        f"{words.percent(weight, 1)} of {whose} still the initial value."
     )
     if evidence.training.past is not None:
         text = _read_from_statistics(evidence, worst, weight, whose)

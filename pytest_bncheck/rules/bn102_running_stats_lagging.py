@@ -95,14 +95,15 @@ def _cause(evidence: Evidence, layers: list[str]) -> str:
     average = (
         "the cumulative average (momentum=None) weighs all steps alike"
         if worst.update_rate is None
-        else f"at momentum {worst.momentum:g} only {words.percent(weight, 1)} of the initial "
-        "value is left"
+        else f"at {words.memory(evidence, worst, worst.update_rate)} only "
+        f"{words.percent(weight, 1)} of the initial value is left"
     )
     trail = f"The weights move faster than the running average follows: {average}"
     if _remembers_nothing(evidence, layers):
-        share = words.percent(worst.update_rate or 0.0)
+        rate = worst.update_rate or 0.0
+        share, memory = words.percent(rate), words.memory(evidence, worst, rate)
         trail = (
-            f"At momentum {worst.momentum:g} the last mini-batch makes {share} of the statistics, "
+            f"At {memory} the last mini-batch makes {share} of the statistics, "
             "and others differ from it"
         )
     return words.sentences(
@@ -114,8 +115,10 @@ def _cause(evidence: Evidence, layers: list[str]) -> str:
 
 
 def _memory(evidence: Evidence, layers: list[str]) -> str:
-    momentum = faults.worst_layer(evidence, layers).momentum
-    return "a cumulative average" if momentum is None else f"momentum {momentum:g}"
+    worst = faults.worst_layer(evidence, layers)
+    if worst.update_rate is None:
+        return "a cumulative average"
+    return words.memory(evidence, worst, worst.update_rate)
 
 
 def _remedy(evidence: Evidence, layers: list[str]) -> str:
@@ -128,7 +131,7 @@ def _remedy(evidence: Evidence, layers: list[str]) -> str:
         )
     worst = faults.worst_layer(evidence, layers)
     if _remembers_nothing(evidence, layers):
-        code = evidence.dialect.set_momentum(worst.type, remedies.COMMON_RATE)
+        code = remedies.set_rate(evidence, worst, remedies.COMMON_RATE)
         return words.bullets(f"Use a momentum that remembers many batches:\n{code}", recalibration)
     return words.bullets(
         recalibration,

@@ -9,6 +9,7 @@ import numpy as np
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths.running import shift_and_scale
 from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION
+from pytest_bncheck.rules import _remedies as remedies
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding, Layer
@@ -131,7 +132,7 @@ def _remedy(evidence: Evidence, layer: Layer) -> str:
     k = evidence.layers.index(layer)
     declare = 'If that is on purpose, declare it: intended="frozen-batchnorm".'
     if layer.update_rate == 0.0:
-        code = evidence.dialect.set_momentum(layer.type, 0.1)
+        code = remedies.set_rate(evidence, layer, remedies.COMMON_RATE)
         return words.bullets(f"Give it a momentum that updates:\n{code}", declare)
     if not evidence.training.updates[k]:
         mode = evidence.dialect.training_mode

@@ -47,7 +47,7 @@ class MomentumSuspicious(Rule):
     severity = "warning"
 
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
-        fast = [layer for layer in evidence.training.forgetful if layer.momentum is not None]
+        fast = [layer for layer in evidence.training.forgetful if layer.stock]
         if not fast:
             return None
         first, names = fast[0], [layer.name for layer in fast]

@@ -26,6 +26,7 @@ from pytest_bncheck.adapters.random_state import RandomState, fingerprint
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import step as steps
 from pytest_bncheck.adapters.torch.batch import batch_length
+from pytest_bncheck.adapters.torch.buffers import Buffers, equal
 from pytest_bncheck.adapters.torch.data import (
     Raw,
     batched,
@@ -36,12 +37,14 @@ from pytest_bncheck.adapters.torch.data import (
     remixed,
     to_tensors,
 )
+from pytest_bncheck.adapters.torch.dialect import DIALECT, RECALIBRATE
 from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.adapters.torch.internals import as_written, require_internals
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.loss import Criterion
 from pytest_bncheck.adapters.torch.modes import Watch, asleep, depends_on_mode, is_library_leaf
-from pytest_bncheck.adapters.torch.passes import Passes, equal, moved
+from pytest_bncheck.adapters.torch.passes import Passes
+from pytest_bncheck.adapters.torch.record import Record
 from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, refuse_synchronised
 from pytest_bncheck.adapters.torch.replicas import Replicas
 from pytest_bncheck.adapters.torch.slopes import slopes
@@ -50,7 +53,6 @@ from pytest_bncheck.adapters.torch.streams import streams_of
 from pytest_bncheck.adapters.torch.tracing import Tracer
 from pytest_bncheck.types import (
     Calls,
-    Dialect,
     Layer,
     Prediction,
     Recipe,
@@ -61,24 +63,6 @@ from pytest_bncheck.types import (
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
-
-DIALECT = Dialect(
-    set_momentum=lambda kind, rate: f"nn.{kind}(..., momentum={rate:g})",
-    recalibrate="torch.optim.swa_utils.update_bn(train_loader, model)",
-    momentum_of=lambda rate: rate,
-    training_mode="model.train()",
-    mode="self.training",
-    freeze="Keep the frozen part in eval mode, in the model's class:\n"
-    "def train(self, mode=True):\n"
-    "    super().train(mode)\n"
-    "    self.backbone.eval()  # the frozen part\n"
-    "    return self",
-    running_in_eval="Let it use running statistics in eval mode (track_running_stats=True, "
-    "training=self.training)",
-    copy_statistics="copy.load_state_dict(model.state_dict())  # parameters and buffers",
-    unbiased=True,
-    counter="num_batches_tracked",
-)
 
 
 class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
@@ -117,8 +101,6 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._custom_step = steps.is_custom(model, recipe)
         self._log: list[Raw] = []
         self._read_log: list[Statistics] = []
-        self._ran_in_inference: dict[nn.Module, None] = {}
-        """Modules that ran only in inference mode in some training step."""
         self._trained_on: dict[int, Pass] = {}
         """Passes on the training path that equal those in training mode, by mini-batch."""
         self._cleanup = ExitStack()
@@ -135,7 +117,10 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             self.model.to(self._to)
         lightning.attach(self.model)
         self._layers = Layers(self.model)
+        if not self._layers.are_reset_by_update_bn:
+            self.dialect = dataclasses.replace(DIALECT, recalibrate=RECALIBRATE)
         self._passes = self._make_passes(self._snapshot.paths)
+        self._record = Record(self.model, self._snapshot)
         self._replicas = Replicas(self.model)
         self.follows = self._replicas.follows
         self._step = steps.make(self.model, self.recipe, self._passes.forward, self._criterion)
@@ -166,13 +151,19 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
                 module.training = training
 
     def restore(self, *, keep_weights: bool = False) -> None:
-        kept: list[tuple[Tensor, Tensor]] = []
+        trained: list[tuple[nn.Module, str, Tensor]] = []
         if keep_weights:
-            kept = [(tensor, tensor.detach().clone()) for tensor in _tensors(self.model)]
+            trained = [
+                (module, key, tensor.detach().clone())
+                for module in self.model.modules()
+                for key, tensor in _tensors_by_name(module)
+            ]
         self._cleanup.close()
         self._snapshot.restore()
-        for tensor, values in kept:
-            overwrite(tensor.data, values)
+        for module, key, values in trained:
+            now = getattr(module, key, None)
+            if isinstance(now, Tensor) and now.shape == values.shape:
+                overwrite(now.data, values)
 
     # training ---------------------------------------------------------------------------------
 
@@ -181,19 +172,19 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._passes.begin()
         refuse_synchronised(self.model, torch.device(self.device))
         self._layers.calls.watch()
-        if len(self._layers.rates) < len(self._layers.modules):
-            self._measure_silent_rates()
+        if not (self.expected_steps or self._layers.are_own):
+            self._meet_layers()
         self._layers.calls.reset()
         self._log, self._calls = [self._layers.raw()], self._layers.calls.counted()
 
-    def _measure_silent_rates(self) -> None:
+    def _meet_layers(self) -> None:
+        """A pass in which layers of unknown classes show what they do, as training steps would."""
         __tracebackhide__ = True
         state, batch = RandomState.capture(), self._batches[0]
-        with torch.no_grad():
-            self._passes.in_training(
-                lambda: self._layers.measure_silent_rates(lambda: self._passes.forward(batch))
-            )
+        with torch.no_grad(), self._layers.kept():
+            self._passes.in_training(lambda: self._passes.forward(batch))
         state.restore()
+        self._layers.leave_strangers([])
         self._passes.enter_training()
 
     def train_step(self, index: int) -> None:
@@ -207,10 +198,13 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         before = fingerprint() if first else {}
         with torch.enable_grad(), ran.open(), self._layers.calls.during_step():
             loss = self._step(self._batches[index])
-        self._ran_in_inference.update({m: None for m in ran.inference if m not in ran.training})
+        self._passes.follow(ran)
+        self._record.add(ran, self._layers.calls.kept_in_step)
         if first:
             self.stochastic = before != fingerprint()
             self._log = self._layers.order_by_call(self._log)
+        if self._layers.has_strangers:
+            self._log, self._read_log = self._layers.leave_strangers(self._log), []
         self._calls = self._layers.calls.counted()
         return loss.detach() if isinstance(loss, Tensor) else loss
 
@@ -223,6 +217,10 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
     @property
     def calls(self) -> Calls:
         return self._calls
+
+    @property
+    def kept(self) -> list[list[float]]:
+        return self._record.kept(self._layers)
 
     def gather(self) -> list[Statistics]:
         self._replicas.stop_broadcasts()
@@ -243,18 +241,13 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
     @property
     def idle(self) -> list[str]:
-        paths, modes = self._snapshot.paths, self._passes.modes
-        return [
-            paths[module]
-            for module in self._ran_in_inference
-            if modes.get(module, False) and module in paths and depends_on_mode(module)
-        ]
+        idle = self._record.idle()
+        return [self._snapshot.paths[m] for m in idle if self._passes.modes.get(m, False)]
 
     @property
     def asleep(self) -> list[str]:
         modules = asleep(self.model, self._passes.modes) if self._passes.mixed else []
-        ran = (m for m in modules if m in self._ran_in_inference and depends_on_mode(m))
-        return [self._snapshot.paths[module] for module in ran]
+        return [self._snapshot.paths[m] for m in modules if self._record.rested(m)]
 
     @property
     def unsaved(self) -> list[str]:
@@ -270,7 +263,11 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         ]
 
     def layers(self) -> list[Layer]:
-        return self._layers.describe({id(m) for m, mode in self._passes.modes.items() if not mode})
+        begun, idle = self._passes.modes, set(self._record.idle())
+        resting = [m for m, training in self._passes.last_modes.items() if not training]
+        # A layer that rests is frozen by design, unless it trained when training began and learns.
+        in_eval = {id(m) for m in resting if not (begun.get(m, False) and m in idle)}
+        return self._layers.describe(in_eval, self._record.frozen(self._layers))
 
     def read(self, *, exact: bool = False) -> Statistics:
         return self._layers.biased(self._layers.raw(), exact)
@@ -298,20 +295,20 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._passes.enter_eval()
         if not observe:
             return self._passes.run(batch, size, observe=False)
-        watch, buffers = Watch(), self._layers.named_buffers()
-        before = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+        watch, statistics = Watch(), Buffers(self._layers.places())
         with watch.open():
             prediction = self._passes.run(batch, size)
         if watch.low_precision is not None:  # autocast, whatever the parameters' dtype
             self.noise = rounding(dtype_name(watch.low_precision), self.device)
-        updated = moved([(name, buffer, before[name]) for name, buffer in buffers.items()])
         in_training = [
             self._snapshot.paths[module]
             for module in watch.training
             if module in self._snapshot.paths and depends_on_mode(module)
         ]
         return dataclasses.replace(
-            prediction, mutated=(*prediction.mutated, *updated), in_training=tuple(in_training)
+            prediction,
+            mutated=(*prediction.mutated, *statistics.moved()),
+            in_training=tuple(in_training),
         )
 
     def _with_batch_statistics(self, batch: Any, size: int | None) -> Pass:
@@ -366,7 +363,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             prediction = run()
             filled = self._replicas.broadcast(self._layers.raw())
             calls = self._layers.calls.counted()
-        return Pass(prediction, self._layers.batch_statistics(filled, active, calls), calls)
+        return Pass(prediction, self._layers.batch_statistics(filled, active), calls)
 
     def _active(self) -> dict[str, Any]:
         """The layers that used batch statistics in training, or would have."""
@@ -374,7 +371,8 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         return {
             name: module
             for (name, module), calls in pairs
-            if (calls if self._losses else self._passes.modes[module])
+            if (calls or not self._losses)
+            and self._passes.last_modes.get(module, True)
             and not self._layers.is_constant(name)
         }
 
@@ -433,6 +431,12 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
+
+
+def _tensors_by_name(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a module itself registers."""
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
 
 
 def _is_among(tensor: Tensor, some: Mapping[int, Tensor]) -> bool:

@@ -5,19 +5,23 @@ PyTorch stores the unbiased variance; it is converted here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from pytest_bncheck.adapters.torch.buffers import Buffers, Place, places
 from pytest_bncheck.adapters.torch.calls import CallCounter
 from pytest_bncheck.adapters.torch.data import Raw, dtype_name
 from pytest_bncheck.adapters.torch.internals import plain_name
-from pytest_bncheck.maths.running import bessel, from_zero
-from pytest_bncheck.types import Calls, Layer, Statistics
+from pytest_bncheck.adapters.torch.rates import Rates, is_own
+from pytest_bncheck.maths.running import bessel
+from pytest_bncheck.types import Layer, Statistics
 
 
 class Layers:
@@ -28,24 +32,33 @@ class Layers:
     modules
         The modules by name, in the order in which statistics are read and written.
     rates
-        Their update rates, None for the cumulative average; without those of layers that have no
-        momentum to read, until `measure_silent_rates`.
+        Their update rates.
     calls
         Counts their calls.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self.modules: dict[str, Any] = {
             plain_name(name) or type(module).__name__: module
             for name, module in model.named_modules()
             if _has_statistics(module)
         }
-        self.rates: dict[str, float | None] = {
-            name: module.momentum
-            for name, module in self.modules.items()
-            if hasattr(module, "momentum")
-        }
-        self.calls = CallCounter(self.modules, self.is_constant)
+        self.rates = Rates(self.modules)
+        self.calls = CallCounter(self.modules, self.rates)
+
+    @property
+    def are_own(self) -> bool:
+        """Whether all classes are PyTorch's own."""
+        return all(map(is_own, self.modules.values()))
+
+    @property
+    def are_reset_by_update_bn(self) -> bool:
+        """Whether `torch.optim.swa_utils.update_bn` re-estimates the statistics of all layers."""
+        return all(
+            isinstance(module, _BatchNorm) and type(module).forward.__module__.startswith("torch.")
+            for module in self.modules.values()
+        )
 
     # statistics -------------------------------------------------------------------------------
 
@@ -68,13 +81,13 @@ class Layers:
             tuple(mean), tuple(v / factor for v, factor in zip(var, factors, strict=True))
         )
 
-    def named_buffers(self) -> dict[str, Tensor]:
-        """Everything that the layers update, by its name in the state of the model."""
-        return {
-            f"{name}.{key}": buffer
+    def places(self) -> list[Place]:
+        """Where everything is that the layers update."""
+        return [
+            (f"{name}.{key}", module, key)
             for name, module in self.modules.items()
-            for key, buffer in buffers(module).items()
-        }
+            for key in _updated(module)
+        ]
 
     def write(self, statistics: Statistics, exact: bool) -> None:
         """Store statistics; with `exact` the biased variances as they are."""
@@ -83,115 +96,130 @@ class Layers:
             _fill(module.running_mean, statistics.mean[k])
             _fill(module.running_var, statistics.var[k] * factor)
 
-    def batch_statistics(self, filled: Raw, active: Iterable[str], calls: Calls) -> Statistics:
-        """B = r1 / (1 - (1-α)^c) of the active layers, from zeroed statistics after c calls."""
+    def batch_statistics(self, filled: Raw, active: Iterable[str]) -> Statistics:
+        """B = r1 / (1 - w) of the active layers, from zeroed statistics of which w was kept."""
         found, current, active = self.biased(filled), self.biased(self.raw()), set(active)
         mean, var = list(current.mean), list(current.var)
         for k, name in enumerate(self.modules):
-            if name in active and calls.training[k]:
-                rate, count = self.rates[name] or None, calls.training[k]  # 0: see `emptied`
-                mean[k] = from_zero(found.mean[k], rate, count)
-                var[k] = np.maximum(from_zero(found.var[k], rate, count), 0.0)
+            taken_in = 1.0 - self.calls.kept[name]
+            if name in active and taken_in:
+                mean[k] = found.mean[k] / taken_in
+                var[k] = np.maximum(found.var[k] / taken_in, 0.0)
         return Statistics(tuple(mean), tuple(var))
 
     @contextmanager
     def emptied(self, active: Iterable[str]) -> Iterator[None]:
         """Zeroed statistics, so that a pass leaves α times its batch statistics in them.
 
-        A layer without momentum averages over its calls; one with momentum 0 gets a temporary one.
+        A layer without momentum averages over its calls; one with momentum 0 gets a temporary one:
+        that of its last update, or 1.
         """
         names = set(active)
-        unmoved = [m for n, m in self.modules.items() if n in names and self.rates[n] == 0.0]
-        momenta = [(m, m.momentum) for m in unmoved if hasattr(m, "momentum")]
-        with _kept(self.modules.values()):
+        unmoved = {
+            name: (module, module.momentum, self.rates.last[name])
+            for name, module in self.modules.items()
+            if name in names and self.rates.is_stock(name) and module.momentum == 0.0
+        }
+        with self.kept():
             for name in names:
-                for buffer in buffers(self.modules[name]).values():
-                    buffer.data.zero_()
-            for module, _ in momenta:
-                module.momentum = 1.0
+                for key in _updated(self.modules[name]):
+                    getattr(self.modules[name], key).data.zero_()
+            for module, _, last in unmoved.values():
+                module.momentum = last or 1.0
             try:
                 yield
             finally:
-                for module, momentum in momenta:
-                    module.momentum = momentum
+                for name, (module, momentum, last) in unmoved.items():
+                    module.momentum, self.rates.last[name] = momentum, last
 
-    def measure_silent_rates(self, forward: Callable[[], object]) -> None:
-        """Measure the update rate of layers that have no momentum to read.
+    @property
+    def has_strangers(self) -> bool:
+        """Whether some layer showed that it is no batch normalisation."""
+        return not self.rates.strange.isdisjoint(self.modules)
 
-        With zeroed statistics and one batch b, two passes leave α·b and α·b·(2-α).
-        """
-        silent = {n: m for n, m in self.modules.items() if n not in self.rates}
-        reads: list[dict[str, Tensor]] = []
-        with _kept(self.modules.values()):
-            for module in silent.values():
-                module.running_mean.data.zero_()
-                module.running_var.data.zero_()
-            for _ in range(2):
-                forward()
-                reads.append(
-                    {n: m.running_var.detach().double().clone() for n, m in silent.items()}
-                )
-        for name in silent:
-            one, two = reads[0][name], reads[1][name]
-            norm = float((one * one).sum())
-            self.rates[name] = 0.0 if norm == 0 else 2.0 - float((one * two).sum()) / norm
+    def leave_strangers(self, log: list[Raw]) -> list[Raw]:
+        """Look no more at layers that are no batch normalisation; the log without them."""
+        return self._rearranged(log, [n for n in self.modules if n not in self.rates.strange])
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """All buffers of the model end as they began: a pass in training mode moves others too."""
+        own = self.places()
+        mine = {(id(owner), key) for _, owner, key in own}
+        others = (place for place in places(self._model) if (id(place[1]), place[2]) not in mine)
+        statistics, rest = Buffers(own), Buffers(others)
+        try:
+            yield
+        finally:
+            statistics.put_back()
+            rest.put_back_moved()
 
     def is_constant(self, name: str) -> bool:
-        """Whether a layer has no momentum and no pass changes its statistics."""
-        return self.rates.get(name) == 0.0 and not hasattr(self.modules[name], "momentum")
+        """Whether no pass changes a layer's statistics, whatever its mode."""
+        return self.rates.is_constant(name)
 
     def order_by_call(self, log: list[Raw]) -> list[Raw]:
         """Put the layers, and the log of their statistics, in the order of their first call."""
-        order = [*self.calls.order, *(n for n in self.modules if n not in self.calls.order)]
-        if order == list(self.modules):
+        called = [name for name in self.calls.order if name in self.modules]
+        return self._rearranged(log, [*called, *(n for n in self.modules if n not in called)])
+
+    def _rearranged(self, log: list[Raw], names: list[str]) -> list[Raw]:
+        """Keep the layers of these names in this order, and so in the log."""
+        before = list(self.modules)
+        if names == before:
             return log
-        sizes, names = self._sizes(), list(self.modules)
+        sizes = self._sizes()
 
         def sort(flat: Tensor) -> Tensor:
-            parts = dict(zip(names, torch.split_with_sizes(flat, sizes), strict=True))
-            return torch.cat([parts[name] for name in order])
+            parts = dict(zip(before, torch.split_with_sizes(flat, sizes), strict=True))
+            return torch.cat([parts[name] for name in names]) if names else flat[:0]
 
-        for name in order:  # in place: `calls` has the same dictionary
-            self.modules[name] = self.modules.pop(name)
-        return [(sort(mean), sort(var)) for mean, var in log]
+        log = [(sort(mean), sort(var)) for mean, var in log]
+        kept = {name: self.modules[name] for name in names}
+        self.modules.clear()  # in place: `calls` has the same dictionary
+        self.modules.update(kept)
+        return log
 
     def _sizes(self) -> list[int]:
         return [module.running_mean.numel() for module in self.modules.values()]
 
     # description ------------------------------------------------------------------------------
 
-    def describe(self, frozen: set[int]) -> list[Layer]:
+    def describe(self, in_eval: set[int], frozen: set[str]) -> list[Layer]:
         """Every layer as rules and reports see it.
 
         Parameters
         ----------
-        frozen
+        in_eval
             The ids of modules that stay in eval mode in training.
+        frozen
+            Names of the layers whose parameters, and those before them, did not change.
         """
         modules = list(self.modules.values())
         rows = zip(self.modules.items(), _trained(modules), _counted(modules), strict=True)
         return [
-            self._describe(name, module, id(module) in frozen, trained, counted)
+            dataclasses.replace(
+                self._describe(name, module, id(module) in in_eval, trained, counted),
+                frozen_parameters=name in frozen,
+            )
             for (name, module), trained, counted in rows
         ]
 
     def _describe(
         self, name: str, module: Any, in_eval: bool, trained: bool, counted: int | None
     ) -> Layer:
-        momentum = getattr(module, "momentum", None)
-        rate = self.rates.get(name, momentum)
+        rate = self.rates.last[name]
         return Layer(
             name=name,
             type=type(module).__name__,
-            momentum=momentum if hasattr(module, "momentum") else rate,
+            momentum=rate,
             update_rate=rate,
             eps=float(getattr(module, "eps", 0.0)),
             frozen=in_eval or self.is_constant(name),
-            stock=type(module).__module__.startswith("torch.nn."),
+            stock=self.rates.is_stock(name),
             trained=trained,
             resolution=torch.finfo(module.running_var.dtype).eps,
             dtype=dtype_name(module.running_var.dtype),
-            frozen_parameters=name not in self.calls.after_trainable and _all_frozen(module),
             counted=counted,
         )
 
@@ -211,27 +239,15 @@ def _counted(modules: Sequence[Any]) -> list[int | None]:
     return [count or None for count in found]
 
 
-def buffers(module: nn.Module) -> dict[str, Tensor]:
+def _updated(module: nn.Module) -> list[str]:
     """What a layer updates in training: running mean and variance, and its counter of batches."""
     keys = ("running_mean", "running_var", "num_batches_tracked")
-    found = {key: getattr(module, key, None) for key in keys}
-    return {key: buffer for key, buffer in found.items() if isinstance(buffer, Tensor)}
+    return [key for key in keys if isinstance(getattr(module, key, None), Tensor)]
 
 
 def _has_statistics(module: nn.Module) -> bool:
     mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     return isinstance(mean, Tensor) and isinstance(var, Tensor)
-
-
-@contextmanager
-def _kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Layers end with the statistics that they began with."""
-    saved = [(b, b.detach().clone()) for module in modules for b in buffers(module).values()]
-    try:
-        yield
-    finally:
-        for buffer, values in saved:
-            buffer.data.copy_(values)
 
 
 def _trained(modules: Sequence[Any]) -> list[bool]:
@@ -246,12 +262,6 @@ def _trained(modules: Sequence[Any]) -> list[bool]:
     differ = torch.stack([flag.to(home) for _, flag in flags]).tolist() if flags else []
     trained = {k for (k, _), differs in zip(flags, differ, strict=True) if differs}
     return [k in trained for k in range(len(modules))]
-
-
-def _all_frozen(module: nn.Module) -> bool:
-    """Whether a layer has parameters and none of them trains."""
-    parameters = list(module.parameters())
-    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 def _fill(buffer: Tensor, values: Any) -> None:

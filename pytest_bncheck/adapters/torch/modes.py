@@ -48,6 +48,10 @@ class Watch:
     ----------
     training, inference
         Modules that ran in this mode, in the order of their first call.
+    order
+        All of them in that order.
+    learning
+        Those that ran in inference mode with gradients on.
     low_precision
         The 16-bit type in which some module got its input, or None.
     """
@@ -55,6 +59,8 @@ class Watch:
     def __init__(self) -> None:
         self.training: dict[nn.Module, None] = {}
         self.inference: dict[nn.Module, None] = {}
+        self.order: dict[nn.Module, None] = {}
+        self.learning: dict[nn.Module, None] = {}
         self.low_precision: torch.dtype | None = None
 
     @contextmanager
@@ -69,6 +75,9 @@ class Watch:
     def _see(self, module: nn.Module, inputs: Any) -> None:
         if inputs and getattr(inputs[0], "dtype", None) in (torch.float16, torch.bfloat16):
             self.low_precision = inputs[0].dtype
+        self.order.setdefault(module)
+        if torch.is_grad_enabled() and not module.training:
+            self.learning.setdefault(module)
         (self.training if module.training else self.inference).setdefault(module)
 
 

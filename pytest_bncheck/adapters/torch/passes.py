@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -15,11 +15,12 @@ from pytest_bncheck.adapters.random_state import fingerprint
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import loss as losses
 from pytest_bncheck.adapters.torch.batch import refuse_arguments, targets_of, understand
+from pytest_bncheck.adapters.torch.buffers import Buffers, places
 from pytest_bncheck.adapters.torch.data import describe, float_outputs, mean_output
 from pytest_bncheck.adapters.torch.hints import hints
-from pytest_bncheck.adapters.torch.internals import has_too_few_values, plain_name
+from pytest_bncheck.adapters.torch.internals import has_too_few_values
 from pytest_bncheck.adapters.torch.layers import Layers
-from pytest_bncheck.adapters.torch.modes import is_library_leaf
+from pytest_bncheck.adapters.torch.modes import Watch, is_library_leaf
 from pytest_bncheck.adapters.torch.refusals import dtype_note
 from pytest_bncheck.types import InputError, Prediction, Recipe
 
@@ -47,7 +48,9 @@ class Passes:
     mixed
         Whether the model was handed over with some modules in training mode and some not.
     modes
-        Whether each module is in training mode when the model trains.
+        Whether each module was in training mode when the training began.
+    last_modes
+        Whether each module is in training mode in a training step, as the last one had it.
     attributes
         Plain attributes of all modules before the first pass in eval mode.
     """
@@ -67,6 +70,7 @@ class Passes:
         self._custom_step, self._needs_loss = custom_step, needs_loss
         self.mixed = False
         self.modes: dict[nn.Module, bool] = {}
+        self.last_modes: dict[nn.Module, bool] = {}
         self.attributes: PlainAttributes | None = None
 
     # modes ------------------------------------------------------------------------------------
@@ -79,6 +83,15 @@ class Passes:
         if self._recipe.train_step is None:
             lightning.begin(self._model)
         self.modes = {module: module.training for module in self._model.modules()}
+        self.last_modes = dict(self.modes)
+
+    def follow(self, ran: Watch) -> None:
+        """Take over the modes in which modules ran in a training step.
+
+        A module that ran in both counts as in training mode: the other may have been a validation.
+        """
+        self.last_modes.update(dict.fromkeys(ran.inference, False))
+        self.last_modes.update(dict.fromkeys(ran.training, True))
 
     def enter_eval(self) -> None:
         """Enter eval mode as the user does."""
@@ -91,10 +104,10 @@ class Passes:
         return nullcontext() if self.attributes is None else self.attributes.as_before()
 
     def enter_training(self) -> None:
-        """Give every module the mode that it had after `begin`."""
+        """Give every module the mode that it has in a training step."""
         if not self.mixed:
             self._model.train()
-        for module, training in self.modes.items():
+        for module, training in self.last_modes.items():
             module.training = training
 
     def in_training(self, run: Callable[[], T]) -> T:
@@ -114,7 +127,7 @@ class Passes:
                 raise
         self._model.eval()
         own = {id(module) for module in self._layers.modules.values()}
-        for module, training in self.modes.items():
+        for module, training in self.last_modes.items():
             if is_library_leaf(module) or id(module) in own:
                 module.training = training
         return run()
@@ -161,7 +174,7 @@ class Passes:
         """One forward without gradients in the modes that the modules are in."""
         __tracebackhide__ = True
         random_before = fingerprint() if observe else {}
-        others = self._other_buffers() if observe else []
+        others = self._other_buffers() if observe else None
         targets = targets_of(self._model, batch)
         # Only the autograd graph tells logits from probabilities, so the first pass may need it.
         with torch.set_grad_enabled(not self._criterion.decided):
@@ -174,7 +187,7 @@ class Passes:
             accuracy=losses.accuracy(outputs, targets, self._criterion.operation),
             constant_loss=constant,
             random=observe and random_before != fingerprint(),
-            mutated=tuple(moved(others)),
+            mutated=() if others is None else tuple(others.moved()),
         )
 
     def _scores(
@@ -194,26 +207,15 @@ class Passes:
             return None if loss is None else number(loss), None
         return number(loss), number(self._criterion(mean_output(outputs, size), targets))
 
-    def _other_buffers(self) -> list[tuple[str, Tensor, Tensor]]:
-        own = {id(buffer) for buffer in self._layers.named_buffers().values()}
-        others = [(n, b) for n, b in self._model.named_buffers() if id(b) not in own]
-        return [(plain_name(name), buffer, buffer.detach().clone()) for name, buffer in others]
+    def _other_buffers(self) -> Buffers:
+        own = {id(getattr(owner, key)) for _, owner, key in self._layers.places()}
+        return Buffers(
+            (name, owner, key)
+            for name, owner, key in places(self._model)
+            if id(getattr(owner, key)) not in own
+        )
 
 
 def number(loss: Any) -> float:
     """A loss on the host."""
     return float(loss.detach() if isinstance(loss, Tensor) else loss)
-
-
-def equal(left: Tensor, right: Tensor) -> Tensor:
-    """Equality in which NaN equals itself; still on the device."""
-    return ((left == right) | ((left != left) & (right != right))).all()
-
-
-def moved(buffers: Sequence[tuple[str, Tensor, Tensor]]) -> list[str]:
-    """Names of the buffers that are not as they were before, compared in one transfer."""
-    if not buffers:
-        return []
-    home = buffers[0][1].device
-    same = torch.stack([equal(now, then).to(home) for _, now, then in buffers]).tolist()
-    return [name for (name, *_), kept in zip(buffers, same, strict=True) if not kept]

@@ -15,8 +15,8 @@ import torch
 from pytest_bncheck.adapters.base import NO_CALLS, NO_STATISTICS, Adapter, Mode, Pass, Sampling
 from pytest_bncheck.adapters.devices import rounding
 from pytest_bncheck.adapters.random_state import fingerprint
-from pytest_bncheck.adapters.torch.adapter import DIALECT
 from pytest_bncheck.adapters.torch.batch import batch_length, understand
+from pytest_bncheck.adapters.torch.buffers import Buffers, places
 from pytest_bncheck.adapters.torch.data import (
     describe,
     dtype_name,
@@ -24,8 +24,8 @@ from pytest_bncheck.adapters.torch.data import (
     float_outputs,
     to_tensors,
 )
+from pytest_bncheck.adapters.torch.dialect import DIALECT
 from pytest_bncheck.adapters.torch.internals import is_exported, require_internals
-from pytest_bncheck.adapters.torch.passes import moved
 from pytest_bncheck.adapters.torch.state import Snapshot
 from pytest_bncheck.types import Calls, InputError, Layer, Prediction, Recipe, Statistics
 
@@ -124,17 +124,15 @@ class TorchProgramAdapter(Adapter, Sampling):
 
     def _pass(self, batch: Any, size: int | None) -> Prediction:
         __tracebackhide__ = True
-        before = {name: b.detach().clone() for name, b in self._model.named_buffers()}
+        buffers = Buffers(places(self._model))
         random = fingerprint()
         with torch.no_grad():
             outputs = self._call(batch)
-        # Read again by name: a program can put another tensor in a buffer's place.
-        buffers = [(name, now, before[name]) for name, now in self._model.named_buffers()]
         return Prediction(
             outputs=float_outputs(outputs, size),
             structure=describe(outputs),
             random=random != fingerprint(),
-            mutated=tuple(moved(buffers)),
+            mutated=tuple(buffers.moved()),
         )
 
     def _call(self, batch: Any) -> Any:

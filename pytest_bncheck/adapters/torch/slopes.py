@@ -59,7 +59,7 @@ def _affine(modules: Mapping[str, Any]) -> Iterator[dict[str, _Affine]]:
     own = {
         name: (module, dict(parameters_by_name(module)))
         for name, module in modules.items()
-        if {"weight", "bias"} <= parameters_by_name(module).keys()
+        if {"weight", "bias"} <= parameters_by_name(module).keys() and _has_own_scale(module)
     }
     leaves = {}
     try:
@@ -78,6 +78,13 @@ def _affine(modules: Mapping[str, Any]) -> Iterator[dict[str, _Affine]]:
         for module, before in own.values():
             parameters_by_name(module).clear()
             parameters_by_name(module).update(before)
+
+
+def _has_own_scale(module: Any) -> bool:
+    """Whether each running statistic has a scale of its own, unlike those of parts of a batch."""
+    scale = module.weight
+    channels = getattr(module, "num_features", None) if scale is None else scale.numel()
+    return channels in (None, module.running_mean.numel())
 
 
 def _slope(scale: Tensor, by_scale: Tensor | None, by_offset: Tensor | None) -> Tensor:

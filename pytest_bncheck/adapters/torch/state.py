@@ -13,7 +13,7 @@ import sys
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -49,10 +49,13 @@ class Snapshot:
     ----------
     paths
         The shortest path to each module from the first root: ``encoder.blocks[1].norm``.
+    values
+        The values of every tensor, by its id.
     """
 
     def __init__(self, *roots: Any) -> None:
         self.paths: dict[nn.Module, str] = {}
+        self.values: dict[int, torch.Tensor] = {}
         self._seen: dict[int, Any] = {}
         self._undo: list[Undo] = []
         waiting = deque((root, "") for root in roots)
@@ -70,15 +73,35 @@ class Snapshot:
 
     def _keep(self, item: Any) -> None:
         self._seen[id(item)] = item  # held, so that no other object gets its id
-        undo = _remember(item)
+        undo = self._remember_tensor(item) if isinstance(item, torch.Tensor) else _remember(item)
         if undo is not None:
             self._undo.append(undo)
+
+    def _remember_tensor(self, tensor: torch.Tensor) -> Undo | None:
+        if not _has_numbers(tensor):
+            return None  # nothing to put back: no numbers yet, or they cannot change
+        values = self.values[id(tensor)] = tensor.data.clone()
+        return _remember_tensor(tensor, values)
+
+    def is_unchanged(self, tensors: Iterable[torch.Tensor]) -> bool:
+        """Whether all tensors have the values that they had; read in one transfer."""
+        pairs = [(tensor.detach(), self.values.get(id(tensor))) for tensor in tensors]
+        same = [
+            (now == then.to(now.device)).all()
+            for now, then in pairs
+            if then is not None and then.shape == now.shape
+        ]
+        home = same[0].device if same else None
+        if not same or len(same) < len(pairs):
+            return not pairs
+        return bool(torch.stack([each.to(home) for each in same]).all())
 
     def restore(self) -> None:
         """Put everything back. May be called once."""
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
+        self.values.clear()
 
 
 def _attributes(item: Any) -> list[dict[str, Any]]:
@@ -126,8 +149,6 @@ def _children(item: Any) -> Iterator[tuple[str, Any]]:
 
 def _remember(item: Any) -> Undo | None:
     """How to put one object back, or None if it has no state besides its children's."""
-    if isinstance(item, torch.Tensor):
-        return _remember_tensor(item)
     if isinstance(item, np.ndarray) and item.flags.writeable and item.dtype != object:
         values = item.copy()
         return lambda: np.copyto(item, values)
@@ -153,15 +174,16 @@ def _remember(item: Any) -> Undo | None:
     return (lambda: _refill_slots(item, slots)) if slots else None
 
 
-def _remember_tensor(tensor: torch.Tensor) -> Undo | None:
-    """Values, storage, gradient and flags of a tensor.
+def _has_numbers(tensor: torch.Tensor) -> bool:
+    return not (nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.is_inference())
+
+
+def _remember_tensor(tensor: torch.Tensor, values: torch.Tensor) -> Undo:
+    """How to put back values, storage, gradient and flags of a tensor.
 
     `data` is written, not the tensor itself, so that a graph the user still holds stays valid.
     """
-    if nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.is_inference():
-        return None  # nothing to put back: no numbers yet, or they cannot change
     data, wanted, version = tensor.data, tensor.requires_grad, version_of(tensor)
-    values = data.clone()
     gradient = tensor.grad if tensor.is_leaf else None
     gradient_values = None if gradient is None else gradient.detach().clone()
 

@@ -31,26 +31,21 @@ def streams_of(layers: Layers, before: Raw, after: Raw) -> dict[str, Streams]:
     start, stop = layers.biased(before, exact=True), layers.biased(after, exact=True)
     found = {}
     for k, (name, module) in enumerate(layers.modules.items()):
-        if name in records and layers.rates[name] != 0.0:
+        if name in records:
             ends = (start.mean[k], start.var[k]), (stop.mean[k], stop.var[k])
-            each = _calls(module, layers.rates[name], records[name], ends)
+            each = _calls(module, records[name], ends)
             found[name] = Streams(each, min(samples for _, samples in records[name].sizes))
     return found
 
 
-def _calls(
-    module: Any, rate: float | None, record: StepRecord, ends: tuple[tuple[Any, Any], ...]
-) -> Statistics:
+def _calls(module: Any, record: StepRecord, ends: tuple[tuple[Any, Any], ...]) -> Statistics:
     """Biased batch statistics of the calls of one layer."""
     seen = [(mean.cpu().double(), var.cpu().double()) for mean, var in record.between]
     between = [(mean.reshape(-1).numpy(), var.reshape(-1).numpy()) for mean, var in seen]
     start, stop = ends
     each = recover_calls(
         [start, *between, stop],
-        [
-            1.0 / (record.earlier + j + 1) if rate is None else rate
-            for j in range(len(record.sizes))
-        ],
+        record.rates,
         float(getattr(module, "eps", 0.0)),
         torch.finfo(module.running_var.dtype).eps,
     )
