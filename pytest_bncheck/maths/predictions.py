@@ -109,7 +109,8 @@ def argmax_agreement(
 
 
 def _decisions(output: Array) -> NDArray[np.intp]:
-    return np.where(np.isnan(output), -np.inf, output).argmax(axis=1)
+    decisions: NDArray[np.intp] = np.where(np.isnan(output), -np.inf, output).argmax(axis=1)
+    return decisions
 
 
 def finite(prediction: Mapping[str, Array], reference: Mapping[str, Array]) -> bool:

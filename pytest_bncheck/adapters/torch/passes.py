@@ -171,7 +171,7 @@ class Passes:
             outputs=float_outputs(outputs, size),
             structure=describe(outputs),
             loss=loss,
-            accuracy=losses.accuracy(outputs, targets, self._criterion.operation),
+            accuracy=self._criterion.accuracy(outputs, targets),
             constant_loss=constant,
             random=observe and random_before != fingerprint(),
             mutated=tuple(moved(others)),

@@ -102,3 +102,105 @@ def test_a_hole_that_only_eval_mode_has_never_passes(net: Any) -> None:
     report = ragged(net(4), 0, one_more=True)
     assert report.verdict == "fail", str(report)
     assert "BN201" in codes(report)
+
+
+# accuracy of classifications only -----------------------------------------------------------------
+
+
+def classes_of(seed: int, shift: int = 0) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)
+    y = torch.arange(32) % 4
+    return torch.randn(4, 8)[y] * 2 + 2 + 0.5 * torch.randn(32, 8), y + shift
+
+
+def triplet(e: Tensor, y: Tensor) -> Tensor:
+    apart, same = torch.cdist(e, e), y[:, None] == y[None]
+    return functional.relu((apart * same).amax(1) - (apart + 9 * same).amin(1) + 0.5).mean()
+
+
+def supervised_contrast(e: Tensor, y: Tensor) -> Tensor:
+    e = functional.normalize(e, dim=1)
+    others = ~torch.eye(len(e), dtype=torch.bool)
+    scores = (e @ e.T / 0.2).masked_fill(~others, -1e9).log_softmax(1)
+    return -scores[(y[:, None] == y[None]) & others].mean()
+
+
+class Cosine(nn.Module):
+    """The head of a margin loss over embeddings, which the model itself does not have."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(classes, width))
+
+    def forward(self, e: Tensor) -> Tensor:
+        return 8 * functional.normalize(e, dim=1) @ functional.normalize(self.centres, dim=1).T
+
+
+def step_with(loss: Any, head: nn.Module | None = None) -> Any:
+    made: list[Any] = []
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        if not made:
+            parameters = [*model.parameters(), *(head.parameters() if head else ())]
+            made.append(torch.optim.Adam(parameters, 1e-3))
+        value = loss(model(batch[0]), batch[1])
+        made[0].zero_grad()
+        value.backward()
+        made[0].step()
+        return value
+
+    return step
+
+
+def accuracies(report: Any) -> tuple[float | None, float | None]:
+    return report.predictions.train.accuracy, report.predictions.eval.accuracy
+
+
+@pytest.mark.parametrize("net", [mlp, cnn])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("loss", [triplet, supervised_contrast])
+def test_embeddings_are_no_decisions(net: Any, seed: int, loss: Any) -> None:
+    batch = classes_of(seed)
+    for options in ({"loss": loss}, {"train_step": step_with(loss), "forward": of_first}):
+        assert accuracies(check(net(16), batch, steps=20, **options)) == (None, None)
+    assert accuracies(check(net(16), batch, steps=0, loss=loss)) == (None, None)
+
+
+def of_first(model: nn.Module, batch: Any) -> Tensor:
+    return model(batch[0])
+
+
+@pytest.mark.parametrize("net", [mlp, cnn])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_embeddings_below_the_head_of_a_step_are_no_decisions(net: Any, seed: int) -> None:
+    batch, head = classes_of(seed), Cosine(16, 4)
+    step = step_with(lambda e, y: functional.cross_entropy(head(e), y), head)
+    report = check(net(16), batch, steps=20, train_step=step)
+    assert accuracies(report) == (None, None)
+    assert report.predictions.eval.loss is None
+
+
+@pytest.mark.parametrize("net", [mlp, cnn])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_agrees_with_cross_entropy_is_a_classification(net: Any, seed: int) -> None:
+    batch = classes_of(seed)
+    smooth = nn.CrossEntropyLoss(label_smoothing=0.1)
+    given = [
+        {},
+        {"loss": smooth},
+        {"loss": lambda o, y: functional.nll_loss(o.log_softmax(1), y) + 1e-4 * (o**2).mean()},
+        {"train_step": step_with(functional.cross_entropy)},
+    ]
+    for options in given:
+        report = check(net(4), batch, steps=60, **(options or {"optimizer": adam()}))
+        assert None not in accuracies(report), options
+    report = check(net(4), batch, steps=0, loss=given[2]["loss"])
+    assert None not in accuracies(report)
+
+
+@pytest.mark.parametrize("net", [mlp, cnn])
+def test_labels_out_of_range_have_no_accuracy(net: Any) -> None:
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, labels - 100)
+
+    assert accuracies(check(net(4), classes_of(0, 100), steps=20, loss=loss)) == (None, None)
