@@ -153,7 +153,7 @@ def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
     if entropy is not None:
         return entropy
     if targets.shape == output.shape and targets.is_floating_point():
-        return lambda out, to: functional.mse_loss(main_output(out), to)
+        return _squared_error
     raise _unclear(outputs, targets)
 
 
@@ -267,6 +267,13 @@ def _cross_entropy(output: Tensor, labels: Tensor, kind: str) -> Tensor:
     if kind == "softmax":
         return functional.nll_loss(output.clamp_min(1e-12).log(), labels)
     return functional.cross_entropy(output, labels)
+
+
+def _squared_error(outputs: Any, targets: Tensor) -> Tensor:
+    output = main_output(outputs)
+    if output.shape != targets.shape:
+        raise _unclear(outputs, targets)
+    return functional.mse_loss(output, targets)
 
 
 def _like(output: Tensor, targets: Tensor) -> Tensor:

@@ -204,3 +204,56 @@ def test_labels_out_of_range_have_no_accuracy(net: Any) -> None:
         return functional.cross_entropy(outputs, labels - 100)
 
     assert accuracies(check(net(4), classes_of(0, 100), steps=20, loss=loss)) == (None, None)
+
+
+# eval mode returns something else -----------------------------------------------------------------
+
+
+class Decides(nn.Module):
+    """Logits in training mode, and in eval mode what becomes of them."""
+
+    def __init__(self, body: nn.Module, decide: Any) -> None:
+        super().__init__()
+        self.body, self.decide = body, decide
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.body(x)
+        return logits if self.training else self.decide(logits)
+
+
+def above_zero(logits: Tensor) -> list[Tensor]:
+    return [row[row > 0] for row in logits]
+
+
+def decoded(logits: Tensor) -> list[str]:
+    return [str(int(k)) for k in logits.argmax(1)]
+
+
+FORMS = [lambda z: z.argmax(1), lambda z: z.topk(2).indices, above_zero, decoded]
+
+
+@pytest.mark.parametrize("net", [mlp, cnn])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("decide", FORMS)
+def test_what_no_loss_takes_has_none(net: Any, seed: int, decide: Any) -> None:
+    for steps in (0, 60):
+        report = check(Decides(net(4), decide), classes_of(seed), steps=steps)
+        assert report.predictions.eval.loss is None
+        assert report.predictions.gap is None
+        assert "BN201" not in codes(report)
+    assert report.verdict == "pass", str(report)
+
+
+@pytest.mark.parametrize("net", [mlp, cnn])
+def test_an_inferred_regression_is_not_broadcast(net: Any) -> None:
+    x, _ = classes_of(0)
+    model = Decides(net(2), lambda z: z[:, :1])
+    report = check(model, (x, x[:, :2] * 2), steps=60)
+    assert report.predictions.eval.loss is None
+
+
+@pytest.mark.parametrize("net", [mlp, cnn])
+def test_a_given_loss_says_itself_what_it_cannot_take(net: Any) -> None:
+    model = Decides(net(4), lambda z: z.argmax(1))
+    with pytest.raises(RuntimeError):
+        check(model, classes_of(0), steps=20, loss=functional.cross_entropy)
