@@ -249,9 +249,14 @@ class Judgement:
             retained=self.retained(prediction),
             loss=prediction.loss,
             accuracy=prediction.accuracy,
-            finite=predictions.finite(prediction.outputs)
+            finite=self._is_finite(prediction)
             and (prediction.loss is None or abs(prediction.loss) < math.inf),
         )
+
+    def _is_finite(self, prediction: Prediction) -> bool:
+        """Whether a prediction is finite wherever that of training mode is."""
+        reference = self.train.outputs if self.train else {}
+        return predictions.finite(prediction.outputs, reference)
 
     def judge(self, scores: Scores) -> BNVerdict | None:
         """The verdict on some scores under this check's limits."""
@@ -292,7 +297,7 @@ class Judgement:
             retained=self.retained(prediction),
             loss=prediction.loss,
             accuracy=prediction.accuracy,
-            finite=predictions.finite(prediction.outputs),
+            finite=self._is_finite(prediction),
         )
         return decisions_suffer(scores, self.train)
 

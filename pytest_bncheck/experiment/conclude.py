@@ -11,7 +11,7 @@ from pytest_bncheck import rules
 from pytest_bncheck.adapters.base import Adapter
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import predictions, running
-from pytest_bncheck.maths.predictions import worst_output
+from pytest_bncheck.maths.predictions import worst_pair
 from pytest_bncheck.report import (
     AfterUpdates,
     Curves,
@@ -181,13 +181,14 @@ def _curves(evidence: Evidence, *, found: bool) -> Curves:
 def _samples(evidence: Evidence) -> Samples | None:
     """Some samples of the output that differs most, in the values that tell samples apart most."""
     train, judged = evidence.train, evidence.judged
-    if train is None or judged is None or evidence.judged_gap is None:
+    if train is None or judged is None:
         return None
-    worst = worst_output(judged.outputs, train.outputs)
-    count = len(train.outputs[worst])
-    first = train.outputs[worst].reshape(count, -1)
-    second = judged.outputs[worst].reshape(count, -1)
-    decisions = train.accuracy is not None and train.outputs[worst].ndim == 2
+    worst = worst_pair(judged.outputs, train.outputs)
+    if worst is None:
+        return None
+    count = len(worst.reference)
+    first, second = worst.reference.reshape(count, -1), worst.prediction.reshape(count, -1)
+    decisions = train.accuracy is not None and worst.reference.ndim == 2
     same = first.argmax(1) == second.argmax(1) if decisions and first.shape[1] > 1 else None
     rows = np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).round().astype(int))
     with np.errstate(all="ignore"):

@@ -11,7 +11,7 @@ import numpy as np
 from pytest_bncheck.evidence import Attribution, Comparison, Judgement
 from pytest_bncheck.evidence.diagnosis import MOST_OF_GAP
 from pytest_bncheck.maths import attribution
-from pytest_bncheck.maths.predictions import worst_output
+from pytest_bncheck.maths.predictions import worst_pair
 from pytest_bncheck.types import Layer, Prediction, Statistics
 
 if TYPE_CHECKING:
@@ -67,9 +67,12 @@ def _direction(compared: Comparison) -> Direction | None:
     judged, train = compared.judged, compared.train
     if judged is None or train is None or not compared.judged_gap:
         return None
-    worst = worst_output(judged.outputs, train.outputs)
-    difference = judged.outputs[worst] - train.outputs[worst]
-    return {worst: difference} if np.isfinite(difference).all() else None
+    worst = worst_pair(judged.outputs, train.outputs)
+    if worst is None:
+        return None
+    with np.errstate(invalid="ignore"):  # a mask of infinities
+        difference = worst.prediction - worst.reference
+    return {worst.path: difference} if np.isfinite(difference).all() else None
 
 
 def _largest(layers: Sequence[Layer], shares: Sequence[float | None]) -> list[str]:

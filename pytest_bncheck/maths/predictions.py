@@ -4,42 +4,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pytest_bncheck.types import Array
 
 FLOOR = 0.1
 """Share of the outputs' own size below which their spread over the batch is not trusted."""
 
 
+class Pair(NamedTuple):
+    """One output in two predictions: its path in the first, and its values in both."""
+
+    path: str
+    prediction: Array
+    reference: Array
+
+    @property
+    def apart(self) -> float:
+        """See `relative_difference`."""
+        return relative_difference(self.prediction, self.reference)
+
+
+def aligned(prediction: Mapping[str, Array], reference: Mapping[str, Array]) -> list[Pair]:
+    """The outputs that two predictions share.
+
+    These have the same path and shape in both. Where one prediction is a single output, as a
+    tensor in one mode and a tuple in the other, it is compared with the first output of its shape.
+    """
+    same = [
+        Pair(path, values, reference[path])
+        for path, values in prediction.items()
+        if path in reference and reference[path].shape == values.shape
+    ]
+    if same or 1 not in (len(prediction), len(reference)) or prediction.keys() & reference.keys():
+        return same
+    pairs = (Pair(path, p, r) for path, p in prediction.items() for r in reference.values())
+    return [pair for pair in pairs if pair.prediction.shape == pair.reference.shape][:1]
+
+
 def gap(prediction: Mapping[str, Array], reference: Mapping[str, Array]) -> float | None:
-    """The largest `relative_difference` over all outputs; None if they cannot be aligned.
+    """The largest `relative_difference` over all `aligned` outputs; None if there are none.
 
-    Outputs are aligned by their path in the output structure and must agree in shape. NaN where
-    one holds a value that is not finite and the other does not hold the same.
+    NaN where one holds a value that is not finite and the other a finite one.
     """
-    if not reference or prediction.keys() != reference.keys():
-        return None
-    if any(prediction[k].shape != reference[k].shape for k in reference):
-        return None
-    gaps = [relative_difference(prediction[k], reference[k]) for k in reference]
-    return math.nan if any(math.isnan(g) for g in gaps) else max(gaps)
+    gaps = [pair.apart for pair in aligned(prediction, reference)]
+    return math.nan if any(map(math.isnan, gaps)) else max(gaps, default=None)
 
 
-def worst_output(prediction: Mapping[str, Array], reference: Mapping[str, Array]) -> str:
-    """Path of the output with the largest `relative_difference`, one that is NaN before all others.
+def worst_pair(prediction: Mapping[str, Array], reference: Mapping[str, Array]) -> Pair | None:
+    """The aligned outputs that are furthest apart, NaN before all others; None without any."""
 
-    Both have the same outputs, at least one.
-    """
+    def size(pair: Pair) -> float:
+        return math.inf if math.isnan(pair.apart) else pair.apart
 
-    def size(path: str) -> float:
-        apart = relative_difference(prediction[path], reference[path])
-        return math.inf if math.isnan(apart) else apart
-
-    return max(reference, key=size)
+    return max(aligned(prediction, reference), key=size, default=None)
 
 
 def relative_difference(prediction: Array, reference: Array) -> float:
@@ -51,13 +74,22 @@ def relative_difference(prediction: Array, reference: Array) -> float:
     what tells the samples apart. Free of scale, sensitive to shifts; ``1 - gap²`` is the R² of
     eval against training predictions. The second term guards near-constant outputs, and gives
     one sample a yardstick.
+
+    Entries that are finite in neither are left out, as masks of NaN or -inf are; NaN where an
+    entry is finite in only one of the two.
     """
-    if np.array_equal(prediction, reference, equal_nan=True):
-        return 0.0
+    known = np.isfinite(reference)
+    if not np.array_equal(known, np.isfinite(prediction)):
+        return math.nan
     with np.errstate(all="ignore"):
-        difference = float(np.linalg.norm(prediction - reference))
-        spread = float(np.linalg.norm(reference - reference.mean(axis=0, keepdims=True)))
-        size = max(spread, FLOOR * float(np.linalg.norm(reference)))
+        counts = np.maximum(known.sum(axis=0, keepdims=True), 1)
+        values = np.where(known, reference, 0.0)
+        mean = values.sum(axis=0, keepdims=True) / counts
+        difference = float(np.linalg.norm(np.where(known, prediction - reference, 0.0)))
+        spread = float(np.linalg.norm(np.where(known, values - mean, 0.0)))
+        size = max(spread, FLOOR * float(np.linalg.norm(values)))
+    if difference == 0.0:
+        return 0.0
     if not math.isfinite(difference) or not math.isfinite(size):
         return math.nan
     return difference / size if size > 0 else math.inf
@@ -68,18 +100,29 @@ def argmax_agreement(
 ) -> float | None:
     """Share of argmax decisions over axis 1 that are equal, in [0, 1]; None if not a classifier.
 
-    Looks at the first output with at least two columns.
+    Looks at the first output with at least two columns. What is NaN is no candidate.
     """
-    for key, expected in reference.items():
-        given = prediction.get(key)
-        if given is not None and given.shape == expected.shape and _columns(expected) >= 2:
-            return float(np.mean(given.argmax(axis=1) == expected.argmax(axis=1)))
+    for pair in aligned(prediction, reference):
+        if _columns(pair.reference) >= 2:
+            return float(np.mean(_decisions(pair.prediction) == _decisions(pair.reference)))
     return None
 
 
-def finite(prediction: Mapping[str, Array]) -> bool:
-    """Whether every output is finite."""
-    return all(bool(np.isfinite(output).all()) for output in prediction.values())
+def _decisions(output: Array) -> NDArray[np.intp]:
+    decisions: NDArray[np.intp] = np.where(np.isnan(output), -np.inf, output).argmax(axis=1)
+    return decisions
+
+
+def finite(prediction: Mapping[str, Array], reference: Mapping[str, Array]) -> bool:
+    """Whether every output is finite wherever the reference is.
+
+    An output that cannot be aligned has to be finite throughout.
+    """
+    expected = {pair.path: np.isfinite(pair.reference) for pair in aligned(prediction, reference)}
+    return all(
+        bool((np.isfinite(output) | ~expected.get(path, np.True_)).all())
+        for path, output in prediction.items()
+    )
 
 
 def retained(

@@ -121,7 +121,7 @@ def _suffers(evidence: Evidence, path: Prediction, other: Prediction) -> bool:
         retained=retained,
         loss=other.loss,
         accuracy=other.accuracy,
-        finite=predictions.finite(other.outputs),
+        finite=predictions.finite(other.outputs, path.outputs),
     )
     return decisions_suffer(scores, path) is not False
 

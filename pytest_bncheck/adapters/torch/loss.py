@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_bncheck.adapters.hints import kind as in_words
@@ -20,6 +20,11 @@ Loss = Callable[[Any, Any], Any]
 
 IGNORED = -100
 """The class index that torch's cross-entropy leaves out."""
+
+PRECISION = 0.02
+"""Largest relative difference of one loss computed in two precisions."""
+
+_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 
 
 class Criterion:
@@ -36,13 +41,19 @@ class Criterion:
         None while unknown.
     operation
         `last_operation` of the outputs; None before the first outputs.
-    decided
-        Whether `loss` is final: given, inferred, or impossible to infer.
+    of_classes
+        Whether the loss is a classification's; None while unknown.
     """
 
     def __init__(self, loss: Loss | None) -> None:
-        self.loss, self.decided = loss, loss is not None
+        self.loss = loss
         self.operation: str | None = None
+        self.of_classes: bool | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether nothing is left to be asked of the autograd graph of the outputs."""
+        return self.of_classes is not None
 
     def __call__(self, outputs: Any, targets: Any) -> Any:
         """The loss; with gradients on if it is still to be inferred.
@@ -59,14 +70,41 @@ class Criterion:
         if self.operation is None and isinstance(output, Tensor) and output.grad_fn is not None:
             self.operation = last_operation(output)
         if self.loss is None:
-            self.decide(infer(outputs, targets), self.operation)
-        assert self.loss is not None
-        return self.loss(outputs, targets)
+            self.loss = infer(outputs, targets)
+        loss = self.loss(outputs, targets)
+        if self.of_classes is None and loss is not None:
+            self.of_classes = isinstance(self.loss, _OF_CLASSES) or self._agrees(
+                loss, output, targets
+            )
+        return loss
 
-    def decide(self, loss: Loss | None, operation: str | None) -> None:
-        """Decide on a loss, or that it stays unknown."""
-        self.loss, self.operation = self.loss or loss, self.operation or operation
-        self.decided = True
+    def decide(self, kind: str | None, columns: int | None = None) -> None:
+        """Infer the loss from outputs of this kind, or leave it unknown if None.
+
+        With `columns`, outputs of another number of columns have no loss.
+        """
+        if self.loss is None and kind is not None:
+            self.loss = like(kind, columns)
+        self.operation = self.operation or kind
+        if self.loss is None:
+            self.of_classes = False
+
+    def accuracy(self, outputs: Any, targets: Any) -> float | None:
+        """Share of right decisions in [0, 1]; None where the loss is no classification's."""
+        return accuracy(outputs, targets, self.operation) if self.of_classes else None
+
+    def _agrees(self, loss: Any, output: Any, targets: Any) -> bool:
+        """Whether a loss is the cross-entropy of this output and these targets."""
+        if not isinstance(output, Tensor) or not isinstance(targets, Tensor):
+            return False
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            return False
+        kind = self.operation or "logits"
+        with torch.no_grad():
+            entropy = cross_entropy(output, targets, kind)
+            expected = math.nan if entropy is None else float(entropy(output, targets))
+        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        return entropy is not None and _close(value, expected)
 
 
 def own_loss(outputs: Any) -> Any:
@@ -109,9 +147,43 @@ def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
     output = main_output(outputs)
     if not isinstance(output, Tensor) or not isinstance(targets, Tensor):
         raise _unclear(outputs, targets)
-    kind = kind or last_operation(output)
     if classes(output, targets):
         check_labels(output, targets)
+    entropy = cross_entropy(output, targets, kind or last_operation(output))
+    if entropy is not None:
+        return entropy
+    if targets.shape == output.shape and targets.is_floating_point():
+        return _squared_error
+    raise _unclear(outputs, targets)
+
+
+def like(kind: str, columns: int | None = None) -> Loss:
+    """The loss that outputs of a known kind suggest, inferred at each call.
+
+    The kind may come from a part's output, and the model may return something of another form.
+    With another number of columns it has no loss.
+    """
+
+    def loss(outputs: Any, targets: Any) -> Any:
+        if columns is not None and columns_of(main_output(outputs)) != columns:
+            raise _unclear(outputs, targets)
+        return infer(outputs, targets, kind)(outputs, targets)
+
+    return loss
+
+
+def columns_of(output: Any) -> int | None:
+    """Length of the axis of classes; None for what is no tensor."""
+    if not isinstance(output, Tensor):
+        return None
+    return output.shape[1] if output.dim() > 1 else 1
+
+
+def cross_entropy(output: Tensor, targets: Tensor, kind: str) -> Loss | None:
+    """The cross-entropy of outputs of this kind, or None if the targets are no classes of it."""
+    if classes(output, targets):
+        if not _in_range(output, targets):
+            return None
         return lambda out, to: _cross_entropy(main_output(out), to, kind)
     if targets.shape == output.shape and _is_one_hot(targets):
         return lambda out, to: _cross_entropy(main_output(out), to.argmax(dim=1), kind)
@@ -122,9 +194,7 @@ def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
             else functional.binary_cross_entropy_with_logits
         )
         return lambda out, to: entropy(main_output(out), _like(main_output(out), to))
-    if targets.shape == output.shape and targets.is_floating_point():
-        return lambda out, to: functional.mse_loss(main_output(out), to)
-    raise _unclear(outputs, targets)
+    return None
 
 
 def accuracy(outputs: Any, targets: Any, kind: str | None) -> float | None:
@@ -136,6 +206,8 @@ def accuracy(outputs: Any, targets: Any, kind: str | None) -> float | None:
     if not isinstance(output, Tensor) or not isinstance(targets, Tensor):
         return None
     if classes(output, targets):
+        if not _in_range(output, targets):
+            return None
         counted = targets != IGNORED
         right = (output.argmax(dim=1) == targets)[counted]
     elif targets.shape == output.shape and _is_one_hot(targets):
@@ -177,6 +249,17 @@ def check_labels(output: Tensor, targets: Tensor) -> None:
         )
 
 
+def _in_range(output: Tensor, targets: Tensor) -> bool:
+    """Whether every class index that counts has an output."""
+    counted = targets[targets != IGNORED]
+    return not counted.numel() or bool(((counted >= 0) & (counted < output.shape[1])).all())
+
+
+def _close(value: float, expected: float) -> bool:
+    both_nan = math.isnan(value) and math.isnan(expected)
+    return both_nan or math.isclose(value, expected, rel_tol=PRECISION)
+
+
 def _cross_entropy(output: Tensor, labels: Tensor, kind: str) -> Tensor:
     labels = labels.long()  # torch's losses take no other integers
     if kind == "log_softmax":
@@ -184,6 +267,13 @@ def _cross_entropy(output: Tensor, labels: Tensor, kind: str) -> Tensor:
     if kind == "softmax":
         return functional.nll_loss(output.clamp_min(1e-12).log(), labels)
     return functional.cross_entropy(output, labels)
+
+
+def _squared_error(outputs: Any, targets: Tensor) -> Tensor:
+    output = main_output(outputs)
+    if output.shape != targets.shape:
+        raise _unclear(outputs, targets)
+    return functional.mse_loss(output, targets)
 
 
 def _like(output: Tensor, targets: Tensor) -> Tensor:

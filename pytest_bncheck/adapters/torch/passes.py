@@ -184,7 +184,7 @@ class Passes:
             outputs=float_outputs(outputs, size),
             structure=describe(outputs),
             loss=loss,
-            accuracy=losses.accuracy(outputs, targets, self._criterion.operation),
+            accuracy=self._criterion.accuracy(outputs, targets),
             constant_loss=constant,
             random=observe and random_before != fingerprint(),
             mutated=() if others is None else tuple(others.moved()),
@@ -195,17 +195,26 @@ class Passes:
     ) -> tuple[float | None, float | None]:
         """Loss of the outputs, and of the mean output for every sample; None if unknown."""
         __tracebackhide__ = True
-        if self._criterion.decided and self._criterion.loss is None:
-            return None, None
-        try:
-            loss = self._criterion(outputs, targets)
-        except InputError:
-            if self._needs_loss:
-                raise
-            return None, None  # only the user's step knows the loss, or nobody asks for it
+        loss = self._loss(outputs, targets)
         if loss is None or losses.own_loss(outputs) is not None:  # the latter knows no other output
-            return None if loss is None else number(loss), None
-        return number(loss), number(self._criterion(mean_output(outputs, size), targets))
+            return loss, None
+        return loss, self._loss(mean_output(outputs, size), targets)
+
+    def _loss(self, outputs: Any, targets: Any) -> float | None:
+        __tracebackhide__ = True
+        criterion = self._criterion
+        if criterion.decided and criterion.loss is None:
+            return None
+        known = criterion.decided
+        try:
+            loss = criterion(outputs, targets)
+        except Exception as error:
+            if self._recipe.loss is None and known:
+                return None  # eval mode returns what the loss of training mode cannot take
+            if isinstance(error, InputError) and not self._needs_loss:
+                return None  # only the user's step knows the loss, or nobody asks for it
+            raise
+        return None if loss is None else number(loss)
 
     def _other_buffers(self) -> Buffers:
         own = {id(getattr(owner, key)) for _, owner, key in self._layers.places()}

@@ -17,15 +17,18 @@ from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch.batch import per_sample, targets_of
 from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.adapters.torch.internals import last_operation
-from pytest_bncheck.adapters.torch.loss import Criterion, Loss, infer, main_output
+from pytest_bncheck.adapters.torch.loss import (
+    PRECISION,
+    Criterion,
+    columns_of,
+    like,
+    main_output,
+)
 from pytest_bncheck.adapters.torch.refusals import refuse_optimizer, refuse_training
 from pytest_bncheck.types import InputError, Recipe
 
 Step: TypeAlias = Callable[[Any], Any]
 """Trains on one batch and returns the loss."""
-
-_PRECISION = 0.02
-"""Largest relative difference of one loss computed in two precisions."""
 
 
 def is_custom(model: nn.Module, recipe: Recipe) -> bool:
@@ -150,8 +153,7 @@ class _CustomStep:
         self._first, inferred = False, _InferredLosses(targets_of(self._model, batch))
         with inferred.watch():
             loss = self._checked(self._step(self._model, batch))
-        kind = inferred.match(float(loss))
-        self._criterion.decide(None if kind is None else _like(kind), kind)
+        self._criterion.decide(*inferred.match(float(loss)))
         return loss
 
     def _checked(self, loss: Any) -> Any:
@@ -172,7 +174,7 @@ class _InferredLosses:
 
     def __init__(self, targets: Any) -> None:
         self._targets = targets
-        self._found: list[tuple[float, str]] = []
+        self._found: list[tuple[float, str, int | None]] = []
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -183,29 +185,22 @@ class _InferredLosses:
         finally:
             handle.remove()
 
-    def match(self, value: float) -> str | None:
-        """The kind of the last output whose inferred loss has this value, or None."""
-        for candidate, kind in reversed(self._found):
-            if math.isclose(candidate, value, rel_tol=_PRECISION):
-                return kind
-        return None
+    def match(self, value: float) -> tuple[str | None, int | None]:
+        """Kind and columns of the last output whose inferred loss has this value, or None."""
+        for candidate, kind, columns in reversed(self._found):
+            if math.isclose(candidate, value, rel_tol=PRECISION):
+                return kind, columns
+        return None, None
 
     def _see(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         output = main_output(outputs)
         try:
             kind = last_operation(output) if isinstance(output, Tensor) else "logits"
             with torch.no_grad():
-                self._found.append((float(_like(kind)(outputs, self._targets)), kind))
+                loss = float(like(kind)(outputs, self._targets))
+            self._found.append((loss, kind, columns_of(output)))
         except Exception:  # most modules' outputs do not fit the targets
             return
-
-
-def _like(kind: str) -> Loss:
-    """The loss that outputs of a known kind suggest, inferred at each call.
-
-    The kind may come from a part's output, and the model may return something of another form.
-    """
-    return lambda outputs, targets: infer(outputs, targets, kind)(outputs, targets)
 
 
 def _describe(value: Any) -> str:
