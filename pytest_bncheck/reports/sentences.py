@@ -47,7 +47,18 @@ def problem(check: Mapping[str, Any]) -> str:
 
 def agreement(check: Mapping[str, Any]) -> str:
     """How eval mode compares, to follow those words; a suppressed finding may say otherwise."""
-    return f"{'against' if check['suppressed'] else 'repeats'} training mode"
+    unsure = check["suppressed"] or "modes" in check
+    return f"{'against' if unsure else 'repeats'} training mode"
+
+
+def assumed(check: Mapping[str, Any]) -> str:
+    """What was assumed about the modes; empty if they were observed."""
+    if "modes" not in check:
+        return ""
+    return (
+        "The modes are assumed: no training step could be made to see which layers train in "
+        "training mode, so all of them were told to."
+    )
 
 
 def not_checked(check: Mapping[str, Any]) -> Sequence[str]:
