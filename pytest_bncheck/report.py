@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_bncheck.exact import exact
-from pytest_bncheck.types import BNVerdict, Finding, Suppressed, Verdict
+from pytest_bncheck.types import BNVerdict, Finding, Modes, Suppressed, Verdict
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,9 @@ class Report:
     not_checked
         A sentence for each rule that needs more than the adapter offers, and so was not applied;
         not in the JSON object if there is none.
+    modes
+        "assumed" if nothing showed in which modes the layers train; not in the JSON object if it
+        is "observed".
     predictions
         How the modes compare.
     layers
@@ -235,6 +238,7 @@ class Report:
     findings: Sequence[Finding] = ()
     suppressed: Sequence[Suppressed] = ()
     not_checked: Sequence[str] = ()
+    modes: Modes = "observed"
     predictions: Predictions = field(default_factory=Predictions)
     layers: Sequence[LayerReport] = ()
     remedies: Remedies | None = None
@@ -253,6 +257,8 @@ class Report:
         assert isinstance(result, dict)
         if not self.not_checked:
             del result["not_checked"]
+        if self.modes == "observed":
+            del result["modes"]
         return result
 
     def _repr_html_(self) -> str | None:

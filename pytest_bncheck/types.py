@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Verdict: TypeAlias = Literal["pass", "warn", "fail", "error"]
 BNVerdict: TypeAlias = Literal["healthy", "degraded", "broken"]
+Modes: TypeAlias = Literal["observed", "assumed"]
 Severity: TypeAlias = Literal["error", "warning"]
 Capability: TypeAlias = Literal["watching", "sampling", "streams", "replicas", "slopes"]
 """What an adapter may offer besides its required members; see `adapters.base`."""

@@ -130,6 +130,9 @@ class Adapter(ABC):
         Samples in the first batch, or None if unknown.
     expected_steps
         Largest number of training steps that the experiment will make; set before `save`.
+    assumes_modes
+        Whether nothing showed in which modes the layers train, so that they are told to; known
+        after `begin`.
     program
         What the model is, if it is a finished program that can neither be watched nor trained:
         ``a ScriptModule``; otherwise None.
@@ -143,6 +146,7 @@ class Adapter(ABC):
     noise: float = 1e-4
     batch_size: int | None = None
     expected_steps: int = 0
+    assumes_modes: bool = False
     program: str | None = None
 
     @abstractmethod
@@ -190,6 +194,22 @@ class Adapter(ABC):
         TooFewValues
             If a layer refuses to train on a single value per channel.
         """
+
+    @property
+    def ends(self) -> str | None:
+        """What the framework does to the weights at the end of the training; None if nothing.
+
+        As a message says it: ``replaced the weights by their average``.
+        """
+        return None
+
+    def finish(self) -> None:
+        """Do what `ends` says.
+
+        Called after the passes that show the weights as they were trained. All passes after it
+        show those that the user predicts with.
+        """
+        raise NotImplementedError
 
     def train_step(self, index: int) -> None:
         """`step`, with its loss and the running statistics after it logged."""

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from pytest_bncheck.evidence.past import Past
 from pytest_bncheck.maths import running
-from pytest_bncheck.types import Calls, Layer, Statistics, Streams
+from pytest_bncheck.types import Calls, Layer, Modes, Statistics, Streams
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Training:
         Whether a training step drew random numbers.
     past
         What the running statistics tell of a training before the check; None if the check trained.
+    ended
+        What the framework did to the weights at the end of the training; None if nothing. Training
+        mode is then that of the weights before, and eval mode that of those after.
+    modes
+        Whether a training step showed in which modes the layers train.
     """
 
     layers: Sequence[Layer]
@@ -64,6 +69,8 @@ class Training:
     unsaved: Sequence[str] = ()
     stochastic: bool = False
     past: Past | None = None
+    ended: str | None = None
+    modes: Modes = "observed"
 
     @property
     def steps(self) -> int:

@@ -67,6 +67,7 @@ def report(
         findings=findings,
         suppressed=suppressed,
         not_checked=rules.not_checked(evidence),
+        modes=evidence.training.modes,
         predictions=_predictions(evidence),
         layers=_layers(evidence),
         remedies=_remedies(evidence),

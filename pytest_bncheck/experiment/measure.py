@@ -39,6 +39,46 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
     # Before any pass, while every process is at the end of its training.
     streams = adapter.streams if isinstance(adapter, Streaming) else {}
     replicas = adapter.gather() if isinstance(adapter, Replicated) else []
+    passes, stop = _run_passes(adapter, panel)
+    if adapter.ends:
+        with during("the end of the training"):
+            adapter.finish()
+        # Training mode is of the weights that were trained, all else of those that predict.
+        after, stop = _run_passes(adapter, panel)
+        passes = dataclasses.replace(after, train=passes.train)
+    layers = adapter.layers()
+    watching = adapter if isinstance(adapter, Watching) else None
+    losses = adapter.losses
+    training = Training(
+        layers=layers,
+        batch_size=adapter.batch_size,
+        losses=losses,
+        calls=adapter.calls,
+        history=adapter.history,
+        stop=stop,
+        kept_in_steps=adapter.kept,
+        streams=streams,
+        replicas=replicas,
+        idle=watching.idle if watching else [],
+        asleep=watching.asleep if watching else [],
+        unsaved=watching.unsaved if watching else [],
+        stochastic=adapter.stochastic,
+        past=None if losses else _past(layers, stop, passes, adapter.dialect.unbiased),
+        ended=adapter.ends,
+        modes="assumed" if adapter.assumes_modes else "observed",
+    )
+    if settings.planned_updates is not None:
+        _refuse_plan(training, settings.planned_updates)
+        kept = training.kept_until(settings.planned_updates)
+        statistics = running.project(stop, passes.noisy_batch, kept)
+        projection = Projection(statistics, panel.predict_with(statistics))
+        passes = dataclasses.replace(passes, projection=projection)
+    return training, passes
+
+
+def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:
+    """The passes in both modes with the weights as they are, and the running statistics."""
+    __tracebackhide__ = True
     with during("the pass with batch statistics"):
         first = adapter.run(0, Mode.BATCH_STATISTICS)
     with during("the pass in eval mode"):
@@ -83,30 +123,7 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
         passes = _measure_all(adapter, panel, passes)
     elif isinstance(adapter, Replicated) and adapter.follows and first.prediction is not None:
         passes = _judged_by_mean(panel, passes, [first.prediction], [first.statistics], [noisy])
-    losses = adapter.losses
-    training = Training(
-        layers=layers,
-        batch_size=adapter.batch_size,
-        losses=losses,
-        calls=adapter.calls,
-        history=adapter.history,
-        stop=stop,
-        kept_in_steps=adapter.kept,
-        streams=streams,
-        replicas=replicas,
-        idle=watching.idle if watching else [],
-        asleep=watching.asleep if watching else [],
-        unsaved=watching.unsaved if watching else [],
-        stochastic=adapter.stochastic,
-        past=None if losses else _past(layers, stop, passes, adapter.dialect.unbiased),
-    )
-    if settings.planned_updates is not None:
-        _refuse_plan(training, settings.planned_updates)
-        kept = training.kept_until(settings.planned_updates)
-        statistics = running.project(stop, passes.noisy_batch, kept)
-        projection = Projection(statistics, panel.predict_with(statistics))
-        passes = dataclasses.replace(passes, projection=projection)
-    return training, passes
+    return passes, stop
 
 
 def _past(layers: Sequence[Layer], now: Statistics, passes: Passes, unbiased: bool) -> Past:

@@ -47,11 +47,21 @@ def problem(check: Mapping[str, Any]) -> str:
 
 def agreement(check: Mapping[str, Any]) -> str:
     """How eval mode compares, to follow those words; a suppressed finding may say otherwise."""
-    if check["suppressed"]:
+    if check["suppressed"] or "modes" in check:
         return "against training mode"
     gap, curves = check["predictions"]["gap"], check["curves"]
     apart = isinstance(gap, float) and curves and gap > curves["gap_limit"]
     return f"{'decides like' if apart else 'repeats'} training mode"
+
+
+def assumed(check: Mapping[str, Any]) -> str:
+    """What was assumed about the modes; empty if they were observed."""
+    if "modes" not in check:
+        return ""
+    return (
+        "The modes are assumed: no training step could be made to see which layers train in "
+        "training mode, so all of them were told to."
+    )
 
 
 def not_checked(check: Mapping[str, Any]) -> Sequence[str]:

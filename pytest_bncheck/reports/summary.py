@@ -7,7 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pytest_bncheck.reports.layout import printable, remedy_lines, table, wrap
-from pytest_bncheck.reports.sentences import not_checked, problem, setting, suppressed, title
+from pytest_bncheck.reports.sentences import (
+    assumed,
+    not_checked,
+    problem,
+    setting,
+    suppressed,
+    title,
+)
 from pytest_bncheck.wording import number, percent
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "error": "red"}
@@ -133,6 +140,7 @@ def _details(check: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
         yield "seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in check["seconds"].items())
         for hidden in check["suppressed"]:
             yield from wrap(f"{hidden['code']} {hidden['name']} is {hidden['reason']}.")
+        yield from wrap(assumed(check))
         for sentence in not_checked(check):
             yield from wrap(sentence)
         yield from table(layers, most=None)

@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pytest_bncheck.reports.layout import remedy_lines, table, wrap
-from pytest_bncheck.reports.sentences import NOT_ALIGNED, agreement, headline, not_checked, setting
+from pytest_bncheck.reports.sentences import (
+    NOT_ALIGNED,
+    agreement,
+    assumed,
+    headline,
+    not_checked,
+    setting,
+)
 from pytest_bncheck.wording import number, plural
 
 
@@ -32,6 +39,8 @@ def check_lines(check: Mapping[str, Any]) -> list[str]:
     for hidden in check["suppressed"]:
         text = f"{hidden['code']} {hidden['name']} ({hidden['reason']}): {hidden['message']}"
         lines += ["", *wrap(text)]
+    if assumed(check):
+        lines += ["", *wrap(assumed(check))]
     for sentence in not_checked(check):
         lines += ["", *wrap(sentence)]
     return lines

@@ -126,6 +126,18 @@ def _suffers(evidence: Evidence, path: Prediction, other: Prediction) -> bool:
     return decisions_suffer(scores, path) is not False
 
 
+def has_worse_weights(evidence: Evidence) -> bool:
+    """Whether the end of the training replaced the weights by worse ones, which is why eval fails.
+
+    Statistics that converge for the new weights do not bring the prediction back.
+    """
+    gap, recalibrated = evidence.judged_gap, evidence.recalibrated
+    if evidence.training.ended is None or evidence.inconclusive or gap is None:
+        return False
+    far = not gap <= evidence.gap_limit and evidence.fails(evidence.judged)
+    return far and (recalibrated is None or evidence.fails(recalibrated))
+
+
 def are_batches_known(evidence: Evidence) -> bool:
     """Whether every layer's batch statistics could be read; lost updates leave them at 0."""
     pairs = zip(evidence.passes.batch.mean, evidence.passes.batch.var, strict=True)

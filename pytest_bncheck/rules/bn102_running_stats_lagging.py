@@ -51,7 +51,7 @@ class RunningStatsLagging(Rule):
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         grade = faults.severity(evidence, explained)
         layers = faults.layers_at_fault(evidence, explained)
-        if faults.inherited(evidence) in ("lost", "stale"):
+        if faults.inherited(evidence) in ("lost", "stale") or faults.has_worse_weights(evidence):
             return None
         if grade is None or layers is None or faults.initial_value_explains(evidence, explained):
             return None
@@ -98,6 +98,10 @@ def _cause(evidence: Evidence, layers: list[str]) -> str:
         else f"at {words.memory(evidence, worst, worst.update_rate)} only "
         f"{words.percent(weight, 1)} of the initial value is left"
     )
+    ended = evidence.training.ended
+    if ended:
+        trail = f"The training {ended} at its end, and the running statistics are of those before"
+        return words.sentences(f"{who}. {trail}.", faults.split_of_gap(evidence))
     trail = f"The weights move faster than the running average follows: {average}"
     if _remembers_nothing(evidence, layers):
         rate = worst.update_rate or 0.0
@@ -129,6 +133,8 @@ def _remedy(evidence: Evidence, layers: list[str]) -> str:
             "Or load the running statistics together with the parameters (a full state, buffers "
             "included).",
         )
+    if evidence.training.ended:
+        return words.bullets(recalibration, "Or predict with the weights as they were trained.")
     worst = faults.worst_layer(evidence, layers)
     if _remembers_nothing(evidence, layers):
         code = remedies.set_rate(evidence, worst, remedies.COMMON_RATE)

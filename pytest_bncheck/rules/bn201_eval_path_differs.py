@@ -126,6 +126,7 @@ def _is_conclusive(evidence: Evidence) -> bool:
         and not evidence.inconclusive
         and all(layer.stock for layer in evidence.layers)
         and not evidence.passes.is_random
+        and evidence.training.ended is None  # else other weights differ, too
     )
 
 

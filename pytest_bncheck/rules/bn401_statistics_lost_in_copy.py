@@ -11,7 +11,7 @@ from pytest_bncheck.rules import _faults as faults
 from pytest_bncheck.rules import _remedies as remedies
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
-from pytest_bncheck.types import Finding
+from pytest_bncheck.types import Finding, Prediction
 
 
 class StatisticsLostInCopy(Rule):
@@ -21,7 +21,9 @@ class StatisticsLostInCopy(Rule):
     ------------
     With ``steps=0`` it judges a model as it is handed over: it fires where statistics are at
     exactly 0 and 1 beside trained parameters, and where they are so far from the batch's that the
-    prediction fails, though statistics of the batch would bring it back. Always, it looks for
+    prediction fails, though statistics of the batch would bring it back. After a training of its
+    own it fires where the end of the training replaced the weights by an average that predicts
+    worse. Always, it looks for
     statistics that the model's own state leaves out, so that no checkpoint could hold them.
 
     Why it is bad
@@ -54,8 +56,23 @@ class StatisticsLostInCopy(Rule):
     severity = "error"
 
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
-        lost = None if evidence.steps else self._lost(evidence, explained)
+        lost = self._replaced(evidence) if evidence.steps else self._lost(evidence, explained)
         return lost or self._unsaved(evidence, explained)
+
+    def _replaced(self, evidence: Evidence) -> Finding | None:
+        """Weights by which the end of the training replaced those that were trained."""
+        if not faults.has_worse_weights(evidence):
+            return None
+        return self.finding(
+            f"{words.headline(evidence)}. {words.size_of_gap(evidence)}",
+            cause=f"The training {evidence.training.ended} at its end. The new ones predict worse, "
+            f"even with statistics of their own{_as_good(evidence.recalibrated)}.",
+            remedy=words.bullets(
+                "Predict with the weights as they were trained, or let the average forget faster.",
+                "Or train on until the weights change little within its memory.",
+            ),
+            gap=evidence.judged_gap,
+        )
 
     def _lost(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         cause, grade = faults.inherited(evidence), faults.severity(evidence, explained)
@@ -101,6 +118,11 @@ class StatisticsLostInCopy(Rule):
             ),
             layers=names,
         )
+
+
+def _as_good(recalibrated: Prediction | None) -> str:
+    figure = words.how_good(recalibrated)
+    return f" (tried here: {figure})" if figure else ""
 
 
 def _not_theirs(evidence: Evidence, layers: list[str]) -> str:

@@ -195,6 +195,9 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
                 random.restore()
             self._described = self._layers.describe()
             self._training.begin(self.expected_steps // len(self._batches))
+            if not self.expected_steps:
+                self._training.observe(self._batches[0])
+                self.assumes_modes = self._training.assumed
 
     def train_step(self, index: int) -> None:
         __tracebackhide__ = True
@@ -209,6 +212,15 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
                 self._passes.prepare(self._batches[0])
         self.stochastic = training.stochastic
         return training.losses[-1]
+
+    @property
+    def ends(self) -> str | None:
+        return self._training.ends
+
+    def finish(self) -> None:
+        with self._without_gradients():
+            self._training.finish()
+        self._known.clear()
 
     @property
     def execution(self) -> str:
@@ -248,20 +260,21 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
     def idle(self) -> list[str]:
         training = self._training
         # If the mode reached the model, a mode that a layer was given is the user's design.
-        reached = bool(training.watch.model.training)
+        watch = training.seen.watch
+        reached = bool(watch.model.training)
         idle = {
             id(layer)
             for k, layer in enumerate(self._layers.tracking)
             if training.only_infers(k, with_mode=False if reached else None) and layer.trainable
         }
         if not reached:
-            dropouts = training.watch.dropouts
-            idle |= dropouts.inference - dropouts.training
+            only_infer = watch.layers.inference - watch.layers.training
+            idle |= only_infer & set(map(id, self._layers.dropouts))
         return [path for layer, path in self._layers.named if id(layer) in idle]
 
     def layers(self) -> list[Layer]:
         described = self._described or self._layers.describe()
-        if not self._training.watch.model.training:
+        if not self._training.seen.watch.model.training:
             return list(described)
         return [
             dataclasses.replace(
@@ -289,7 +302,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         with self._without_gradients():
             if mode is Mode.BATCH_STATISTICS:
                 return self._with_batch_statistics(index)
-            outcome = self._passes.run(batch, mode, self._training.trained(), observe=observe)
+            outcome = self._passes.run(batch, mode, self._training.modes(), observe=observe)
             if mode is Mode.TRAINING:
                 return Pass(None, self._batch_statistics(outcome))
             return Pass(self._prediction(batch, outcome))
@@ -309,8 +322,8 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
     def _normalised(self, batch: Batch) -> Pass:
         """A pass in eval mode with batch statistics."""
         __tracebackhide__ = True
-        trained = self._training.trained()
-        outcome = self._passes.run(batch, Mode.BATCH_STATISTICS, trained)
+        modes = self._training.modes()
+        outcome = self._passes.run(batch, Mode.BATCH_STATISTICS, modes)
         prediction = self._prediction(batch, outcome)
         return Pass(prediction, self._batch_statistics(outcome), calls_of(outcome.records))
 

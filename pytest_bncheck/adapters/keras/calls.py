@@ -49,11 +49,12 @@ def is_traced(args: Sequence[Any], backend: Backend) -> bool:
     return not backend.eager() or any(isinstance(a, keras.KerasTensor) for a in args)
 
 
-def mode_of(signature: inspect.Signature, args: Any, kwargs: Any) -> bool:
-    """Whether a call with these arguments runs in training mode."""
+def mode_of(signature: inspect.Signature, args: Any, kwargs: Any) -> bool | None:
+    """Whether a call with these arguments runs in training mode; None where nothing says so."""
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
-    return bool(bound.arguments.get("training"))
+    mode = bound.arguments.get("training")
+    return None if mode is None else bool(mode)
 
 
 # changed calls ------------------------------------------------------------------------------------
@@ -63,7 +64,7 @@ def muted(model: Any, kept: Sequence[KerasLayer]) -> list[Replacement]:
     """Inference mode for all layers of Keras, except `kept` and the layers that contain them."""
     excepted = {id(layer) for layer in kept}
     return [
-        (layer, _in_inference(layer.call))
+        (layer, _in_mode(layer, training=False))
         for layer in internals.flat_layers(model)
         if internals.takes_mode(layer)
         and not isinstance(layer, keras.Model)
@@ -74,11 +75,22 @@ def muted(model: Any, kept: Sequence[KerasLayer]) -> list[Replacement]:
     ]
 
 
-def _in_inference(original: Callable[..., Any]) -> Callable[..., Any]:
+def in_training(layers: Sequence[KerasLayer]) -> list[Replacement]:
+    """Training mode for the layers that take a mode, whatever their callers want."""
+    takes = [layer for layer in layers if internals.takes_mode(layer)]
+    return [(layer, _in_mode(layer, training=True)) for layer in takes]
+
+
+def _in_mode(layer: KerasLayer, *, training: bool) -> Callable[..., Any]:
+    original = layer.call
+    signature = inspect.signature(original)
+
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        return original(*args, **{**kwargs, "training": False})
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments["training"] = training
+        return original(*bound.args, **bound.kwargs)
 
     return call
 
@@ -120,11 +132,14 @@ class Modes:
     ----------
     training, inference
         Ids of the layers that ran in training mode, and in inference mode.
+    unset
+        Those in inference mode because neither the caller nor the context gave a mode.
     """
 
     def __init__(self, layers: Sequence[KerasLayer], backend: Backend) -> None:
         self.training: set[int] = set()
         self.inference: set[int] = set()
+        self.unset: set[int] = set()
         self._layers = layers
         self._backend = backend
 
@@ -142,6 +157,8 @@ class Modes:
             if not is_traced(args, self._backend):
                 mode = mode_of(signature, args, kwargs)
                 (self.training if mode else self.inference).add(id(layer))
+                if mode is None:
+                    self.unset.add(id(layer))
             return original(*args, **kwargs)
 
         return call

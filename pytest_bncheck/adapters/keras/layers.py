@@ -29,6 +29,7 @@ _DROPOUT = (
     keras.layers.GaussianDropout,
     keras.layers.GaussianNoise,
 )
+_DENSE = (keras.layers.Dense, keras.layers.EinsumDense)  # take a mode, and only pass it on
 
 
 def _momentum_of(rate: float) -> float:
@@ -77,6 +78,8 @@ class Layers:
         Layers with running statistics, in the order in which they run, and their paths.
     dropouts
         Layers that add noise in training.
+    moded
+        They, and the other layers that take a mode, without those with running statistics.
     recurrent
         Recurrent layers of Keras.
     all_library
@@ -101,6 +104,7 @@ class Layers:
 
         everything = [layer for layer, _ in self.named]
         self.dropouts = [layer for layer in everything if is_dropout(layer)]
+        self.moded = [layer for layer in everything[1:] if _minds_mode(layer)]
         self.seeds = seed_variables(everything, backend)
         self.recurrent = [layer for layer in everything if _is_recurrent(layer)]
         lambdas = any(isinstance(layer, keras.layers.Lambda) for layer in everything)
@@ -285,8 +289,14 @@ def _kernels(layers: Sequence[KerasLayer]) -> list[Variable]:
 
 def _only_normalises(layer: KerasLayer) -> bool:
     """Whether the layer uses the mode only to pass it on, or to normalise."""
-    passes_on = isinstance(layer, (keras.Model, keras.layers.Dense, keras.layers.EinsumDense))
+    passes_on = isinstance(layer, (keras.Model, *_DENSE))
     return is_stock(layer) or passes_on or not internals.takes_mode(layer)
+
+
+def _minds_mode(layer: KerasLayer) -> bool:
+    """Whether the layer adds noise, or takes a mode for anything but running statistics."""
+    takes = internals.takes_mode(layer) and not isinstance(layer, _DENSE)
+    return is_dropout(layer) or (takes and not has_statistics(layer))
 
 
 def _is_recurrent(layer: KerasLayer) -> bool:

@@ -8,11 +8,22 @@ from typing import Any, TypeAlias
 
 from pytest_bncheck.adapters.attributes import PlainAttributes
 from pytest_bncheck.adapters.base import Mode
-from pytest_bncheck.adapters.keras.calls import muted, replaced_calls, without_idle_draws
+from pytest_bncheck.adapters.keras.calls import (
+    in_training,
+    muted,
+    replaced_calls,
+    without_idle_draws,
+)
 from pytest_bncheck.adapters.keras.compilation import CompiledPasses
 from pytest_bncheck.adapters.keras.data import Batch
 from pytest_bncheck.adapters.keras.layers import Layers
-from pytest_bncheck.adapters.keras.records import Outcome, Record, counted
+from pytest_bncheck.adapters.keras.records import (
+    NO_LAYERS,
+    Outcome,
+    Record,
+    TrainingModes,
+    counted,
+)
 from pytest_bncheck.adapters.keras.state import contents, fingerprint, put_back
 from pytest_bncheck.adapters.keras.subject import Subject
 
@@ -39,7 +50,7 @@ class Passes:
         self,
         batch: Batch,
         mode: Mode,
-        trained: Sequence[KerasLayer] = (),
+        modes: TrainingModes = NO_LAYERS,
         *,
         observe: bool = True,
     ) -> Outcome:
@@ -50,9 +61,8 @@ class Passes:
 
         Parameters
         ----------
-        trained
-            The layers that used batch statistics in training: they use them with
-            `Mode.BATCH_STATISTICS` and `Mode.TRAINING_PATH`, too.
+        modes
+            The layers that a training step runs in training mode.
         observe
             Look for random numbers and changed buffers.
         """
@@ -65,10 +75,13 @@ class Passes:
             changes.enter_context(replaced_calls(without_idle_draws(layers.recurrent, backend)))
             if mode is not Mode.EVAL:
                 changes.enter_context(put_back(layers.variables, backend))
-                forced = [] if mode is Mode.TRAINING else trained
+                follows = mode is Mode.TRAINING and modes.follow
+                forced = () if follows else modes.normalising
                 changes.enter_context(self._collecting(records, forced))
             if mode is Mode.TRAINING_PATH:
-                changes.enter_context(replaced_calls(muted(self._subject.model, trained)))
+                changes.enter_context(replaced_calls(muted(self._subject.model, modes.normalising)))
+            if mode in (Mode.TRAINING, Mode.TRAINING_PATH) and not modes.follow:
+                changes.enter_context(replaced_calls(in_training(modes.others)))
             watched = layers.watched(statistics=mode is Mode.EVAL) if observe else {}
             random = fingerprint(layers.seeds) if observe else ()
             before = contents(watched.values())

@@ -99,6 +99,29 @@ class Record:
             self.values = values if self.values is None else min(values, self.values)
 
 
+@dataclass(frozen=True)
+class TrainingModes:
+    """The layers that a training step runs in training mode.
+
+    Attributes
+    ----------
+    normalising
+        Those with running statistics, which use the batch's.
+    others
+        Those of `Layers.moded`.
+    follow
+        Whether they get the mode from the model, as in ``fit``: then a forward in training mode
+        runs them so by itself.
+    """
+
+    normalising: Sequence[KerasLayer] = ()
+    others: Sequence[KerasLayer] = ()
+    follow: bool = True
+
+
+NO_LAYERS = TrainingModes()
+
+
 @dataclass
 class Outcome:
     """Outputs of one forward pass, and what was seen in it.
@@ -134,18 +157,18 @@ class Watch:
 
     Attributes
     ----------
-    dropouts, model
-        Modes of the layers that add noise, and of the model itself.
+    layers, model
+        Modes of `Layers.moded`, and of the model itself.
     """
 
     def __init__(self, subject: Subject, layers: Layers) -> None:
-        self.dropouts = Modes(layers.dropouts, subject.backend)
+        self.layers = Modes(layers.moded, subject.backend)
         self.model = Modes([subject.model], subject.backend)
 
     @contextlib.contextmanager
     def during(self, calls: Sequence[Replacement]) -> Iterator[None]:
         """Watch for a while, with these replaced calls."""
-        with replaced_calls(calls), self.dropouts.watch(), self.model.watch():
+        with replaced_calls(calls), self.layers.watch(), self.model.watch():
             yield
 
 

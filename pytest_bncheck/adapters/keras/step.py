@@ -89,6 +89,10 @@ class UsersStep:
     def __init__(self, subject: Subject, train_step: Callable[[Any, Any], Any]) -> None:
         self._subject, self._train_step = subject, train_step
 
+    def show(self, batch: Batch, records: list[Record]) -> None:
+        """Make a step of which nothing is kept."""
+        self.run(batch, records)
+
     def run(self, batch: Batch, records: list[Record]) -> tuple[Tensor, Any]:
         """Make the step; returns its loss, and no outputs."""
         __tracebackhide__ = True
@@ -103,6 +107,17 @@ class ModelsStep:
 
     def __init__(self, subject: Subject, layers: Layers, optimizer: Optimizer) -> None:
         self._subject, self._layers, self._optimizer = subject, layers, optimizer
+
+    def show(self, batch: Batch, records: list[Record]) -> None:
+        """Make a step of which nothing is kept, where operations are compiled only for shapes."""
+        backend, model = self._subject.backend, self._subject.model
+
+        def rehearse(data: Any) -> None:
+            backend.models_step(model, self._optimizer, data)
+
+        _build(self._optimizer, self._subject, self._layers)
+        if not (backend.compiles_passes and backend.rehearsed(rehearse, batch.data)):
+            self.run(batch, records)
 
     def run(self, batch: Batch, records: list[Record]) -> tuple[Tensor, Any]:
         """Make the step; returns its loss, and no outputs.

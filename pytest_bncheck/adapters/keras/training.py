@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -10,13 +11,39 @@ from pytest_bncheck.adapters.keras import step
 from pytest_bncheck.adapters.keras.backends.base import Tensor
 from pytest_bncheck.adapters.keras.calls import Replacement
 from pytest_bncheck.adapters.keras.compilation import CompiledSteps
-from pytest_bncheck.adapters.keras.data import Batch
+from pytest_bncheck.adapters.keras.data import Batch, has_custom_step
 from pytest_bncheck.adapters.keras.layers import Layers
 from pytest_bncheck.adapters.keras.loss import Criterion
-from pytest_bncheck.adapters.keras.records import Record, Watch, all_counted
-from pytest_bncheck.adapters.keras.state import fingerprint
+from pytest_bncheck.adapters.keras.records import Record, TrainingModes, Watch, all_counted
+from pytest_bncheck.adapters.keras.state import Snapshot, fingerprint
 from pytest_bncheck.adapters.keras.subject import Subject
+from pytest_bncheck.adapters.random_state import RandomState
 from pytest_bncheck.types import Statistics
+
+
+@dataclass(frozen=True)
+class Seen:
+    """In which modes training steps ran the layers.
+
+    Attributes
+    ----------
+    records
+        The calls of each layer with running statistics.
+    watch
+        The modes of the model and its other layers.
+    follows
+        Whether the layers got their mode from the model, which was told that it trains.
+    """
+
+    records: list[Record]
+    watch: Watch
+    follows: bool
+
+    @property
+    def has_unset(self) -> bool:
+        """Whether layers ran that nobody gave a mode."""
+        unset = any(record.without_mode for record in self.records)
+        return unset or bool(self.watch.layers.unset)
 
 
 class Training:
@@ -29,7 +56,7 @@ class Training:
     records
         The calls of each layer with running statistics, over all steps.
     watch
-        The modes in which the model and its noise layers were called.
+        The modes in which the model and its other layers were called.
     stochastic
         Whether the first step drew random numbers.
     execution
@@ -41,11 +68,14 @@ class Training:
     def __init__(self, subject: Subject, layers: Layers, criterion: Criterion) -> None:
         self._subject, self._layers, self._criterion = subject, layers, criterion
         self._step: step.FitStep | step.UsersStep | step.ModelsStep | None = None
+        self._optimizer: Any = None
         self._calls: list[Replacement] = []
         self._log: list[Tensor] = []
         self._history: list[Statistics] = []
         self.losses: list[Tensor] = []
         self.records = [Record() for _ in layers.tracking]
+        self._shown: Seen | None = None
+        self._assumed = False
         self.watch = Watch(subject, layers)
         self.stochastic = False
         self.execution = "eager"
@@ -65,10 +95,73 @@ class Training:
         if getattr(subject.model, "optimizer", None) is not None:
             # The user's step may ask the model for its optimizer, and must not change that one.
             subject.model.__dict__["optimizer"] = optimizer
+        self._optimizer = optimizer
         self._step = step.make(subject, layers, self._criterion, optimizer)
         if isinstance(self._step, step.FitStep):
             self.programs = CompiledSteps(subject, layers, self._step, self.watch, expected)
         self._log = [layers.packed()]
+
+    def observe(self, batch: Batch) -> None:
+        """See the modes of a step, of which nothing is kept: no step will be made.
+
+        The step of a model that is not compiled is unknown, and some steps raise. Layers that a
+        forward in training mode gives no mode are then assumed to train.
+        """
+        __tracebackhide__ = True
+        subject = self._subject
+        known = subject.recipe.train_step is not None or bool(subject.model.compiled)
+        random = RandomState.capture()
+        before = Snapshot(subject.model, subject.backend, vars(subject.recipe).values())
+        self._shown = self._modes_in(self._step_to_observe(), batch, before) if known else None
+        if self._shown is None:
+            self._shown = shown = self._modes_in(None, batch, before)
+            self._assumed = shown is None or shown.has_unset
+        random.restore()
+
+    def _step_to_observe(self) -> step.UsersStep | step.ModelsStep | None:
+        """The step; None for that of ``fit``, which is a forward in training mode."""
+        subject, made = self._subject, self._step
+        if isinstance(made, step.FitStep):
+            # A loss that only scores does not make the model's own step another one.
+            own = has_custom_step(subject.model) and subject.recipe.train_step is None
+            return step.ModelsStep(subject, self._layers, made.optimizer) if own else None
+        return made
+
+    def _modes_in(
+        self, own: step.UsersStep | step.ModelsStep | None, batch: Batch, before: Snapshot
+    ) -> Seen | None:
+        """What a step, or a forward in training mode, shows; None if it raises."""
+        subject, records = self._subject, [Record() for _ in self._layers.tracking]
+        seen = Seen(records, Watch(subject, self._layers), follows=own is None)
+
+        def forward(inputs: Any) -> None:
+            subject.forward(batch.with_inputs(inputs), training=True)
+
+        try:
+            with seen.watch.during(all_counted(self._layers.tracking, records, subject.backend)):
+                if own is not None:
+                    own.show(batch, records)
+                elif subject.recipe.forward is not None or not subject.backend.rehearsed(
+                    forward, batch.inputs
+                ):
+                    forward(batch.inputs)
+        except Exception:  # no step is made, so the user has to hear nothing of it
+            return None
+        finally:
+            before.restore()
+        return seen
+
+    @property
+    def seen(self) -> Seen:
+        """The modes in the steps; before the first, in the one that `observe` watched."""
+        if self._shown is not None and not self.losses:
+            return self._shown
+        return Seen(self.records, self.watch, follows=self._subject.trains_as_fit)
+
+    @property
+    def assumed(self) -> bool:
+        """Whether nothing shows in which modes some layers train, so that they are told to."""
+        return self._assumed and not self.losses
 
     def make_step(self, batch: Batch) -> None:
         """Make one step."""
@@ -105,6 +198,23 @@ class Training:
         return loss, layers.packed()
 
     @property
+    def ends(self) -> str | None:
+        """What ``fit`` does to the weights at its end, and the last step did not; None if nothing.
+
+        Some optimizers also do it in every so many steps.
+        """
+        if not self.losses or isinstance(self._step, step.UsersStep):
+            return None
+        optimizer = getattr(self._optimizer, "inner_optimizer", self._optimizer)
+        every = optimizer.ema_overwrite_frequency
+        due = optimizer.use_ema and (every is None or len(self.losses) % every)
+        return "replaced the weights by their average (use_ema)" if due else None
+
+    def finish(self) -> None:
+        """Do it."""
+        self._optimizer.finalize_variable_values(self._subject.model.trainable_variables)
+
+    @property
     def history(self) -> list[Statistics]:
         """Running statistics before the first step and after each."""
         unread = self._log[len(self._history) :]
@@ -119,14 +229,22 @@ class Training:
         with_mode
             Count only layers that were given a mode, or only those that were not.
         """
-        record = self.records[k]
-        only = record.inference > 0 and not record.training
+        record = self.seen.records[k]
+        only = record.inference > 0 and not record.training and not self.assumed
         return only and with_mode in (None, not record.without_mode)
 
-    def trained(self) -> list[Any]:
-        """The layers that used batch statistics; before any step, all that would."""
-        return [
-            layer
-            for layer, record in zip(self._layers.tracking, self.records, strict=True)
-            if layer.trainable and (record.training > 0 or not self.losses)
-        ]
+    def modes(self) -> TrainingModes:
+        """The layers that a step runs in training mode; before any was seen, all of them."""
+        layers, seen, assumed = self._layers, self.seen, self.assumed
+        training = seen.watch.layers.training | (seen.watch.layers.unset if assumed else set())
+        everything = not self.losses and self._shown is None
+        return TrainingModes(
+            [
+                layer
+                for layer, record in zip(layers.tracking, seen.records, strict=True)
+                if layer.trainable
+                and (everything or record.training or (assumed and record.without_mode))
+            ],
+            [layer for layer in layers.moded if everything or id(layer) in training],
+            follow=seen.follows and not assumed,
+        )

@@ -184,7 +184,7 @@ def test_own_train_step_of_the_model():
     model = with_own_step()
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
     before, optimizer = model.get_weights(), model.optimizer
-    lab = adapter(model, (X, INDICES), steps=3)
+    lab = adapter(model, (X, INDICES), steps=3, expected=3)
     assert type(model).steps == 3
     assert lab.calls.training == (3,)
     assert lab.losses[0] > lab.losses[1] > lab.losses[2]
