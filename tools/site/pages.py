@@ -25,7 +25,12 @@ PUBLIC = (
     "pytest_bncheck.report.CheckFailed",
     "pytest_bncheck.errors.InputError",
 )
-ADAPTERS = ("pytest_bncheck.testing", "pytest_bncheck.adapters.base", "pytest_bncheck.types")
+ADAPTERS = (
+    "pytest_bncheck.testing",
+    "pytest_bncheck.adapters.base",
+    "pytest_bncheck.adapters.capabilities",
+    "pytest_bncheck.types",
+)
 """What the reference shows with signatures and types, as mkdocstrings finds them."""
 
 MARKER = "@pytest.mark.bn_consistency({}=...)"

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pytest_bncheck.adapters.torch.buffers import Buffers, Place, places
 from pytest_bncheck.adapters.torch.calls import CallCounter
@@ -22,6 +21,9 @@ from pytest_bncheck.adapters.torch.internals import plain_name
 from pytest_bncheck.adapters.torch.rates import Rates, is_own
 from pytest_bncheck.maths.running import bessel
 from pytest_bncheck.types import Layer, Statistics
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Classes that `update_bn` of PyTorch re-estimates, lazy and other subclasses among them."""
 
 
 class Layers:
@@ -56,7 +58,7 @@ class Layers:
     def are_reset_by_update_bn(self) -> bool:
         """Whether `torch.optim.swa_utils.update_bn` re-estimates the statistics of all layers."""
         return all(
-            isinstance(module, _BatchNorm) and type(module).forward.__module__.startswith("torch.")
+            isinstance(module, BATCH_NORMS) and type(module).forward.__module__.startswith("torch.")
             for module in self.modules.values()
         )
 

@@ -1,0 +1,144 @@
+"""What only some rules need of an adapter, one class for each.
+
+An adapter inherits from those that it offers besides `base.Adapter`. Without one the rules that
+need it stay silent, and the report names them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pytest_bncheck.types import Capability, Prediction, Statistics, Streams, Trace
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array, Slope
+
+
+class Watching(ABC):
+    """Capability "watching": what single modules and calls do."""
+
+    @property
+    @abstractmethod
+    def idle(self) -> list[str]:
+        """Normalisation and dropout layers that ran only in inference mode in some training step.
+
+        Layers that are frozen by design are left out.
+        """
+
+    @property
+    def asleep(self) -> list[str]:
+        """Normalisation and dropout layers in a part that is in eval mode although it trains.
+
+        Frozen layers are in eval mode too, but alone, or with a part whose parameters are frozen.
+        """
+        return []
+
+    @property
+    def unsaved(self) -> list[str]:
+        """Layers whose running statistics are not part of the state that the model saves."""
+        return []
+
+    @abstractmethod
+    def trace(self, index: int) -> list[Trace]:
+        """The calls in one eval pass that behave as in training."""
+
+    @abstractmethod
+    def sticky(self, index: int) -> list[str]:
+        """Attributes that an eval pass changed and did not set back, and that change training.
+
+        Called after a pass in eval mode. If attributes changed since before the first one, the
+        model runs in training mode with the old and the new values.
+        """
+
+
+class Sampling(ABC):
+    """Capability "sampling": passes over some samples of a batch, or samples of several."""
+
+    @abstractmethod
+    def predict_half(self, index: int) -> Prediction | None:
+        """Eval mode on the first half of the samples, with or without their loss.
+
+        None where the batch cannot be cut in two or the model does not take another size.
+        """
+
+    def predict_remixed(self, batches: int) -> list[Prediction]:
+        """As `Mode.BATCH_STATISTICS`, with the samples of the first `batches` batches mixed.
+
+        New batches have the sizes of the old ones and take samples from every old one; batches of
+        one sample are joined into a single new one. Empty where batches cannot be cut by samples.
+        """
+        return []
+
+
+class Streaming(ABC):
+    """Capability "streams": what each call of a layer normalised."""
+
+    @property
+    @abstractmethod
+    def streams(self) -> Mapping[str, Streams]:
+        """By layer name: what each call normalised in the last training step.
+
+        Only layers with more than one call.
+        """
+
+
+class Replicated(ABC):
+    """Capability "replicas": the same model trained in several processes.
+
+    Attributes
+    ----------
+    follows
+        Whether running statistics are broadcast from the first process; batch statistics are then
+        the first process's.
+    """
+
+    follows: bool = False
+
+    @abstractmethod
+    def gather(self) -> list[Statistics]:
+        """The running statistics in every process that trains the same model, after training.
+
+        As the next forward would find them. Empty for a single process. A collective: every
+        process has to call it.
+        """
+
+    @abstractmethod
+    def agree(self, value: bool) -> bool:
+        """Whether `value` is true in every process that trains the same model. A collective.
+
+        For decisions on passes in training mode, which can wait for the other processes.
+        """
+
+
+class Sloping(ABC):
+    """Capability "slopes": gradients, for each layer's share in the gap."""
+
+    @abstractmethod
+    def slopes(self, index: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
+        """How eval mode reacts to the normalised output of each layer.
+
+        For y = γ·x̂ + β, with c over channels: γ·∂/∂γ and γ·∂/∂β of the inner product of the
+        prediction with `direction`, by one forward and one backward.
+
+        Parameters
+        ----------
+        direction
+            Outputs to take the inner product with, as in `Prediction.outputs`.
+
+        Returns
+        -------
+        list of pairs of arrays of shape (channels,)
+            None for a layer whose scale is unknown; None instead of a list without gradients.
+        """
+
+
+CAPABILITIES: Mapping[Capability, type] = {
+    "watching": Watching,
+    "sampling": Sampling,
+    "streams": Streaming,
+    "replicas": Replicated,
+    "slopes": Sloping,
+}
+"""The classes to inherit from, by the names that rules and reports use."""
