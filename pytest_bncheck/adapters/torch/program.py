@@ -16,13 +16,15 @@ from pytest_bncheck.adapters.base import NO_CALLS, NO_STATISTICS, Adapter, Mode,
 from pytest_bncheck.adapters.devices import rounding
 from pytest_bncheck.adapters.random_state import fingerprint
 from pytest_bncheck.adapters.torch.adapter import DIALECT
-from pytest_bncheck.adapters.torch.batch import batch_length, understand
+from pytest_bncheck.adapters.torch.batch import batch_length, targets_of, understand
 from pytest_bncheck.adapters.torch.data import (
     describe,
     dtype_name,
     first_half,
     float_outputs,
+    sizes_of,
     to_tensors,
+    without_rows,
 )
 from pytest_bncheck.adapters.torch.internals import is_exported, require_internals
 from pytest_bncheck.adapters.torch.passes import moved
@@ -130,8 +132,10 @@ class TorchProgramAdapter(Adapter, Sampling):
             outputs = self._call(batch)
         # Read again by name: a program can put another tensor in a buffer's place.
         buffers = [(name, now, before[name]) for name, now in self._model.named_buffers()]
+        sizes = sizes_of(size, targets_of(self._model, batch))
         return Prediction(
-            outputs=float_outputs(outputs, size),
+            outputs=float_outputs(outputs, sizes),
+            without_rows=without_rows(outputs, sizes),
             structure=describe(outputs),
             random=random != fingerprint(),
             mutated=tuple(moved(buffers)),
