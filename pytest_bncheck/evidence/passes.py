@@ -132,6 +132,14 @@ class Passes:
         return max(gaps, key=lambda gap: (gap != gap, gap), default=None)
 
     @property
+    def draws(self) -> bool:
+        """Whether an eval pass drew random numbers."""
+        passes = (self.eval, self.half, self.again, self.half_again)
+        return any(each is not None and each.random for each in passes) or any(
+            trace.kind == "random" for trace in self.traces
+        )
+
+    @property
     def is_random(self) -> bool:
         """Whether eval mode gives another prediction each time, so that none can be compared."""
         repeat = self.repeat_gap
