@@ -202,7 +202,8 @@ class Prediction:
     Attributes
     ----------
     outputs
-        Every floating-point output whose leading axis is the batch, by its path in the structure.
+        Every floating-point output that has an axis, by its path in the structure, with the samples
+        along the leading axis. Flat where no axis holds the samples.
     structure
         Containers, shapes and types of the output; predictions that differ in it are not compared.
     loss, accuracy
@@ -218,6 +219,8 @@ class Prediction:
         Paths of mode-dependent modules that ran in training mode in a pass in eval mode.
     parts
         The predictions on the single mini-batches, if this one joins several.
+    without_rows
+        Paths of outputs that the model does not return with one row for each sample of the batch.
     """
 
     outputs: Mapping[str, Array]
@@ -229,6 +232,7 @@ class Prediction:
     mutated: tuple[str, ...] = ()
     in_training: tuple[str, ...] = ()
     parts: tuple[Prediction, ...] = ()
+    without_rows: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

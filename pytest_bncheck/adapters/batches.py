@@ -11,6 +11,28 @@ if TYPE_CHECKING:
     from pytest_bncheck.maths.dealing import Indices
 
 
+def axis_of_samples(shape: Sequence[int], sizes: Sequence[int]) -> int | None:
+    """The axis of an output that holds the samples; None where none can be told.
+
+    Parameters
+    ----------
+    sizes
+        Numbers of samples, first the batch's, then that of the targets where it is another. Without
+        any the first axis holds them.
+    """
+    if not sizes:
+        return 0
+    leading = [0 for size in sizes if shape[0] == size]
+    others = [axis for size in sizes for axis, length in enumerate(shape) if length == size]
+    return next(iter(leading + others), None)
+
+
+def name_of_output(path: str, shape: Sequence[int], axis: int | None) -> str:
+    """The path of an output; with the shape of a row where it has no axis of samples."""
+    row = ", ".join(map(str, shape[1:]))
+    return f"{path} (*, {row})" if axis is None and row else path
+
+
 def remix(
     leaves: Sequence[Sequence[Any]],
     sizes: Sequence[int],

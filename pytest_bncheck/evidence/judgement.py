@@ -271,6 +271,14 @@ class Judgement:
         return self.judge(self.scores(self.judged, self.judged_statistics))
 
     @property
+    def looks_off(self) -> bool:
+        """Whether converged statistics are worth a try."""
+        gap = self.judged_gap
+        if gap is None:
+            return self.measured_verdict != "healthy"
+        return not gap <= DEGRADED_GAP
+
+    @property
     def conclusive_verdict(self) -> BNVerdict | None:
         """The same, or None where training achieved nothing."""
         return None if self.inconclusive else self.measured_verdict

@@ -127,11 +127,17 @@ class Passes:
         """How far two eval passes on the same samples are apart; None if there was no second."""
         pairs = ((self.again, self.eval), (self.half_again, self.half))
         repeated = [(second, first) for second, first in pairs if second and first]
-        apart = [
-            predictions.gap(second.outputs, _rows(first, second)) for second, first in repeated
-        ]
+        apart = [predictions.gap(second.outputs, first.outputs) for second, first in repeated]
         gaps = [gap for gap in apart if gap is not None]
         return max(gaps, key=lambda gap: (gap != gap, gap), default=None)
+
+    @property
+    def draws(self) -> bool:
+        """Whether an eval pass drew random numbers."""
+        passes = (self.eval, self.half, self.again, self.half_again)
+        return any(each is not None and each.random for each in passes) or any(
+            trace.kind == "random" for trace in self.traces
+        )
 
     @property
     def is_random(self) -> bool:
@@ -172,24 +178,30 @@ def gap_of_half(half: Prediction | None, whole: Prediction | None) -> float | No
     """How far the predictions on half of a batch are from those that the whole gives them."""
     if half is None or whole is None or not half.outputs:
         return None
-    return predictions.gap(half.outputs, _rows(whole, half))
+    return predictions.gap(*_rows(half, whole))
 
 
 def gap_of_path(path: Prediction | None, first: Prediction | None) -> float | None:
     """How far the training path differs from the eval path; None where that tells nothing.
 
-    Random numbers, a changed buffer or another output structure all explain a difference.
+    Random numbers and a changed buffer explain a difference, and so do other types.
     """
-    if path is None or first is None:
+    if path is None or first is None or path.random or path.mutated:
         return None
-    if path.random or path.mutated or path.structure != first.structure:
+    if path.structure != first.structure and path.outputs.keys() == first.outputs.keys():
         return None
     return predictions.gap(path.outputs, first.outputs)
 
 
-def _rows(whole: Prediction, part: Prediction) -> Mapping[str, Array]:
-    """The first outputs of `whole`, for as many samples as `part` has."""
-    return {
-        key: values[: len(part.outputs[key])] if key in part.outputs else values
-        for key, values in whole.outputs.items()
+def _rows(part: Prediction, whole: Prediction) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+    """The outputs of `part` and those of `whole` for the same samples.
+
+    Only outputs with one row per sample: of others nobody knows what belongs to a sample.
+    """
+    without = part.without_rows | whole.without_rows
+    rows = {path: values for path, values in part.outputs.items() if path not in without}
+    return rows, {
+        path: whole.outputs[path][: len(values)]
+        for path, values in rows.items()
+        if path in whole.outputs
     }

@@ -228,8 +228,8 @@ def _diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Comp
     measured
         The judgement without converged statistics.
     """
-    passes, gap = measured.passes, measured.judged_gap
-    if gap is None or not measured.layers or passes.is_random:
+    passes = measured.passes
+    if not measured.layers or passes.is_random:
         return measured.compared, Diagnosis()
     typical = panel.only(measured.compared.typical_index)
     remixed = _remixed(adapter, panel, measured)
@@ -240,7 +240,7 @@ def _diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Comp
     if measured.cured_by_planning:
         updates = remedies.further_updates(measured.typical, typical.predict_with)
         cure = Remedies(updates.enough, gaps_after=updates.gaps)
-    if not gap <= verdict.DEGRADED_GAP:
+    if measured.looks_off:
         recalibrated = panel.predict_with(passes.noisy_batch)
         judgement = dataclasses.replace(measured, compared=passes.compared(recalibrated))
         replaced = _replaced(panel, passes, recalibrated, adapter.dialect.unbiased)

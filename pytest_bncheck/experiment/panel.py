@@ -97,8 +97,10 @@ def joined(each: Sequence[Prediction]) -> Prediction:
         for path, values in common.items()
         if len({value.shape[1:] for value in values}) == 1
     }
-    ends = np.cumsum(rows)[:-1]
-    pieces = {path: np.split(values, ends) for path, values in outputs.items()}  # no copies
+    lengths = {path: [len(values) for values in common[path]] for path in outputs}
+    pieces = {  # no copies
+        path: np.split(values, np.cumsum(lengths[path])[:-1]) for path, values in outputs.items()
+    }
     return dataclasses.replace(
         each[0],
         outputs=outputs,
@@ -118,4 +120,5 @@ def joined(each: Sequence[Prediction]) -> Prediction:
 
 def _rows(prediction: Prediction) -> int:
     """Samples of a prediction; 1 where it has no output that tells."""
-    return max((len(values) for values in prediction.outputs.values()), default=1)
+    outputs = prediction.outputs.items()
+    return max((len(v) for path, v in outputs if path not in prediction.without_rows), default=1)

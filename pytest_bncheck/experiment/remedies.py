@@ -94,7 +94,7 @@ def work_out(judgement: Judgement, predict: Predict) -> Remedies:
     """
     updates = further_updates(judgement, predict)
     more, gaps_after = updates.enough, dict(updates.gaps)
-    if more is not None and more > 1 and len(gaps_after) < CURVE and not judgement.stream:
+    if more is not None and more > 1 and 0 < len(gaps_after) < CURVE and not judgement.stream:
         gaps_after[more // 2] = _gap_after(judgement, predict, more // 2)
     if not (judgement.training.is_logged and _all_update(judgement)):
         return Remedies(more, gaps_after=gaps_after)
@@ -130,6 +130,9 @@ def further_updates(judgement: Judgement, predict: Predict) -> Updates:
 
     until = cache(lambda distortion: _until(judgement, distortion))
     compared = judgement.compared
+    if compared.judged_gap is None:
+        enough = until(judgement.distortion_limit)
+        return Updates(enough if enough <= MOST_UPDATES else None, {})
     now = compared.gap(compared.eval, compared.train)
     tried: dict[int, float | None] = {}
     low, high = 0, None  # the first that passes is in (low, high]

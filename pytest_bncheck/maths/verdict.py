@@ -89,8 +89,11 @@ def judge(
     gap_tolerance: float,
     distortion_tolerance: float,
     slack: float = 1.0,
-) -> BNVerdict | None:
-    """The verdict, or None where the gap cannot be measured.
+) -> BNVerdict:
+    """The verdict.
+
+    Without a gap, distortion and decisions alone decide: broken if both are bad, degraded if
+    nobody can say what a distortion did to the decisions.
 
     Parameters
     ----------
@@ -101,15 +104,13 @@ def judge(
     slack
         Times the usual limits from which on a verdict is degraded.
     """
+    suffer = decisions_suffer(scores, reference)
+    bent = not scores.distortion <= distortion_tolerance
     if scores.gap is None:
-        return None
+        return _without_gap(bent, suffer)
     excess = scores.gap if scores.excess is None else scores.excess
-    if (
-        not scores.gap <= gap_tolerance
-        and not excess <= gap_tolerance
-        and not scores.distortion <= distortion_tolerance
-        and decisions_suffer(scores, reference) is not False
-    ):
+    apart = not scores.gap <= gap_tolerance and not excess <= gap_tolerance
+    if apart and bent and suffer is not False:
         return "broken"
     if (
         not scores.gap <= slack * DEGRADED_GAP
@@ -118,3 +119,9 @@ def judge(
     ):
         return "degraded"
     return "healthy"
+
+
+def _without_gap(bent: bool, suffer: bool | None) -> BNVerdict:
+    if not bent or suffer is False:
+        return "healthy"
+    return "broken" if suffer else "degraded"

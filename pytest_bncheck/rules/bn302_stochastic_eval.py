@@ -15,8 +15,8 @@ class StochasticEval(Rule):
 
     What it does
     ------------
-    Predicts the batch twice in eval mode and watches the random generators. Where the predictions
-    differ it is an error; where random numbers are drawn without an effect on this batch, a
+    Predicts the batch twice in eval mode and watches the random generators. Where random numbers
+    are drawn and the predictions differ it is an error; where they have no effect on this batch, a
     warning. One more pass finds the call, its module and the line of code.
 
     Why it is bad
@@ -53,8 +53,8 @@ class StochasticEval(Rule):
         if evidence.program is not None:
             return None  # BN403 says what a program does
         passes = evidence.passes
-        if passes.eval is None or not (passes.is_random or passes.eval.random):
-            return None
+        if passes.eval is None or not passes.draws:
+            return None  # where predictions differ without, BN304 says so
         in_training = passes.left_in_training(explained)
         traces = passes.traces_outside(in_training, "random")
         if in_training and not traces:

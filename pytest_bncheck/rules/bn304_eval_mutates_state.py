@@ -18,7 +18,8 @@ class EvalMutatesState(Rule):
 
     What it does
     ------------
-    Compares buffers and non-trainable variables before and after an eval pass; NaN equals NaN.
+    Compares buffers and non-trainable variables before and after an eval pass; NaN equals NaN. It
+    also fires where the same batch gets another prediction and no random number was drawn.
 
     Why it is bad
     -------------
@@ -58,12 +59,20 @@ class EvalMutatesState(Rule):
         names = [name for name in passes.eval.mutated if name.rpartition(".")[0] not in writers]
         if passes.depends_on_batch:  # statistics are BN303's
             names = [name for name in names if not name.rsplit(".", 1)[-1].startswith(STATISTICS)]
-        if not names:
+        drifts = passes.is_random and not passes.draws
+        if not names and not drifts:
             return None
+        where = words.code(names[:1]) if names else "something that it reads again"
+        found = "Eval mode gives the same batch another prediction each time, and draws no random "
+        found += (
+            f"numbers: the predictions differ by {passes.repeat_gap or 0.0:.2g} of their spread."
+        )
+        if names:
+            found = f"An eval pass changed {words.plural(len(names), 'value')} of the model's state"
+            found += f": {words.code(names)}."
         return self.finding(
-            f"An eval pass changed {words.plural(len(names), 'value')} of the model's state: "
-            f"{words.code(names)}.",
-            cause=f"The forward pass writes to {words.code(names[:1])} whatever the mode.",
+            found,
+            cause=f"The forward pass writes to {where} whatever the mode.",
             remedy=words.bullets(f"Write there under `if {evidence.dialect.mode}` only."),
             state=names,
         )
@@ -72,4 +81,4 @@ class EvalMutatesState(Rule):
         """Statistics in eval mode move running ones, random numbers the seed of a generator."""
         theirs = STATISTICS if design == "batch-statistics-in-eval" else ("seed",)
         names = [name.rsplit(".", 1)[-1] for name in finding.evidence["state"]]
-        return all(name.startswith(theirs) for name in names)
+        return bool(names) and all(name.startswith(theirs) for name in names)

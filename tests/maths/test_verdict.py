@@ -47,10 +47,18 @@ def test_nan_never_passes(name: str) -> None:
         assert verdict(**{**calm, name: math.nan}) != "healthy"
 
 
-def test_healthy_and_unmeasured() -> None:
+def test_without_a_gap_distortion_and_decisions_decide() -> None:
+    assert verdict(gap=None) == "broken"
+    assert verdict(gap=None, distortion=math.nan) == "broken"
+    assert verdict(gap=None, distortion=0.08) == "healthy"
+    assert verdict(gap=None, retained=0.96, accuracy=1.0) == "healthy"
+    assert verdict(gap=None, retained=None, accuracy=None) == "degraded"
+    assert verdict(gap=None, retained=None, accuracy=None, distortion=0.08) == "healthy"
+
+
+def test_healthy() -> None:
     calm = {"gap": 0.05, "excess": None, "distortion": 0.01, "retained": 1.0, "accuracy": 1.0}
     assert verdict(**calm) == "healthy"
-    assert verdict(gap=None) is None
     assert verdict(**{**calm, "retained": 0.85}) == "degraded"
 
 

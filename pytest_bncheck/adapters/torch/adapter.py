@@ -25,16 +25,17 @@ from pytest_bncheck.adapters.hints import kind
 from pytest_bncheck.adapters.random_state import RandomState, fingerprint
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import step as steps
-from pytest_bncheck.adapters.torch.batch import batch_length
+from pytest_bncheck.adapters.torch.batch import batch_length, targets_of
 from pytest_bncheck.adapters.torch.buffers import Buffers, equal
 from pytest_bncheck.adapters.torch.data import (
     Raw,
-    batched,
+    by_sample,
     dtype_name,
     first_half,
     float_outputs,
     leaves,
     remixed,
+    sizes_of,
     to_tensors,
 )
 from pytest_bncheck.adapters.torch.dialect import DIALECT, RECALIBRATE
@@ -399,11 +400,11 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         attributes = self._passes.attributes
         if attributes is None:
             return []
-        batch, size = self._batches[index], self._sizes[index]
+        batch, sizes = self._batches[index], self._numbers(index)
 
         def outputs() -> dict[str, Array]:
             with self._layers.emptied(self._active()), torch.no_grad():
-                return float_outputs(self._passes.forward(batch), size)
+                return float_outputs(self._passes.forward(batch), sizes)
 
         self._passes.enter_training()
         return attributes.sticky(lambda: self._passes.in_training(outputs), self.noise)
@@ -423,9 +424,13 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             parameter.grad = None  # training is over, and a backward pass needs the memory
         return slopes(
             self._layers.modules,
-            lambda: batched(self._passes.forward(self._batches[index]), self._sizes[index]),
+            lambda: by_sample(self._passes.forward(self._batches[index]), self._numbers(index)),
             direction,
         )
+
+    def _numbers(self, index: int) -> tuple[int, ...]:
+        """Numbers of samples; see `sizes_of`."""
+        return sizes_of(self._sizes[index], targets_of(self.model, self._batches[index]))
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_bncheck.adapters.batches import remix
+from pytest_bncheck.adapters.batches import axis_of_samples, name_of_output, remix
 from pytest_bncheck.adapters.hints import kind
 from pytest_bncheck.types import InputError
 
@@ -78,36 +78,68 @@ def _has_axis(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0
 
 
-def float_outputs(outputs: Any, size: int | None) -> dict[str, Array]:
-    """`batched` outputs in float64."""
-    return {
-        path: leaf.detach().cpu().double().numpy() for path, leaf in batched(outputs, size).items()
-    }
+def sizes_of(size: int | None, targets: Any) -> tuple[int, ...]:
+    """Numbers of samples that an axis of an output can have: the batch's and the targets'."""
+    known = [] if size is None else [size]
+    if size is not None and isinstance(targets, Tensor) and targets.dim():
+        known.append(int(targets.shape[0]))
+    return tuple(dict.fromkeys(known))
 
 
-def batched(outputs: Any, size: int | None) -> dict[str, Tensor]:
-    """Every floating output whose leading axis is the batch, by its path.
+def float_outputs(outputs: Any, sizes: Sequence[int]) -> dict[str, Array]:
+    """Outputs `by_sample` in float64."""
+    found = by_sample(outputs, sizes).items()
+    return {path: leaf.detach().cpu().double().numpy() for path, leaf in found}
 
-    If the size of the batch is unknown, every floating output that has an axis.
+
+def by_sample(outputs: Any, sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Every floating output that has an axis, by its path; the samples on the leading axis.
+
+    Where none holds the samples, it is flat.
     """
-    return {path or "output": leaf for path, leaf in leaves(outputs) if _is_batched(leaf, size)}
+    found = {}
+    for path, leaf, axis in _floating(outputs, sizes):
+        found[path] = leaf.reshape(-1) if axis is None else leaf.movedim(axis, 0)
+    return found
 
 
-def mean_output(outputs: Any, size: int | None) -> Any:
-    """The same outputs with every sample's replaced by the mean over the batch."""
+def without_rows(outputs: Any, sizes: Sequence[int]) -> frozenset[str]:
+    """The paths of `by_sample` whose leading axis is not the batch's in the output itself."""
+    return frozenset(
+        path
+        for path, leaf, axis in _floating(outputs, sizes)
+        if axis != 0 or (sizes and leaf.shape[0] != sizes[0])
+    )
+
+
+def _floating(outputs: Any, sizes: Sequence[int]) -> Iterator[tuple[str, Tensor, int | None]]:
+    for path, leaf in leaves(outputs):
+        if _is_floating(leaf):
+            axis = axis_of_samples(leaf.shape, sizes)
+            yield name_of_output(path or "output", leaf.shape, axis), leaf, axis
+
+
+def mean_output(outputs: Any, sizes: Sequence[int]) -> Any:
+    """The same outputs with every sample's replaced by the mean over the batch.
+
+    None where no output has an axis of samples.
+    """
+    axes = [axis for _, _, axis in _floating(outputs, sizes)]
+    if all(axis is None for axis in axes):
+        return None
 
     def mean(leaf: Any) -> Any:
-        if not _is_batched(leaf, size):
+        axis = axis_of_samples(leaf.shape, sizes) if _is_floating(leaf) else None
+        if axis is None:
             return leaf
-        return leaf.mean(dim=0, keepdim=True).expand_as(leaf).contiguous()
+        return leaf.mean(dim=axis, keepdim=True).expand_as(leaf).contiguous()
 
     return _map(outputs, mean)
 
 
-def _is_batched(leaf: Any, size: int | None) -> bool:
-    if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.dim():
-        return False
-    return size is None or leaf.shape[0] == size
+def _is_floating(leaf: Any) -> bool:
+    floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
+    return floating and leaf.dim() > 0 and leaf.layout is torch.strided
 
 
 def dtype_name(dtype: torch.dtype | None) -> str:

@@ -205,7 +205,11 @@ def accuracy(outputs: Any, targets: Any, kind: str | None) -> float | None:
     output = main_output(outputs)
     if not isinstance(output, Tensor) or not isinstance(targets, Tensor):
         return None
-    if classes(output, targets):
+    if not output.is_floating_point():  # decisions already, as in eval mode some models return
+        if output.shape != targets.shape or targets.is_floating_point():
+            return None
+        right = (output == targets)[targets != IGNORED]
+    elif classes(output, targets):
         if not _in_range(output, targets):
             return None
         counted = targets != IGNORED

@@ -82,8 +82,13 @@ class Watch:
 
 
 def is_library_leaf(module: nn.Module) -> bool:
-    """Whether a module is a layer of a library and has no children."""
-    return type(module).__module__.split(".")[0] in _LIBRARIES and not any(module.children())
+    """Whether a module is a layer of a library and has no children that act by themselves.
+
+    Attention of torch draws its own dropout, and its children only hold parameters.
+    """
+    if type(module).__module__.split(".")[0] not in _LIBRARIES:
+        return False
+    return isinstance(module, nn.MultiheadAttention) or not any(module.children())
 
 
 def asleep(model: nn.Module, modes: Mapping[nn.Module, bool]) -> list[nn.Module]:

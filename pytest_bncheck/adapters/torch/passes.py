@@ -16,7 +16,13 @@ from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import loss as losses
 from pytest_bncheck.adapters.torch.batch import refuse_arguments, targets_of, understand
 from pytest_bncheck.adapters.torch.buffers import Buffers, places
-from pytest_bncheck.adapters.torch.data import describe, float_outputs, mean_output
+from pytest_bncheck.adapters.torch.data import (
+    describe,
+    float_outputs,
+    mean_output,
+    sizes_of,
+    without_rows,
+)
 from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.adapters.torch.internals import has_too_few_values
 from pytest_bncheck.adapters.torch.layers import Layers
@@ -176,12 +182,14 @@ class Passes:
         random_before = fingerprint() if observe else {}
         others = self._other_buffers() if observe else None
         targets = targets_of(self._model, batch)
+        sizes = sizes_of(size, targets)
         # Only the autograd graph tells logits from probabilities, so the first pass may need it.
         with torch.set_grad_enabled(not self._criterion.decided):
             outputs = self.forward(batch)
-            loss, constant = self._scores(outputs, targets, size)
+            loss, constant = self._scores(outputs, targets, sizes)
         return Prediction(
-            outputs=float_outputs(outputs, size),
+            outputs=float_outputs(outputs, sizes),
+            without_rows=without_rows(outputs, sizes),
             structure=describe(outputs),
             loss=loss,
             accuracy=self._criterion.accuracy(outputs, targets),
@@ -191,14 +199,15 @@ class Passes:
         )
 
     def _scores(
-        self, outputs: Any, targets: Any, size: int | None
+        self, outputs: Any, targets: Any, sizes: Sequence[int]
     ) -> tuple[float | None, float | None]:
         """Loss of the outputs, and of the mean output for every sample; None if unknown."""
         __tracebackhide__ = True
         loss = self._loss(outputs, targets)
         if loss is None or losses.own_loss(outputs) is not None:  # the latter knows no other output
             return loss, None
-        return loss, self._loss(mean_output(outputs, size), targets)
+        constant = mean_output(outputs, sizes)
+        return loss, None if constant is None else self._loss(constant, targets)
 
     def _loss(self, outputs: Any, targets: Any) -> float | None:
         __tracebackhide__ = True

@@ -15,14 +15,16 @@ import torch
 from pytest_bncheck.adapters.base import NO_CALLS, NO_STATISTICS, Adapter, Mode, Pass, Sampling
 from pytest_bncheck.adapters.devices import rounding
 from pytest_bncheck.adapters.random_state import fingerprint
-from pytest_bncheck.adapters.torch.batch import batch_length, understand
+from pytest_bncheck.adapters.torch.batch import batch_length, targets_of, understand
 from pytest_bncheck.adapters.torch.buffers import Buffers, places
 from pytest_bncheck.adapters.torch.data import (
     describe,
     dtype_name,
     first_half,
     float_outputs,
+    sizes_of,
     to_tensors,
+    without_rows,
 )
 from pytest_bncheck.adapters.torch.dialect import DIALECT
 from pytest_bncheck.adapters.torch.internals import is_exported, require_internals
@@ -128,8 +130,10 @@ class TorchProgramAdapter(Adapter, Sampling):
         random = fingerprint()
         with torch.no_grad():
             outputs = self._call(batch)
+        sizes = sizes_of(size, targets_of(self._model, batch))
         return Prediction(
-            outputs=float_outputs(outputs, size),
+            outputs=float_outputs(outputs, sizes),
+            without_rows=without_rows(outputs, sizes),
             structure=describe(outputs),
             random=random != fingerprint(),
             mutated=tuple(buffers.moved()),

@@ -257,3 +257,184 @@ def test_a_given_loss_says_itself_what_it_cannot_take(net: Any) -> None:
     model = Decides(net(4), lambda z: z.argmax(1))
     with pytest.raises(RuntimeError):
         check(model, classes_of(0), steps=20, loss=functional.cross_entropy)
+
+
+# outputs of another layout than the batch ---------------------------------------------------------
+
+
+class TimeMajor(nn.Module):
+    """Log-probabilities of shape (T, N, C), as CTC wants them."""
+
+    def __init__(self, recurrent: bool, momentum: float, bad: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(6, 24, 3, padding=1)
+        self.norm = nn.BatchNorm1d(24, momentum=momentum)
+        self.rnn = nn.GRU(24, 24, bidirectional=True) if recurrent else None
+        self.last = nn.Linear(48 if recurrent else 24, 5)
+        self.bad = bad
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.norm(self.first(x)).relu().permute(2, 0, 1)
+        z = self.last(z if self.rnn is None else self.rnn(z)[0]).log_softmax(-1)
+        return z.flip(-1) if self.bad and not self.training else z
+
+
+def ctc(x: Tensor, y: Tensor, length: int) -> Any:
+    n = len(x)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        lengths = torch.full((n,), length), torch.full((n,), 4)
+        return functional.ctc_loss(outputs, targets, *lengths)
+
+    return (x, y), loss
+
+
+def speech(recurrent: bool, seed: int, momentum: float = 0.3, bad: bool = False) -> Any:
+    torch.manual_seed(seed)
+    length = 10 if recurrent else 16  # as long as half a batch, and not
+    batch, loss = ctc(torch.randn(20, 6, length) * 3 + 4, torch.randint(1, 5, (20, 4)), length)
+    model = TimeMajor(recurrent, momentum, bad)
+    return check(model, batch, steps=100, loss=loss, optimizer=adam(2e-3))
+
+
+class Graphs(nn.Module):
+    """Logits for 24 graphs of 10 nodes each."""
+
+    def __init__(self, deep: bool, momentum: float, bad: bool) -> None:
+        super().__init__()
+        self.nodes = nn.Linear(6, 32)
+        self.norm = nn.BatchNorm1d(32, momentum=momentum)
+        more = [nn.Linear(32, 32), nn.ReLU()] if deep else []
+        self.last = nn.Sequential(*more, nn.Linear(32, 3))
+        self.bad = bad
+
+    def forward(self, x: Tensor, graph: Tensor) -> Tensor:
+        z = self.norm(self.nodes(x)).relu()
+        logits = self.last(torch.zeros(24, 32).index_add_(0, graph, z) / 10)
+        return logits.flip(1) if self.bad and not self.training else logits
+
+
+def graphs(deep: bool, seed: int, momentum: float = 0.3, bad: bool = False) -> Any:
+    torch.manual_seed(seed)
+    graph, y = torch.arange(24).repeat_interleave(10), torch.arange(24) % 3
+    x = torch.randn(240, 6) + torch.eye(3, 6)[y[graph]] * 2 + 3
+    return check(Graphs(deep, momentum, bad), ((x, graph), y), steps=80, optimizer=adam())
+
+
+class Packed(nn.Module):
+    """One row for each element of sequences that are as long as `lengths`."""
+
+    def __init__(self, deep: bool, momentum: float, bad: bool) -> None:
+        super().__init__()
+        widths = (4, 32, 32) if deep else (4, 32)
+        self.body = nn.Sequential()
+        for width in widths[:-1]:
+            norm = nn.BatchNorm1d(32, momentum=momentum)
+            self.body.extend([nn.Linear(width, 32), norm, nn.ReLU()])
+        self.body.append(nn.Linear(32, 2))
+        self.bad = bad
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        rows = torch.cat([one[:n] for one, n in zip(x, lengths.tolist(), strict=True)])
+        return self.body(rows) * (-1 if self.bad and not self.training else 1)
+
+
+def packed(deep: bool, seed: int, momentum: float = 0.3, bad: bool = False) -> Any:
+    torch.manual_seed(seed)
+    x, lengths = torch.randn(16, 9, 4) * 2 + 3, torch.arange(16) % 8 + 2
+    y = [one[:n, :2] - one[:n, 2:] for one, n in zip(x, lengths.tolist(), strict=True)]
+
+    def loss(outputs: Tensor, targets: Any) -> Tensor:
+        return functional.mse_loss(outputs, torch.cat(targets))
+
+    model = Packed(deep, momentum, bad)
+    return check(model, ((x, lengths), y), steps=150, loss=loss, optimizer=adam())
+
+
+LAYOUTS = pytest.mark.parametrize("kind", [speech, graphs, packed])
+VARIANT = pytest.mark.parametrize("variant", [False, True])
+
+
+@LAYOUTS
+@VARIANT
+@pytest.mark.parametrize("seed", SEEDS)
+def test_healthy_outputs_of_any_layout_pass(kind: Any, variant: bool, seed: int) -> None:
+    report = kind(variant, seed)
+    assert report.verdict == "pass", str(report)
+    assert report.predictions.gap is not None
+
+
+@LAYOUTS
+@VARIANT
+@pytest.mark.parametrize("seed", SEEDS)
+def test_slow_statistics_show_in_any_layout(kind: Any, variant: bool, seed: int) -> None:
+    report = kind(variant, seed, momentum=0.001)
+    assert codes(report)[0] == "BN101", str(report)
+    assert report.predictions.gap > 0.1
+
+
+@LAYOUTS
+@VARIANT
+def test_another_path_shows_in_any_layout(kind: Any, variant: bool) -> None:
+    report = kind(variant, 0, bad=True)
+    assert report.verdict == "fail"
+    assert codes(report) == ["BN201"], str(report)
+
+
+class Auxiliary(nn.Module):
+    """Several outputs in training mode, and in eval mode the first of them."""
+
+    def __init__(self, body: nn.Module, bad: bool = False) -> None:
+        super().__init__()
+        self.body, self.side, self.bad = body, nn.Linear(4, 4), bad
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.body(x)
+        if self.training:
+            return logits, self.side(logits)
+        return logits.flip(1) if self.bad else logits
+
+
+@pytest.mark.parametrize("net", [mlp, cnn])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_tuple_in_one_mode_and_a_tensor_in_the_other(net: Any, seed: int) -> None:
+    assert check(Auxiliary(net(4)), classes_of(seed), steps=80, optimizer=adam()).verdict == "pass"
+    report = check(Auxiliary(net(4), bad=True), classes_of(seed), steps=80, optimizer=adam())
+    assert codes(report) == ["BN201"], str(report)
+
+
+class Usage(nn.Module):
+    """Beside its outputs one vector for the whole batch, which half a batch changes."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.body(x)
+        return logits, logits.softmax(1).mean(0)
+
+
+@pytest.mark.parametrize("net", [mlp, cnn])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_belongs_to_the_whole_batch_is_no_dependence(net: Any, seed: int) -> None:
+    report = check(Usage(net(4)), classes_of(seed), steps=80, optimizer=adam())
+    assert report.verdict == "pass", str(report)
+
+
+@pytest.mark.parametrize("net", [mlp, cnn])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_without_a_gap_the_decisions_speak(net: Any, seed: int) -> None:
+    """Class indices in eval mode, which are right or wrong like others."""
+    torch.manual_seed(seed)
+    x = torch.randn(64, 8) * 2 + 3
+    report = check(
+        Decides(net(4, momentum=0.001), lambda z: z.argmax(1)),
+        (x, x[:, :4].argmax(1)),
+        steps=80,
+        optimizer=adam(),
+    )
+    assert report.predictions.gap is None
+    assert report.predictions.eval.accuracy < report.predictions.train.accuracy - 0.1
+    assert "BN101" in codes(report), str(report)
+    assert "cannot be aligned" in str(report)
