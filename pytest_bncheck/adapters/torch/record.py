@@ -73,7 +73,11 @@ class Record:
 
         @cache
         def kept(module: nn.Module) -> bool:
-            return self._start.is_unchanged(module.parameters(recurse=False))
+            parameters = list(module.parameters(recurse=False))
+            if not self._start.is_unchanged(parameters):
+                return False
+            # A gradient of nothing but zeros moves nothing, as of a batch of one: no freezing.
+            return all(p.grad is None or bool(p.grad.any()) for p in parameters)
 
         def is_frozen(name: str, layer: nn.Module) -> bool:
             if not any(True for _ in layer.parameters()) or not all(map(kept, layer.modules())):
