@@ -183,6 +183,18 @@ def test_three_images_fail_with_the_cause_in_numbers():
     assert "After 5 updates at momentum 0.99, 95.1 % of every running statistic" in text
 
 
+def test_three_images_after_fit_fail_for_the_same_reason():
+    result = run("three_images_keras", "--bncheck", *STRICT)
+    check = result.checks["test_after_fit.py::test_trained_resnet"]
+    (finding,) = check["findings"]
+    assert check["steps"] == 0
+    assert finding["evidence"]["momentum"] == 0.99
+    assert finding["evidence"]["updates"] == 5
+    assert finding["evidence"]["initial_weight"] == pytest.approx(0.99**5, abs=0.005)
+    assert check["predictions"]["train"]["accuracy"] == 1
+    assert check["predictions"]["eval"]["accuracy"] == pytest.approx(1 / 3)
+
+
 def words(text: str) -> str:
     """A text without line breaks, pytest's marks and figures, which depend on the machine."""
     return re.sub(r"\d+", "0", " ".join(re.sub(r"^E? +", "", text, flags=re.M).split()))

@@ -198,8 +198,8 @@ def initial_value_explains(evidence: Evidence, explained: Set[str]) -> bool:
     share = evidence.initial_share(explained)
     if share == 0.0:
         return False
-    if share >= 0.5:
-        return True
+    if share >= 0.5 or evidence.training.ended:  # what is left then is also of other weights
+        return share >= 0.5
     training, debiased = evidence.training, evidence.diagnosis.debiased
     if debiased is None or training.largest_initial_weight(explained) <= SETTLED:
         return False

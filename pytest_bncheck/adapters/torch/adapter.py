@@ -26,7 +26,7 @@ from pytest_bncheck.adapters.random_state import RandomState, fingerprint
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import step as steps
 from pytest_bncheck.adapters.torch.batch import batch_length, targets_of
-from pytest_bncheck.adapters.torch.buffers import Buffers, equal
+from pytest_bncheck.adapters.torch.buffers import Buffers, is_among
 from pytest_bncheck.adapters.torch.data import (
     Raw,
     by_sample,
@@ -260,7 +260,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         return [
             name
             for name, module in self._layers.modules.items()
-            if not all(_is_among(t, saved) for t in (module.running_mean, module.running_var))
+            if not all(is_among(t, saved) for t in (module.running_mean, module.running_var))
         ]
 
     def layers(self) -> list[Layer]:
@@ -442,10 +442,3 @@ def _tensors_by_name(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The tensors that a module itself registers."""
     yield from module.named_parameters(recurse=False)
     yield from module.named_buffers(recurse=False)
-
-
-def _is_among(tensor: Tensor, some: Mapping[int, Tensor]) -> bool:
-    """Whether a tensor, or one with the same values, is among `some`, a mapping from ids."""
-    return id(tensor) in some or any(
-        each.shape == tensor.shape and bool(equal(each, tensor.to(each))) for each in some.values()
-    )

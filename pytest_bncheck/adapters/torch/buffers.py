@@ -75,6 +75,13 @@ def equal(left: Tensor, right: Tensor) -> Tensor:
     return ((left == right) | ((left != left) & (right != right))).all()
 
 
+def is_among(tensor: Tensor, some: Mapping[int, Tensor]) -> bool:
+    """Whether a tensor, or one with the same values, is among `some`, a mapping from ids."""
+    return id(tensor) in some or any(
+        each.shape == tensor.shape and bool(equal(each, tensor.to(each))) for each in some.values()
+    )
+
+
 def _same(now: Any, then: Tensor) -> Tensor:
     if not isinstance(now, Tensor) or now.shape != then.shape or now.device != then.device:
         return torch.tensor(False)
