@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pytest_bncheck.evidence.comparison import Comparison
 from pytest_bncheck.evidence.passes import Passes
 from pytest_bncheck.evidence.training import Training
@@ -171,9 +173,27 @@ class Judgement:
         """Whether training achieved nothing, so that no verdict is possible."""
         if not self.layers or self.trained or self.first_loss is None:
             return False
+        if self.training.past is not None and self._falls_apart:
+            return False
         passes = self.passes
         path = passes.path if passes.path_gap else None  # another path may well have learnt
         return path is None or not predictions.achieved(self.first_loss, path.loss)
+
+    @property
+    def _falls_apart(self) -> bool:
+        """Whether eval mode of a model that did move its statistics is far worse than a guess.
+
+        Training mode on a single batch can be a little worse than a guess, where the targets
+        hardly differ; that says nothing about an eval mode that is twice as bad as both.
+        """
+        judged, train, guess = self.judged, self.train, self.first_loss
+        if judged is None or train is None or None in (judged.loss, train.loss, guess):
+            return False
+        moved = any(
+            mean.any() or np.ptp(var)
+            for mean, var in zip(self.training.stop.mean, self.training.stop.var, strict=True)
+        )
+        return moved and judged.loss > 2.0 * max(train.loss, guess)  # type: ignore[operator,type-var]
 
     # layers ---------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ AGREES = 0.02
 
 @dataclass(frozen=True)
 class Group:
-    """Layers with one update rate, and what is left of their initial value.
+    """Layers with one update rate and one count of updates, and what is left of their start.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Group:
     fit
         The initial value's weight as the statistics themselves show it.
     counted
-        Updates that the framework counted, the same in all layers; None if unknown or not the same.
+        Updates that the framework counted in each of them; None if unknown.
     """
 
     members: tuple[int, ...]
@@ -93,7 +93,7 @@ class Past:
     Attributes
     ----------
     groups
-        Layers with one update rate each.
+        Layers with the same history, as far as rate and counter tell.
     start
         The initial statistics of all layers.
     active
@@ -162,24 +162,19 @@ def past(
         tuple(np.zeros_like(mean) for mean in now.mean),
         tuple(np.full_like(var, one) for var, one in zip(now.var, ones, strict=True)),
     )
-    rates = {
-        layer.update_rate
-        for layer, runs in zip(layers, active, strict=True)
-        if runs and layer.update_rate != 0.0
-    }
+    alike: dict[tuple[float | None, int | None], list[int]] = {}
+    for k, layer in enumerate(layers):
+        if active[k] and layer.update_rate != 0.0:
+            alike.setdefault((layer.update_rate, layer.counted), []).append(k)
     groups = []
-    for rate in sorted(rates, key=lambda rate: math.inf if rate is None else rate):
-        members = tuple(
-            k for k, layer in enumerate(layers) if active[k] and layer.update_rate == rate
-        )
+    for (rate, counted), members in alike.items():
         fit = initial.fit(
             _only(now, members),
             _only(batch, members),
             [layers[k].eps for k in members],
             [ones[k] for k in members],
         )
-        counts = {layers[k].counted for k in members}
-        groups.append(Group(members, rate, fit, counts.pop() if len(counts) == 1 else None))
+        groups.append(Group(tuple(members), rate, fit, counted))
     return Past(groups, start, active)
 
 

@@ -15,6 +15,7 @@ from pytest_bncheck.adapters.base import (
     TooFewValues,
     Watching,
 )
+from pytest_bncheck.adapters.random_state import fingerprint
 from pytest_bncheck.evidence import MiniBatches, Passes, Projection, Training
 from pytest_bncheck.evidence.passes import PATH_GAP, gap_of_half, gap_of_path
 from pytest_bncheck.evidence.past import Past, past
@@ -39,6 +40,8 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
     # Before any pass, while every process is at the end of its training.
     streams = adapter.streams if isinstance(adapter, Streaming) else {}
     replicas = adapter.gather() if isinstance(adapter, Replicated) else []
+    if not adapter.expected_steps and adapter.program is None:
+        _look_for_chance(adapter)
     passes, stop = _run_passes(adapter, panel)
     if adapter.ends:
         with during("the end of the training"):
@@ -74,6 +77,14 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
         projection = Projection(statistics, panel.predict_with(statistics))
         passes = dataclasses.replace(passes, projection=projection)
     return training, passes
+
+
+def _look_for_chance(adapter: Adapter) -> None:
+    """Whether training mode draws random numbers, where no step has shown it."""
+    before = fingerprint()
+    with during("the pass in training mode"):
+        adapter.run(0, Mode.TRAINING)
+    adapter.stochastic |= before != fingerprint()
 
 
 def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:

@@ -47,7 +47,8 @@ def problem(check: Mapping[str, Any]) -> str:
 
 def agreement(check: Mapping[str, Any]) -> str:
     """How eval mode compares, to follow those words; a suppressed finding may say otherwise."""
-    if check["suppressed"] or "modes" in check:
+    unknown = check["bn_verdict"] is None and check["layers"]
+    if check["suppressed"] or "modes" in check or unknown:
         return "against training mode"
     gap, curves = check["predictions"]["gap"], check["curves"]
     apart = isinstance(gap, float) and curves and gap > curves["gap_limit"]

@@ -94,11 +94,7 @@ class StatisticsLostInCopy(Rule):
             f"{words.headline(evidence)}. {message}",
             cause=why,
             severity=grade,
-            remedy=words.bullets(
-                "Load or copy the running statistics together with the parameters:\n"
-                + evidence.dialect.copy_statistics,
-                remedies.recalibration(evidence),
-            ),
+            remedy=_remedy(evidence, lost=bool(untouched)),
             layers=untouched or stale or [],
             distortion=float(np.max(evidence.judged_distortions, initial=0.0)),
         )
@@ -120,6 +116,18 @@ class StatisticsLostInCopy(Rule):
         )
 
 
+def _remedy(evidence: Evidence, *, lost: bool) -> str:
+    copied = (
+        "Load or copy the running statistics together with the parameters:\n"
+        + evidence.dialect.copy_statistics
+    )
+    estimated = remedies.recalibration(evidence)
+    if lost:
+        return words.bullets(copied, estimated)
+    calm = "Or, if the training just ended, let the learning rate decay towards its end."
+    return words.bullets(estimated, calm, f"Or, if this is a copy: {copied[0].lower()}{copied[1:]}")
+
+
 def _as_good(recalibrated: Prediction | None) -> str:
     figure = words.how_good(recalibrated)
     return f" (tried here: {figure})" if figure else ""
@@ -129,6 +137,6 @@ def _not_theirs(evidence: Evidence, layers: list[str]) -> str:
     return (
         f"{words.distorting(layers, evidence)}: the statistics that came with the model do not "
         f"belong to its parameters, or to data like this. {faults.not_the_initial_value(evidence)} "
-        "A copy, an average, weights that trained on without them and other data cannot be told "
-        "apart by looking at the model (steps=0)."
+        "A copy, an average, weights that moved fast in the last updates or trained on without "
+        "them, and other data cannot be told apart by looking at the model (steps=0)."
     )
