@@ -242,8 +242,8 @@ def sufficient_rate(
             return True  # whatever the prediction, so that no pass is needed
         return verdict(statistics, rate) in ("healthy", "degraded")
 
-    if any(layer.update_rate is None for layer in training.layers):
-        return Rate(None, gaps)  # a cumulative average has no rate to change
+    if len({layer.update_rate is None for layer in training.layers}) > 1:
+        return Rate(None, gaps)  # what replaces a cumulative average need not suit the others
     at_fault = set(judgement.distorted_layers)
     now = min(layer.update_rate or 0.0 for layer in training.layers if layer.name in at_fault)
     candidates = [rate for rate in RATES if now < rate <= largest]

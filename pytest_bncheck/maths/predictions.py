@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,18 +34,34 @@ class Pair(NamedTuple):
 def aligned(prediction: Mapping[str, Array], reference: Mapping[str, Array]) -> list[Pair]:
     """The outputs that two predictions share.
 
-    These have the same path and shape in both. Where one prediction is a single output, as a
-    tensor in one mode and a tuple in the other, it is compared with the first output of its shape.
+    These have the same path and shape in both. Of entries of one list all have to: those that vary
+    with what was predicted, as boxes do, are alike by chance only. Where one prediction is a single
+    output, as a tensor in one mode and a tuple in the other, it is compared with the first output
+    of its shape.
     """
+    both = [path for path in prediction if path in reference]
+    vary = {_entry(path) for path in both if prediction[path].shape != reference[path].shape}
+    vary |= _ragged(prediction) | _ragged(reference)
     same = [
-        Pair(path, values, reference[path])
-        for path, values in prediction.items()
-        if path in reference and reference[path].shape == values.shape
+        Pair(path, prediction[path], reference[path]) for path in both if _entry(path) not in vary
     ]
     if same or 1 not in (len(prediction), len(reference)) or prediction.keys() & reference.keys():
         return same
     pairs = (Pair(path, p, r) for path, p in prediction.items() for r in reference.values())
     return [pair for pair in pairs if pair.prediction.shape == pair.reference.shape][:1]
+
+
+def _entry(path: str) -> str:
+    """A path without the places in lists: the same for all entries of a list."""
+    return re.sub(r"\d+", "#", path)
+
+
+def _ragged(outputs: Mapping[str, Array]) -> set[str]:
+    """Lists whose entries have different numbers of rows."""
+    rows: dict[str, set[int]] = {}
+    for path, values in outputs.items():
+        rows.setdefault(_entry(path), set()).add(len(values) if values.ndim else 0)
+    return {entry for entry, found in rows.items() if len(found) > 1}
 
 
 def gap(prediction: Mapping[str, Array], reference: Mapping[str, Array]) -> float | None:

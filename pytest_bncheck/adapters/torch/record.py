@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
+import torch
 from torch import nn
 
 from pytest_bncheck.adapters.torch.layers import Layers
@@ -66,18 +66,18 @@ class Record:
         """Whether parameters of a module changed; of one without any, those around it."""
         around = [parent for parent in self._model.modules() if module in parent.children()]
         own = next((found for m in (module, *around) if (found := list(m.parameters()))), [])
-        return not self._start.is_unchanged(own)
+        return not all(self._start.unchanged(own))
 
     def frozen(self, layers: Layers) -> set[str]:
         """Layers whose parameters, at least one, and all before them are as they were."""
+        parameters = list(self._model.parameters())
+        pairs = zip(parameters, self._start.unchanged(parameters), strict=True)
+        unchanged = {id(parameter) for parameter, same in pairs if same}
+        # A gradient of nothing but zeros moves nothing, as of a batch of one: no freezing.
+        unchanged -= _with_zero_gradients(parameters)
 
-        @cache
         def kept(module: nn.Module) -> bool:
-            parameters = list(module.parameters(recurse=False))
-            if not self._start.is_unchanged(parameters):
-                return False
-            # A gradient of nothing but zeros moves nothing, as of a batch of one: no freezing.
-            return all(p.grad is None or bool(p.grad.any()) for p in parameters)
+            return all(id(p) in unchanged for p in module.parameters(recurse=False))
 
         def is_frozen(name: str, layer: nn.Module) -> bool:
             if not any(True for _ in layer.parameters()) or not all(map(kept, layer.modules())):
@@ -96,3 +96,13 @@ class Record:
         if len(different) < 2 and not layers.calls.changing:
             return []
         return [[step[name] for name in layers.modules] for step in self._kept]
+
+
+def _with_zero_gradients(parameters: Sequence[nn.Parameter]) -> set[int]:
+    """The ids of parameters whose gradients hold nothing but zeros, in one transfer."""
+    known = [(id(p), p.grad) for p in parameters if p.grad is not None]
+    if not known:
+        return set()
+    home = known[0][1].device
+    moving = torch.stack([gradient.detach().any().to(home) for _, gradient in known]).tolist()
+    return {key for (key, _), moves in zip(known, moving, strict=True) if not moves}

@@ -83,18 +83,19 @@ class Snapshot:
         values = self.values[id(tensor)] = tensor.data.clone()
         return _remember_tensor(tensor, values)
 
-    def is_unchanged(self, tensors: Iterable[torch.Tensor]) -> bool:
-        """Whether all tensors have the values that they had; read in one transfer."""
+    def unchanged(self, tensors: Iterable[torch.Tensor]) -> list[bool]:
+        """Whether each tensor still holds the values that were remembered, in one transfer."""
         pairs = [(tensor.detach(), self.values.get(id(tensor))) for tensor in tensors]
+        alike = [then is not None and then.shape == now.shape for now, then in pairs]
         same = [
             (now == then.to(now.device)).all()
-            for now, then in pairs
-            if then is not None and then.shape == now.shape
+            for (now, then), comparable in zip(pairs, alike, strict=True)
+            if comparable and then is not None
         ]
-        home = same[0].device if same else None
-        if not same or len(same) < len(pairs):
-            return not pairs
-        return bool(torch.stack([each.to(home) for each in same]).all())
+        values = iter(
+            torch.stack([each.to(same[0].device) for each in same]).tolist() if same else ()
+        )
+        return [comparable and bool(next(values)) for comparable in alike]
 
     def restore(self) -> None:
         """Put everything back. May be called once."""
