@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -280,8 +281,18 @@ class Judgement:
 
     def judge(self, scores: Scores) -> BNVerdict | None:
         """The verdict on some scores under this check's limits."""
-        best = self.recalibrated or self.train
+        best = self._reference(self.recalibrated or self.train)
         return judge(scores, best, self.gap_limit, self.distortion_limit, self.slack)
+
+    def _reference(self, prediction: Prediction | None) -> Prediction | None:
+        """What decisions are compared with.
+
+        Of a model that was handed over the loss too: one batch is a draw, on which running
+        statistics can decide better than those of the batch itself.
+        """
+        if prediction is None or self.training.past is not None:
+            return prediction
+        return dataclasses.replace(prediction, loss=None)
 
     @cached_property
     def measured_verdict(self) -> BNVerdict | None:
@@ -327,7 +338,7 @@ class Judgement:
             accuracy=prediction.accuracy,
             finite=self._is_finite(prediction),
         )
-        return decisions_suffer(scores, self.train)
+        return decisions_suffer(scores, self._reference(self.train))
 
     @property
     def cured_by_planning(self) -> bool:

@@ -73,8 +73,7 @@ class Record:
         parameters = list(self._model.parameters())
         pairs = zip(parameters, self._start.unchanged(parameters), strict=True)
         unchanged = {id(parameter) for parameter, same in pairs if same}
-        # A gradient of nothing but zeros moves nothing, as of a batch of one: no freezing.
-        unchanged -= _with_zero_gradients(parameters)
+        unchanged -= _without_gradients(parameters)  # no freezing, only nothing to learn
 
         def kept(module: nn.Module) -> bool:
             return all(id(p) in unchanged for p in module.parameters(recurse=False))
@@ -98,11 +97,16 @@ class Record:
         return [[step[name] for name in layers.modules] for step in self._kept]
 
 
-def _with_zero_gradients(parameters: Sequence[nn.Parameter]) -> set[int]:
-    """The ids of parameters whose gradients hold nothing but zeros, in one transfer."""
-    known = [(id(p), p.grad) for p in parameters if p.grad is not None]
-    if not known:
-        return set()
-    home = known[0][1].device
-    moving = torch.stack([gradient.detach().any().to(home) for _, gradient in known]).tolist()
-    return {key for (key, _), moves in zip(known, moving, strict=True) if not moves}
+def _without_gradients(parameters: Sequence[nn.Parameter]) -> set[int]:
+    """The ids of parameters that could train and got no gradient, in one transfer.
+
+    One of nothing but zeros moves nothing either, as of a batch of one or of a dead branch.
+    """
+    able = [parameter for parameter in parameters if parameter.requires_grad]
+    known = [(id(p), p.grad) for p in able if p.grad is not None]
+    resting = {id(parameter) for parameter in able} - {key for key, _ in known}
+    if known:
+        home = known[0][1].device
+        moving = torch.stack([gradient.detach().any().to(home) for _, gradient in known]).tolist()
+        resting |= {key for (key, _), moves in zip(known, moving, strict=True) if not moves}
+    return resting

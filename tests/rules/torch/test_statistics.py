@@ -313,12 +313,12 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.branch = nn.Sequential(
-            *(nn.Conv2d(inputs, width, 1), nn.BatchNorm2d(width, momentum=0.3), nn.ReLU()),
-            *(nn.Conv2d(width, width, 3, stride, 1), nn.BatchNorm2d(width, momentum=0.3)),
-            *(nn.ReLU(), nn.Conv2d(width, outputs, 1), nn.BatchNorm2d(outputs, momentum=0.3)),
+            *(nn.Conv2d(inputs, width, 1), nn.BatchNorm2d(width, momentum=0.25), nn.ReLU()),
+            *(nn.Conv2d(width, width, 3, stride, 1), nn.BatchNorm2d(width, momentum=0.25)),
+            *(nn.ReLU(), nn.Conv2d(width, outputs, 1), nn.BatchNorm2d(outputs, momentum=0.25)),
         )
         self.around = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs, momentum=0.3)
+            nn.Conv2d(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs, momentum=0.25)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -336,7 +336,9 @@ def test_lag_is_named_beside_few_values(seed):
             inputs = 4 * width
     top = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 4))
     batch = torch.randn(8, 3, 16, 16), torch.arange(8) % 4
-    report = check(nn.Sequential(*blocks, *top), batch, steps=18, seed=seed)
+    # Its layers are distorted by 0.10, more or less: the limit is moved away from there.
+    options: dict[str, Any] = {"steps": 18, "seed": seed, "distortion_tolerance": 0.2}
+    report = check(nn.Sequential(*blocks, *top), batch, **options)
     assert report.bn_verdict == "degraded"
     assert [finding.code for finding in report.findings] == ["BN106", "BN102"], str(report)
     assert 0.5 * report.predictions.gap > report.predictions.floor > 0.1
