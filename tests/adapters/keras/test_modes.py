@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import keras
+import os
+
 import pytest
+
+pytest.importorskip(os.environ["KERAS_BACKEND"])
+keras = pytest.importorskip("keras")
 
 from keras_adapter import BACKEND, adapter, bits, host, images
 from keras_nets import fast
