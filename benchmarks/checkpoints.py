@@ -4,7 +4,7 @@
 
 Nets of five shapes are trained by a plain loop and then spoiled, or not, in one known way:
 
-* initial value: a long memory and few updates, the framework's counters set to 0;
+* initial value: a long memory and few updates;
 * lag: a long memory, many updates, and a learning rate that rose at the end;
 * lost: a new net into which only the parameters were loaded;
 * stale: the parameters went on without their statistics (an averaged copy, or a late freeze);
@@ -194,7 +194,6 @@ def checkpoints(seeds: range) -> Iterator[Checkpoint]:
         for momentum, updates in ((0.01, 40), (0.005, 60), (0.02, 40), (0.002, 120)):
             model = build(momentum)
             _finish(train(model, images, labels, updates, 5e-3, seed))
-            _forget_the_count(model)  # so that the statistics alone tell
             name = f"{shape} momentum {momentum:g} updates {updates}"
             weight = (1.0 - momentum) ** updates
             yield Checkpoint("initial value", name, model, batch, weight)
@@ -239,12 +238,6 @@ def checkpoints(seeds: range) -> Iterator[Checkpoint]:
         for size in (64, 8):
             name = f"{shape} regression {size}"
             yield Checkpoint("healthy", name, copy.deepcopy(regression), _rows(table, size))
-
-
-def _forget_the_count(model: nn.Module) -> None:
-    for name, buffer in model.named_buffers():
-        if name.endswith("num_batches_tracked"):
-            buffer.zero_()
 
 
 def _rows(batch: tuple[Any, Any], size: int) -> tuple[Any, Any]:
@@ -306,7 +299,7 @@ def main() -> int:
         print(
             f"weight of the initial value: off by {off[len(off) // 2]:.4f}, at most {off[-1]:.4f}"
         )
-    return int(not _holds(matrix))
+    return int(not options.smoke and not _holds(matrix))
 
 
 def _holds(matrix: dict[str, collections.Counter[str]]) -> bool:
