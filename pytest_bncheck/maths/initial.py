@@ -93,14 +93,6 @@ def fit(
     return InitialFit(weight, 1.0 - left / whole)
 
 
-def distance(running: Statistics, batch: Statistics, eps: Sequence[float]) -> float:
-    """E(0) of `fit`: how far running statistics are from batch statistics, >= 0."""
-    ones = [1.0] * len(eps)
-    return _distance(
-        list(zip(running.mean, running.var, batch.mean, batch.var, eps, ones, strict=True)), 0.0
-    )
-
-
 def _distance(rows: Sequence[tuple[Array, Array, Array, Array, float, float]], w: float) -> float:
     parts = []
     with np.errstate(all="ignore"):
