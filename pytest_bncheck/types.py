@@ -27,7 +27,9 @@ Verdict: TypeAlias = Literal["pass", "warn", "fail", "error"]
 BNVerdict: TypeAlias = Literal["healthy", "degraded", "broken"]
 Modes: TypeAlias = Literal["observed", "assumed"]
 Severity: TypeAlias = Literal["error", "warning"]
-Capability: TypeAlias = Literal["watching", "sampling", "streams", "replicas", "slopes"]
+Capability: TypeAlias = Literal[
+    "watching", "sampling", "streams", "replicas", "slopes", "moving state"
+]
 """What an adapter may offer besides its required members; see `adapters.base`."""
 
 
@@ -134,6 +136,9 @@ class Layer:
     counted
         Updates that the framework counted so far, over the model's whole life; None if it counts
         none, or none of this layer.
+    states
+        Of a layer that is known by what it does only: the names of what training moves. Its
+        statistics are then one row of values, a mean without a variance.
     """
 
     name: str
@@ -148,11 +153,16 @@ class Layer:
     dtype: str = "float32"
     frozen_parameters: bool = False
     counted: int | None = None
+    states: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and biased variance of every layer, each of shape (channels,)."""
+    """Mean and biased variance of every layer, each of shape (channels,).
+
+    Of a layer that is known by what it does only (`Layer.states`) all values stand in `mean`, and
+    `var` is empty.
+    """
 
     mean: tuple[Array, ...]
     var: tuple[Array, ...]
@@ -193,6 +203,96 @@ class Calls:
     training: tuple[int, ...]
     inference: tuple[int, ...]
     values: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """A tensor or variable that a forward can change, of no known layer and no optimizer.
+
+    Attributes
+    ----------
+    name
+        Path in the model: ``norm.moving_mean``.
+    owner, type
+        Path and class name of the module or layer that it hangs on.
+    start, stop
+        Its values before the first training step and after the last, flat, in float64. `start` is
+        None where the check made no step.
+    log
+        Its values after each training step; empty where that would take too much memory.
+    moves
+        Training steps in which it changed.
+    calls
+        Calls of its owner in training mode over all training steps.
+    resolution, dtype
+        Spacing of the floating-point numbers around 1 that hold it, and their type's name.
+    """
+
+    name: str
+    owner: str
+    type: str
+    start: Array | None
+    stop: Array
+    log: Sequence[Array] = ()
+    moves: int = 0
+    calls: int = 0
+    resolution: float = 2.0**-23
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What training passes from given states did.
+
+    Attributes
+    ----------
+    prediction
+        Of the last pass, as in `Mode.TRAINING_PATH`; None where that has none.
+    states
+        Each state's values after the last pass, by its name.
+    calls
+        Calls of each state's owner in training mode in one pass, by the state's name.
+    """
+
+    prediction: Prediction | None
+    states: Mapping[str, Array]
+    calls: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class RunningState:
+    """States of one owner that training passes move towards a batch's values at one rate.
+
+    Attributes
+    ----------
+    name, type
+        Path and class name of the owner.
+    states
+        Names of the states.
+    sizes
+        The number of values of each.
+    update_rate
+        α of one update, in (0, 1]; None for the cumulative average.
+    updates
+        Updates in the training steps.
+    calls
+        Updates in one training pass.
+    settled
+        The values towards which the first mini-batch moves them, joined in the order of `states`.
+    resolution, dtype
+        As in `State`.
+    """
+
+    name: str
+    type: str
+    states: tuple[str, ...]
+    sizes: tuple[int, ...]
+    update_rate: float | None
+    updates: int
+    calls: int
+    settled: Array
+    resolution: float = 2.0**-23
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Three rules:
   bit for bit, whatever happened in between.
 
 An adapter needs nine members (see `Adapter`). What only some rules need is a capability: a class
-to inherit from besides (`Watching`, `Sampling`, `Streaming`, `Replicated`, `Sloping`). Without it
+to inherit from besides (`Watching`, `Sampling`, `Streaming`, `Replicated`, `Sloping`, `Stateful`). Without it
 those rules stay silent, and the report names them.
 """
 
@@ -28,6 +28,7 @@ from pytest_bncheck.adapters.capabilities import (
     Replicated,
     Sampling,
     Sloping,
+    Stateful,
     Streaming,
     Watching,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "Replicated",
     "Sampling",
     "Sloping",
+    "Stateful",
     "Streaming",
     "TooFewValues",
     "Watching",

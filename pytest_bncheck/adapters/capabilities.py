@@ -7,10 +7,19 @@ need it stay silent, and the report names them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_bncheck.types import Capability, Prediction, Statistics, Streams, Trace
+from pytest_bncheck.types import (
+    Capability,
+    Moved,
+    Prediction,
+    RunningState,
+    State,
+    Statistics,
+    Streams,
+    Trace,
+)
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
@@ -134,11 +143,49 @@ class Sloping(ABC):
         """
 
 
+class Stateful(ABC):
+    """Capability "moving state": what training moves besides the statistics of known layers."""
+
+    @abstractmethod
+    def states(self) -> list[State]:
+        """Everything floating that a forward can change: of no known layer and no optimizer.
+
+        Called after the training, in the order in which the owners first ran. State that never
+        changed in a training step may be left out, if a step was made.
+        """
+
+    @abstractmethod
+    def train_from(
+        self, index: int, states: Mapping[str, Array] | None = None, *, passes: int = 1
+    ) -> Moved:
+        """Passes as in `Mode.TRAINING_PATH`, from the state as it is and these values in it.
+
+        Nothing of it remains: afterwards every state, statistic, counter and attribute is as
+        before. Every call draws the same random numbers.
+
+        Parameters
+        ----------
+        states
+            Values to start from, flat, by the name of the state.
+        passes
+            How many, one after the other; the last one's prediction is returned.
+        """
+
+    @abstractmethod
+    def adopt(self, found: Sequence[RunningState]) -> None:
+        """Treat these as layers from now on; replaces what was adopted before.
+
+        They come after all others in `layers`, `read`, `write`, `history` and `calls`, with
+        `Layer.states`. `adapters.states.Adopted` does most of it.
+        """
+
+
 CAPABILITIES: Mapping[Capability, type] = {
     "watching": Watching,
     "sampling": Sampling,
     "streams": Streaming,
     "replicas": Replicated,
     "slopes": Sloping,
+    "moving state": Stateful,
 }
 """The classes to inherit from, by the names that rules and reports use."""
