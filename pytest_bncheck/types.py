@@ -28,7 +28,7 @@ BNVerdict: TypeAlias = Literal["healthy", "degraded", "broken"]
 Modes: TypeAlias = Literal["observed", "assumed"]
 Severity: TypeAlias = Literal["error", "warning"]
 Capability: TypeAlias = Literal[
-    "watching", "sampling", "streams", "replicas", "slopes", "moving state"
+    "watching", "sampling", "streams", "replicas", "slopes", "moving state", "rehearsal"
 ]
 """What an adapter may offer besides its required members; see `adapters.base`."""
 
@@ -257,6 +257,31 @@ class Moved:
     prediction: Prediction | None
     states: Mapping[str, Array]
     calls: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A training pass before a training step, from the same everything, beside that step.
+
+    Attributes
+    ----------
+    absent
+        Paths of layers with parameters or statistics that the step ran in training mode, and that
+        the pass did not.
+    changed
+        Names of known layers and of states that the step moved otherwise than the pass, the one
+        that differs most first.
+    loss, step_loss
+        The loss of the pass and that of the step; None where only the user's step knows it.
+    comparable
+        Whether there was anything to compare.
+    """
+
+    absent: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    loss: float | None = None
+    step_loss: float | None = None
+    comparable: bool = True
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ Three rules:
   bit for bit, whatever happened in between.
 
 An adapter needs nine members (see `Adapter`). What only some rules need is a capability: a class
-to inherit from besides (`Watching`, `Sampling`, `Streaming`, `Replicated`, `Sloping`, `Stateful`). Without it
-those rules stay silent, and the report names them.
+to inherit from besides (`Watching`, `Sampling`, `Streaming`, `Replicated`, `Sloping`, `Stateful`,
+`Rehearsing`). Without it those rules stay silent, and the report names them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 from pytest_bncheck.adapters.capabilities import (
     CAPABILITIES,
+    Rehearsing,
     Replicated,
     Sampling,
     Sloping,
@@ -49,6 +50,7 @@ __all__ = [
     "Adapter",
     "Mode",
     "Pass",
+    "Rehearsing",
     "Replicated",
     "Sampling",
     "Sloping",

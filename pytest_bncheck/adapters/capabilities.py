@@ -14,6 +14,7 @@ from pytest_bncheck.types import (
     Capability,
     Moved,
     Prediction,
+    Rehearsal,
     RunningState,
     State,
     Statistics,
@@ -180,6 +181,26 @@ class Stateful(ABC):
         """
 
 
+class Rehearsing(ABC):
+    """Capability "rehearsal": whether the passes run what a training step runs."""
+
+    @abstractmethod
+    def rehearse(self, index: int) -> None:
+        """A training pass, stochastic layers on, just before a training step on a mini-batch.
+
+        From the same weights, state, seeds and generators as the step, and nothing of it remains:
+        the step draws the same random numbers again. No further program is compiled for it.
+        """
+
+    @property
+    @abstractmethod
+    def rehearsal(self) -> Rehearsal | None:
+        """The last rehearsal beside the step after it; None if there was none.
+
+        Two values differ if they are more than 1e-5 apart, relative, or than the device's noise.
+        """
+
+
 CAPABILITIES: Mapping[Capability, type] = {
     "watching": Watching,
     "sampling": Sampling,
@@ -187,5 +208,6 @@ CAPABILITIES: Mapping[Capability, type] = {
     "replicas": Replicated,
     "slopes": Sloping,
     "moving state": Stateful,
+    "rehearsal": Rehearsing,
 }
 """The classes to inherit from, by the names that rules and reports use."""
