@@ -15,7 +15,7 @@ from pytest_bncheck.adapters.random_state import fingerprint
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import loss as losses
 from pytest_bncheck.adapters.torch.batch import refuse_arguments, targets_of, understand
-from pytest_bncheck.adapters.torch.buffers import Buffers, places
+from pytest_bncheck.adapters.torch.buffers import Buffers, held, places
 from pytest_bncheck.adapters.torch.data import (
     describe,
     float_outputs,
@@ -226,11 +226,11 @@ class Passes:
         return None if loss is None else number(loss)
 
     def _other_buffers(self) -> Buffers:
-        own = {id(getattr(owner, key)) for _, owner, key in self._layers.places()}
+        own = {id(held(owner, key)) for _, owner, key in self._layers.places()}
         return Buffers(
             (name, owner, key)
             for name, owner, key in places(self._model)
-            if id(getattr(owner, key)) not in own
+            if id(held(owner, key)) not in own
         )
 
 
