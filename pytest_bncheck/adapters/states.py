@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_bncheck.maths import running
 from pytest_bncheck.types import Calls, Layer, RunningState, State, Statistics
 
 if TYPE_CHECKING:
@@ -20,10 +21,13 @@ class Adopted:
     ----------
     found
         What was found.
+    states
+        The states that it consists of, and perhaps others.
     """
 
-    def __init__(self, found: Sequence[RunningState] = ()) -> None:
+    def __init__(self, found: Sequence[RunningState] = (), states: Sequence[State] = ()) -> None:
         self._found = list(found)
+        self._states = {state.name: state for state in states}
 
     @property
     def names(self) -> list[str]:
@@ -65,16 +69,16 @@ class Adopted:
             Flat values of every state, by its name.
         """
         rows = [np.concatenate([values[name] for name in each.states]) for each in self._found]
-        return Statistics((*known.mean, *rows), (*known.var, *(np.empty(0) for _ in rows)))
+        return running.joined(known, rows)
 
-    def history(self, known: Sequence[Statistics], states: Mapping[str, State]) -> list[Statistics]:
+    def history(self, known: list[Statistics]) -> list[Statistics]:
         """The history of known layers and of these.
 
         Where a state was not logged, it has only two entries, the start and the end.
         """
-        own = [states[name] for name in self.names]
+        own = [self._states[name] for name in self.names]
         if not own:
-            return list(known)
+            return known
         if not all(len(state.log) == len(known) - 1 for state in own):
             known, logs = [known[0], known[-1]], [[state.stop] for state in own]
         else:

@@ -240,7 +240,7 @@ def _diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Comp
     if measured.cured_by_planning:
         updates = remedies.further_updates(measured.typical, typical.predict_with)
         cure = Remedies(updates.enough, gaps_after=updates.gaps)
-    if measured.looks_off:
+    if measured.looks_off or _may_explain_path(measured):
         recalibrated = panel.predict_with(passes.noisy_batch)
         judgement = dataclasses.replace(measured, compared=passes.compared(recalibrated))
         replaced = _replaced(panel, passes, recalibrated, adapter.dialect.unbiased)
@@ -251,6 +251,11 @@ def _diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Comp
     if judgement.conclusive_verdict == "broken":
         cure = remedies.work_out(judgement.typical, typical.predict_with)
     return judgement.compared, Diagnosis(replaced, debiased, remixed, after_each, attribution, cure)
+
+
+def _may_explain_path(measured: Judgement) -> bool:
+    """Whether state that settles may be all in which the training path differs."""
+    return measured.takes_another_path and any(layer.states for layer in measured.layers)
 
 
 def _remixed(adapter: Adapter, panel: Panel, measured: Judgement) -> Prediction | None:

@@ -118,6 +118,31 @@ def joined(each: Sequence[Prediction]) -> Prediction:
     )
 
 
+def averaged(draws: Sequence[Prediction]) -> Prediction:
+    """Several predictions on one batch as one: the means of outputs, losses and accuracies.
+
+    The loss is the mean of losses, not the loss of the mean output, which is an ensemble's.
+    """
+    if len(draws) == 1:
+        return draws[0]
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if len(known) == len(draws) else None
+
+    shared = {p for p in draws[0].outputs if all(p in each.outputs for each in draws)}
+    outputs = {p: [each.outputs[p] for each in draws] for p in draws[0].outputs if p in shared}
+    return dataclasses.replace(
+        draws[0],
+        outputs={
+            p: np.mean(v, axis=0) for p, v in outputs.items() if len({x.shape for x in v}) == 1
+        },
+        loss=mean([each.loss for each in draws]),
+        accuracy=mean([each.accuracy for each in draws]),
+        constant_loss=mean([each.constant_loss for each in draws]),
+    )
+
+
 def _rows(prediction: Prediction) -> int:
     """Samples of a prediction; 1 where it has no output that tells."""
     outputs = prediction.outputs.items()

@@ -104,7 +104,7 @@ def cost_of_other_path(evidence: Evidence) -> Prediction | None:
     enough to training mode for converged statistics not to be tried, those of the batch stand in.
     """
     path = evidence.passes.path
-    if path is None or not evidence.takes_another_path:
+    if path is None or not evidence.takes_another_path or evidence.states_explain:
         return None
     converged = None if evidence.stream else evidence.recalibrated
     other = evidence.passes.first if converged is None else converged

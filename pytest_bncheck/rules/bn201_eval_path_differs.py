@@ -58,6 +58,8 @@ class EvalPathDiffers(Rule):
         path, train = evidence.passes.path, evidence.passes.first
         if path is None or train is None or not evidence.takes_another_path:
             return None
+        if evidence.states_explain:
+            return None
         if evidence.passes.is_random:  # then two passes differ whatever the mode
             return None
         worse = faults.cost_of_other_path(evidence)

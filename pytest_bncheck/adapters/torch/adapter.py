@@ -17,12 +17,14 @@ from pytest_bncheck.adapters.base import (
     Replicated,
     Sampling,
     Sloping,
+    Stateful,
     Streaming,
     Watching,
 )
 from pytest_bncheck.adapters.devices import pick, rounding, torch_devices
 from pytest_bncheck.adapters.hints import kind
 from pytest_bncheck.adapters.random_state import RandomState, fingerprint
+from pytest_bncheck.adapters.states import Adopted
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import step as steps
 from pytest_bncheck.adapters.torch.batch import batch_length, targets_of
@@ -50,13 +52,17 @@ from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, ref
 from pytest_bncheck.adapters.torch.replicas import Replicas
 from pytest_bncheck.adapters.torch.slopes import slopes
 from pytest_bncheck.adapters.torch.state import Snapshot, overwrite
+from pytest_bncheck.adapters.torch.states import States
 from pytest_bncheck.adapters.torch.streams import streams_of
 from pytest_bncheck.adapters.torch.tracing import Tracer
 from pytest_bncheck.types import (
     Calls,
     Layer,
+    Moved,
     Prediction,
     Recipe,
+    RunningState,
+    State,
     Statistics,
     Streams,
     Trace,
@@ -66,7 +72,7 @@ if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
 
 
-class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
+class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping, Stateful):
     """See `Adapter`. PyTorch stores the unbiased running variance; it leaves here as biased."""
 
     framework = "torch"
@@ -122,6 +128,8 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             self.dialect = dataclasses.replace(DIALECT, recalibrate=RECALIBRATE)
         self._passes = self._make_passes(self._snapshot.paths)
         self._record = Record(self.model, self._snapshot)
+        self._states = States(self.model, self._layers, self._snapshot.paths)
+        self._adopted = Adopted()
         self._replicas = Replicas(self.model)
         self.follows = self._replicas.follows
         self._step = steps.make(self.model, self.recipe, self._passes.forward, self._criterion)
@@ -177,6 +185,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             self._meet_layers()
         self._layers.calls.reset()
         self._log, self._calls = [self._layers.raw()], self._layers.calls.counted()
+        self._states.begin()
 
     def _meet_layers(self) -> None:
         """A pass in which layers of unknown classes show what they do, as training steps would."""
@@ -201,6 +210,7 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             loss = self._step(self._batches[index])
         self._passes.follow(ran)
         self._record.add(ran, self._layers.calls.kept_in_step)
+        self._states.add(ran)
         if first:
             self.stochastic = before != fingerprint()
             self._log = self._layers.order_by_call(self._log)
@@ -213,11 +223,11 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
     def history(self) -> list[Statistics]:
         for raw in self._log[len(self._read_log) :]:
             self._read_log.append(self._layers.biased(raw))
-        return self._read_log
+        return self._adopted.history(self._read_log)
 
     @property
     def calls(self) -> Calls:
-        return self._calls
+        return self._adopted.calls(self._calls)
 
     @property
     def kept(self) -> list[list[float]]:
@@ -268,13 +278,46 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         resting = [m for m, training in self._passes.last_modes.items() if not training]
         # A layer that rests is frozen by design, unless it trained when training began and learns.
         in_eval = {id(m) for m in resting if not (begun.get(m, False) and m in idle)}
-        return self._layers.describe(in_eval, self._record.frozen(self._layers))
+        known = self._layers.describe(in_eval, self._record.frozen(self._layers))
+        return [*known, *self._adopted.layers(self.dialect.momentum_of)]
 
     def read(self, *, exact: bool = False) -> Statistics:
-        return self._layers.biased(self._layers.raw(), exact)
+        known = self._layers.biased(self._layers.raw(), exact)
+        return self._adopted.after(known, self._states.read(self._adopted.names))
 
     def write(self, statistics: Statistics, *, exact: bool = False) -> None:
-        self._layers.write(statistics, exact)
+        known, states = self._adopted.apart(statistics)
+        self._layers.write(known, exact)
+        self._states.write(states)
+
+    def states(self) -> list[State]:
+        return self._states.found()
+
+    def adopt(self, found: Sequence[RunningState]) -> None:
+        self._adopted = Adopted(found, self._states.found() if found else ())
+
+    def train_from(
+        self,
+        index: int,
+        states: Mapping[str, Array] | None = None,
+        *,
+        passes: int = 1,
+        draw: int | None = None,
+    ) -> Moved:
+        __tracebackhide__ = True
+        return self._states.run(lambda: self._train_again(index, draw), states, passes, draw or 0)
+
+    def _train_again(self, index: int, draw: int | None) -> Prediction | None:
+        """A pass in training mode that leaves its traces in the model."""
+        __tracebackhide__ = True
+        batch, size = self._batches[index], self._sizes[index]
+        if draw is None:
+            self._enter_training_path(self._active())
+            with self._passes.as_trained():
+                return self._passes.run(batch, size, observe=False)
+        with self._passes.as_trained(), torch.no_grad():
+            self._passes.in_training(lambda: self._passes.forward(batch))
+        return None
 
     # passes -----------------------------------------------------------------------------------
 
@@ -335,14 +378,8 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
     def _on_training_path(self, index: int) -> Pass:
         __tracebackhide__ = True
-        self._passes.enter_training()
         active = self._active()
-        live = {id(module) for module in active.values()}
-        other = False
-        for module in self.model.modules():
-            if is_library_leaf(module):
-                other |= module.training != (id(module) in live) and depends_on_mode(module)
-                module.training = id(module) in live
+        other = self._enter_training_path(active)
         batch, size = self._batches[index], self._sizes[index]
         try:
             with self._passes.as_trained():
@@ -355,6 +392,17 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             # Then this is the whole pass in training mode.
             self._trained_on[index] = dataclasses.replace(found, prediction=None)
         return found
+
+    def _enter_training_path(self, active: Mapping[str, Any]) -> bool:
+        """Training mode without stochastic layers; whether any layer of the library differs."""
+        self._passes.enter_training()
+        live = {id(module) for module in active.values()}
+        other = False
+        for module in self.model.modules():
+            if is_library_leaf(module):
+                other |= module.training != (id(module) in live) and depends_on_mode(module)
+                module.training = id(module) in live
+        return other
 
     def _with_statistics(self, active: Iterable[str], run: Callable[[], Prediction | None]) -> Pass:
         """A pass with the batch statistics of the active layers, which start from zero."""

@@ -57,10 +57,7 @@ class Buffers:
             return []
         home = self._kept[0][2].device
         same = torch.stack(
-            [
-                _same(held(owner, key), values).to(home)
-                for (_, owner, key), _, values in self._kept
-            ]
+            [_same(held(owner, key), values).to(home) for (_, owner, key), _, values in self._kept]
         ).tolist()
         return [kept for kept, equals in zip(self._kept, same, strict=True) if not equals]
 
@@ -83,11 +80,17 @@ def _of_module(module: nn.Module, path: str) -> Iterator[Place]:
         yield f"{start}{key}", module, key
     for key, value in vars(module).items():
         if not key.startswith("_") or not isinstance(value, dict):  # no registry of PyTorch
-            yield from _of(module, key, value, f"{start}{key}", DEEP)
+            yield from _of(module, key, value, f"{start}{key}", _package(module))
 
 
-def _of(owner: Any, key: Any, value: Any, path: str, deep: int) -> Iterator[Place]:
-    """The tensors at a place, or within what is there."""
+def _package(item: Any) -> str:
+    return type(item).__module__.partition(".")[0]
+
+
+def _of(
+    owner: Any, key: Any, value: Any, path: str, package: str, deep: int = DEEP
+) -> Iterator[Place]:
+    """The tensors at a place, or within what is there: a container, or a helper of its package."""
     if isinstance(value, Tensor):
         if not isinstance(value, nn.Parameter):
             yield path, owner, key
@@ -96,10 +99,10 @@ def _of(owner: Any, key: Any, value: Any, path: str, deep: int) -> Iterator[Plac
     elif container_type(value) in (list, dict):
         pairs = members_of(value) if container_type(value) is dict else enumerate(value)
         for inner, child in pairs:
-            yield from _of(value, inner, child, f"{path}[{inner!r}]", deep - 1)
-    elif is_walked(value):
+            yield from _of(value, inner, child, f"{path}[{inner!r}]", package, deep - 1)
+    elif is_walked(value) and _package(value) == package:
         for inner, child in vars(value).items():
-            yield from _of(value, inner, child, f"{path}.{inner}", deep - 1)
+            yield from _of(value, inner, child, f"{path}.{inner}", package, deep - 1)
 
 
 def held(owner: Any, key: Any) -> Any:
