@@ -236,7 +236,7 @@ class Judgement:
         The distortion; of running state that is known by what it does only, how far it is from
         its settled values, as a share of the way there from its start.
         """
-        found = self.judged_distortions.tolist()
+        found: list[float] = self.judged_distortions.tolist()
         now, target, start = self.judged_statistics, self.passes.noisy_batch, self.training.start
         for k, layer in enumerate(self.layers):
             if layer.states:

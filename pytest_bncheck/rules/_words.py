@@ -86,9 +86,8 @@ def distorting(layers: Collection[str], evidence: Evidence) -> str:
     """``53 of 53 normalisation layers distort their output (up to 0.1 ... allowed, default)``."""
     moved = [layer for layer in evidence.layers if layer.states and layer.name in layers]
     if moved and len(moved) == len(layers):
-        return (
-            f"{n_of_m(layers, evidence, 'have')} {their(layers)} {_states(moved)} far from settled"
-        )
+        have = n_of_m(layers, evidence, "have")
+        return f"{have} statistics far from settled ({_states(moved)})"
     allowed = limit(evidence, "distortion_tolerance").replace(" allowed", " sigma allowed", 1)
     if not layers:
         worst = float(evidence.judged_distortions.max(initial=0.0))

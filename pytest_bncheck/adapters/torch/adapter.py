@@ -295,6 +295,8 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping, 
 
     def adopt(self, found: Sequence[RunningState]) -> None:
         self._adopted = Adopted(found, self._states.found() if found else ())
+        own = bool(found) or not self._layers.are_reset_by_update_bn
+        self.dialect = dataclasses.replace(DIALECT, recalibrate=RECALIBRATE) if own else DIALECT
 
     def train_from(
         self,
