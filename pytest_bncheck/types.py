@@ -266,8 +266,9 @@ class Rehearsal:
     Attributes
     ----------
     absent
-        Paths of layers with parameters or statistics that the step ran in training mode, and that
-        the pass did not.
+        Paths of layers that the step trained and that the pass did not run in training mode.
+    untrained
+        Paths of layers with parameters that the pass ran and the step did not.
     changed
         Names of known layers and of states that the step moved otherwise than the pass, the one
         that differs most first.
@@ -278,6 +279,7 @@ class Rehearsal:
     """
 
     absent: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     loss: float | None = None
     step_loss: float | None = None

@@ -270,6 +270,8 @@ class Judgement:
         """
         if self.passes.path_gap is None or self.training.stochastic or self.stream:
             return False
+        if self.training.changes_data:
+            return False
         return bool((self.shifts > DEGRADED_DISTORTION).any())  # NaN tells nothing
 
     @cached_property

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pytest_bncheck import rules
-from pytest_bncheck.adapters.base import Adapter, Sampling, TooFewValues
+from pytest_bncheck.adapters.base import Adapter, Rehearsing, Sampling, TooFewValues
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.evidence import (
     Attribution,
@@ -158,11 +158,14 @@ def _train(adapter: Adapter, batches: int, settings: Settings, progress: Progres
     if settings.steps == "auto" and planned is not None:
         steps = min(steps, planned)
     for step in range(steps):
+        look = settings.steps == "auto" and _is_look(step + 1)
+        if isinstance(adapter, Rehearsing) and (look or step + 1 == steps):
+            with during(f"the pass before training step {step + 1} of {steps}"):
+                adapter.rehearse(step % batches)
         with during(f"training step {step + 1} of {steps}"):
             adapter.train_step(step % batches)
         if step == 0:
             _refuse_numbers(adapter)
-        look = settings.steps == "auto" and _is_look(step + 1)
         enough = look and agree(adapter, _has_converged(adapter))
         if progress is not None:
             most = step + 1 if enough else steps

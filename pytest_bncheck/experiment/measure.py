@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_bncheck.adapters.base import (
     Adapter,
     Mode,
+    Rehearsing,
     Replicated,
     Sampling,
     Stateful,
@@ -87,7 +88,11 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
         past=None if losses else _past(layers, stop, passes, adapter.dialect.unbiased),
         ended=adapter.ends,
         modes="assumed" if adapter.assumes_modes else "observed",
+        rehearsal=adapter.rehearsal if isinstance(adapter, Rehearsing) else None,
     )
+    if panel.size == 1:
+        noisy = training.as_in_steps(passes.noisy_batch)
+        passes = dataclasses.replace(passes, noisy_batch=noisy)
     if settings.planned_updates is not None:
         _refuse_plan(training, settings.planned_updates)
         kept = training.kept_until(settings.planned_updates)

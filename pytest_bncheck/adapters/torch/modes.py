@@ -51,8 +51,8 @@ class Watch:
         Modules that ran in this mode, in the order of their first call.
     order
         All of them in that order.
-    learning
-        Those that ran in inference mode with gradients on.
+    learning, taught
+        Those that ran in inference mode, and in training mode, with gradients on.
     calls
         How often each ran in training mode.
     low_precision
@@ -64,6 +64,7 @@ class Watch:
         self.inference: dict[nn.Module, None] = {}
         self.order: dict[nn.Module, None] = {}
         self.learning: dict[nn.Module, None] = {}
+        self.taught: dict[nn.Module, None] = {}
         self.calls: Counter[nn.Module] = Counter()
         self.low_precision: torch.dtype | None = None
 
@@ -81,8 +82,8 @@ class Watch:
             self.low_precision = inputs[0].dtype
         self.order.setdefault(module)
         self.calls[module] += module.training
-        if torch.is_grad_enabled() and not module.training:
-            self.learning.setdefault(module)
+        if torch.is_grad_enabled():
+            (self.taught if module.training else self.learning).setdefault(module)
         (self.training if module.training else self.inference).setdefault(module)
 
 
