@@ -178,8 +178,7 @@ class Streams:
     Attributes
     ----------
     statistics
-        Batch statistics, one entry per call; the running statistics in channels where rounding
-        hides them.
+        Batch statistics, one entry per call; running statistics where rounding hides them.
     samples
         Samples in the smallest call's batch.
     """
@@ -261,7 +260,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A training pass before a training step, from the same everything, beside that step.
+    """A pass in training mode from the same everything as the training step after it.
 
     Attributes
     ----------

@@ -160,7 +160,10 @@ class TorchAdapter(
         draw: int | None = None,
     ) -> Moved:
         __tracebackhide__ = True
-        return self._states.run(lambda: self._train_again(index, draw), states, passes, draw or 0)
+        with self._passes.as_trained():  # once: what one pass counts, the next goes on from
+            return self._states.run(
+                lambda: self._train_again(index, draw), states, passes, draw or 0
+            )
 
     def _train_again(self, index: int, draw: int | None) -> Prediction | None:
         """A pass in training mode that leaves its traces in the model."""
@@ -168,9 +171,8 @@ class TorchAdapter(
         batch, size = self._batches[index], self._sizes[index]
         if draw is None:
             self._enter_training_path(self._active())
-            with self._passes.as_trained():
-                return self._passes.run(batch, size, observe=False)
-        with self._passes.as_trained(), torch.no_grad():
+            return self._passes.run(batch, size, observe=False)
+        with torch.no_grad():
             self._passes.in_training(lambda: self._passes.forward(batch))
         return None
 
