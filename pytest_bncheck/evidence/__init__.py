@@ -22,6 +22,7 @@ REPRODUCED = 0.05
 """Gap up to which settled statistics repeat the prediction of training mode."""
 
 __all__ = [
+    "REPRODUCED",
     "Attribution",
     "Comparison",
     "Diagnosis",

@@ -124,12 +124,15 @@ def _experiment(
             adapter.begin()
         _train(adapter, batches, settings, progress)
         clock.lap("train")
-        panel = Panel.first(adapter, batches, len(adapter.losses))
-        training, passes = measure(adapter, panel, settings)
+        panel, measured = _measured(adapter, batches, settings)
+        while _is_unripe(adapter, panel, measured):
+            adapter.resume()
+            _train(adapter, batches, settings, progress)
+            panel, measured = _measured(adapter, batches, settings)
     except TooFewValues as refusal:
         return _refused(adapter, settings, refusal.layer)
     clock.lap("measure")
-    measured = Judgement(settings, training, passes, passes.compared())
+    training, passes = measured.training, measured.passes
     compared, diagnosis = _diagnose(adapter, panel, measured)
     clock.lap("diagnose")
     return Evidence(
@@ -142,6 +145,31 @@ def _experiment(
         offers=adapter.offers,
         program=adapter.program,
     )
+
+
+def _measured(adapter: Adapter, batches: int, settings: Settings) -> tuple[Panel, Judgement]:
+    __tracebackhide__ = True
+    panel = Panel.first(adapter, batches, len(adapter.losses))
+    training, passes = measure(adapter, panel, settings)
+    return panel, Judgement(settings, training, passes, passes.compared())
+
+
+def _is_unripe(adapter: Adapter, panel: Panel, measured: Judgement) -> bool:
+    """Whether an automatic training ended early, and eval mode decides otherwise than it could.
+
+    Small distortions, and state of which only a pass knows, can still matter then.
+    """
+    settings, training = measured.settings, measured.training
+    if settings.steps != "auto" or settings.planned_updates is not None or training.replicas:
+        return False
+    if not AUTO_FIRST <= training.steps < AUTO_LAST or training.ended or measured.inconclusive:
+        return False
+    if not measured.layers or measured.passes.is_random or not measured.looks_off:
+        return False
+    settled = panel.predict_with(measured.passes.noisy_batch)
+    compared = measured.passes.compared(settled)
+    verdict = dataclasses.replace(measured, compared=compared).conclusive_verdict
+    return verdict in ("broken", "degraded")
 
 
 # training -------------------------------------------------------------------------------------
@@ -157,7 +185,7 @@ def _train(adapter: Adapter, batches: int, settings: Settings, progress: Progres
         )
     if settings.steps == "auto" and planned is not None:
         steps = min(steps, planned)
-    for step in range(steps):
+    for step in range(len(adapter.losses), steps):
         look = settings.steps == "auto" and _is_look(step + 1)
         if isinstance(adapter, Rehearsing) and (look or step + 1 == steps):
             with during(f"the pass before training step {step + 1} of {steps}"):

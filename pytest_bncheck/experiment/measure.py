@@ -90,9 +90,9 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
         modes="assumed" if adapter.assumes_modes else "observed",
         rehearsal=adapter.rehearsal if isinstance(adapter, Rehearsing) else None,
     )
-    if panel.size == 1:
+    if panel.size == 1 and training.changes_data:
         noisy = training.as_in_steps(passes.noisy_batch)
-        passes = dataclasses.replace(passes, noisy_batch=noisy)
+        passes = dataclasses.replace(passes, batch=noisy, noisy_batch=noisy)
     if settings.planned_updates is not None:
         _refuse_plan(training, settings.planned_updates)
         kept = training.kept_until(settings.planned_updates)

@@ -182,6 +182,10 @@ class TorchCore(Adapter):
         self._layers.leave_strangers([])
         self._passes.enter_training()
 
+    def resume(self) -> None:
+        self._trained_on.clear()
+        self._passes.resume()
+
     def train_step(self, index: int) -> None:
         __tracebackhide__ = True
         self._losses.append(self.step(index))

@@ -105,6 +105,13 @@ class Passes:
             self.attributes = PlainAttributes(self._paths.items(), without={"training"})
         self._model.eval()
 
+    def resume(self) -> None:
+        """Go on with the training: in its modes, and with its attributes."""
+        if self.attributes is not None:
+            self.attributes.put_back()
+            self.attributes = None
+        self.enter_training()
+
     def as_trained(self) -> AbstractContextManager[None]:
         """Temporarily restore attributes that eval passes changed."""
         return nullcontext() if self.attributes is None else self.attributes.as_before()
