@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pytest_bncheck import rules
-from pytest_bncheck.adapters.base import Adapter, Rehearsing, Sampling, TooFewValues
+from pytest_bncheck.adapters.base import Adapter, Rehearsing, Sampling, Stateful, TooFewValues
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.evidence import (
     Attribution,
@@ -126,7 +126,7 @@ def _experiment(
         clock.lap("train")
         panel, measured = _measured(adapter, batches, settings)
         while _is_unripe(adapter, panel, measured):
-            adapter.resume()
+            _resume(adapter)
             _train(adapter, batches, settings, progress)
             panel, measured = _measured(adapter, batches, settings)
     except TooFewValues as refusal:
@@ -170,6 +170,13 @@ def _is_unripe(adapter: Adapter, panel: Panel, measured: Judgement) -> bool:
     compared = measured.passes.compared(settled)
     verdict = dataclasses.replace(measured, compared=compared).conclusive_verdict
     return verdict in ("broken", "degraded")
+
+
+def _resume(adapter: Adapter) -> None:
+    """Go back to training; running state that a pass found is found again after it."""
+    if isinstance(adapter, Stateful):
+        adapter.adopt([])
+    adapter.resume()
 
 
 # training -------------------------------------------------------------------------------------
@@ -216,10 +223,12 @@ def _is_look(step: int) -> bool:
 
 def _has_converged(adapter: Adapter) -> bool:
     """Whether the loss fell and the last step's own batch statistics distort no layer."""
-    losses = adapter.losses
+    losses, layers = adapter.losses, adapter.layers()
+    if not layers and isinstance(adapter, Stateful) and not adapter.states():
+        return True  # nothing runs along: further steps tell nothing of the modes
     if not predictions.achieved(losses[0], losses[-1]):
         return False
-    layers, steps = adapter.layers(), len(losses)
+    steps = len(losses)
     before, after = adapter.history[-2:]
     calls = [count / steps for count in adapter.calls.training]
     rows = list(zip(layers, calls, strict=True))
