@@ -136,9 +136,8 @@ class Layer:
     counted
         Updates that the framework counted so far, over the model's whole life; None if it counts
         none, or none of this layer.
-    states
-        Of a layer that is known by what it does only: the names of what training moves. Its
-        statistics are then one row of values, a mean without a variance.
+    states, sizes
+        Of a layer known by what it does only: what training moves, and how many values each has.
     """
 
     name: str
@@ -154,6 +153,7 @@ class Layer:
     frozen_parameters: bool = False
     counted: int | None = None
     states: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Adopted:
                 resolution=each.resolution,
                 dtype=each.dtype,
                 states=tuple(name.rpartition(".")[2] for name in each.states),
+                sizes=each.sizes,
             )
             for each in self._found
         ]
