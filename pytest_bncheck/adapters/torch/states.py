@@ -22,6 +22,9 @@ from pytest_bncheck.types import Moved, Prediction, State
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
 
+SELDOM = 0.75
+"""Share of the steps below which a state moves every few steps only."""
+
 MOST_LOGGED = 131_072
 """Values of all states together up to which every step is logged."""
 
@@ -65,9 +68,9 @@ class States:
 
     def _add_new(self) -> None:
         """Take in what the first step made; its values then count as those at the start."""
-        known = {(id(owner), key) for _, owner, key in self._places}
+        known = {name for name, _, _ in self._places}
         for name, owner, key in self._candidates():
-            if (id(owner), key) not in known:
+            if name not in known:
                 self._places.append((name, owner, key))
                 self._log[0].append(held(owner, key).detach().clone())
 
@@ -82,6 +85,19 @@ class States:
             (name, owner, key)
             for name, owner, key in places(self._model)
             if _floats(held(owner, key)) and (id(owner), key) not in own
+        ]
+
+    def seldom(self) -> list[str]:
+        """Names of the known layers whose statistics did not move in every few steps.
+
+        What they do in one call tells nothing then, and they are no known layers.
+        """
+        steps, moves = len(self._moved), self._moves()
+        counts = {name: moved for (name, _, _), moved in zip(self._places, moves, strict=True)}
+        return [
+            name
+            for name in self._layers.modules
+            if 1 < counts.get(f"{name}.running_mean", 0) < SELDOM * steps
         ]
 
     def found(self) -> list[State]:
