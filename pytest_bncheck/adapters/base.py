@@ -216,6 +216,9 @@ class Adapter(ABC):
             If a layer refuses to train on a single value per channel.
         """
 
+    def resume(self) -> None:  # noqa: B027  not every framework has modes to enter again
+        """Go on with the training after passes; where modes are kept, enter training mode."""
+
     @property
     def ends(self) -> str | None:
         """What the framework does to the weights at the end of the training; None if nothing.

@@ -157,12 +157,17 @@ class Stateful(ABC):
 
     @abstractmethod
     def train_from(
-        self, index: int, states: Mapping[str, Array] | None = None, *, passes: int = 1
+        self,
+        index: int,
+        states: Mapping[str, Array] | None = None,
+        *,
+        passes: int = 1,
+        draw: int | None = None,
     ) -> Moved:
-        """Passes as in `Mode.TRAINING_PATH`, from the state as it is and these values in it.
+        """Passes in training mode, from the state as it is and these values in it.
 
         Nothing of it remains: afterwards every state, statistic, counter and attribute is as
-        before. Every call draws the same random numbers.
+        before.
 
         Parameters
         ----------
@@ -170,6 +175,10 @@ class Stateful(ABC):
             Values to start from, flat, by the name of the state.
         passes
             How many, one after the other; the last one's prediction is returned.
+        draw
+            None for passes as in `Mode.TRAINING_PATH`, which all draw the same random numbers; a
+            number for passes as in `Mode.TRAINING` with random numbers that depend on it alone,
+            which give no prediction.
         """
 
     @abstractmethod

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_bncheck.maths import running
 from pytest_bncheck.types import Calls, Layer, RunningState, State, Statistics
 
 if TYPE_CHECKING:
@@ -20,10 +21,13 @@ class Adopted:
     ----------
     found
         What was found.
+    states
+        The states that it consists of, and perhaps others.
     """
 
-    def __init__(self, found: Sequence[RunningState] = ()) -> None:
+    def __init__(self, found: Sequence[RunningState] = (), states: Sequence[State] = ()) -> None:
         self._found = list(found)
+        self._states = {state.name: state for state in states}
 
     @property
     def names(self) -> list[str]:
@@ -43,6 +47,7 @@ class Adopted:
                 resolution=each.resolution,
                 dtype=each.dtype,
                 states=tuple(name.rpartition(".")[2] for name in each.states),
+                sizes=each.sizes,
             )
             for each in self._found
         ]
@@ -56,6 +61,15 @@ class Adopted:
             (*known.values, *(None,) * more),
         )
 
+    def kept(self, known: list[list[float]]) -> list[list[float]]:
+        """The share that each layer kept in each step, after those of the known layers."""
+        count = len(known)
+        rows = [
+            running.remaining_share(each.update_rate, each.updates, each.updates / count)
+            for each in (self._found if count else ())
+        ]
+        return [[*row, *rows] for row in known] if rows else known
+
     def after(self, known: Statistics, values: Mapping[str, Array]) -> Statistics:
         """The statistics of known layers and of these.
 
@@ -65,16 +79,16 @@ class Adopted:
             Flat values of every state, by its name.
         """
         rows = [np.concatenate([values[name] for name in each.states]) for each in self._found]
-        return Statistics((*known.mean, *rows), (*known.var, *(np.empty(0) for _ in rows)))
+        return running.joined(known, rows)
 
-    def history(self, known: Sequence[Statistics], states: Mapping[str, State]) -> list[Statistics]:
+    def history(self, known: list[Statistics]) -> list[Statistics]:
         """The history of known layers and of these.
 
         Where a state was not logged, it has only two entries, the start and the end.
         """
-        own = [states[name] for name in self.names]
+        own = [self._states[name] for name in self.names]
         if not own:
-            return list(known)
+            return known
         if not all(len(state.log) == len(known) - 1 for state in own):
             known, logs = [known[0], known[-1]], [[state.stop] for state in own]
         else:

@@ -40,6 +40,8 @@ class Scores:
         On the training targets; None if unknown.
     finite
         Whether the outputs and the loss are finite.
+    settles
+        Whether running state without a distortion, once settled, closes most of the gap.
     """
 
     gap: float | None
@@ -49,6 +51,7 @@ class Scores:
     loss: float | None = None
     accuracy: float | None = None
     finite: bool = True
+    settles: bool = False
 
 
 class Reference(Protocol):
@@ -105,7 +108,7 @@ def judge(
         Times the usual limits from which on a verdict is degraded.
     """
     suffer = decisions_suffer(scores, reference)
-    bent = not scores.distortion <= distortion_tolerance
+    bent = scores.settles or not scores.distortion <= distortion_tolerance
     if scores.gap is None:
         return _without_gap(bent, suffer)
     excess = scores.gap if scores.excess is None else scores.excess

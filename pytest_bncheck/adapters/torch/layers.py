@@ -78,7 +78,7 @@ class Layers:
             return Statistics((), ())
         ends = np.cumsum(self._sizes())[:-1]
         mean, var = (np.split(t.cpu().double().numpy(), ends) for t in raw)
-        factors = [1.0 if exact else bessel(self.calls.values.get(name)) for name in self.modules]
+        factors = [1.0 if exact else self._factor(name) for name in self.modules]
         return Statistics(
             tuple(mean), tuple(v / factor for v, factor in zip(var, factors, strict=True))
         )
@@ -94,9 +94,13 @@ class Layers:
     def write(self, statistics: Statistics, exact: bool) -> None:
         """Store statistics; with `exact` the biased variances as they are."""
         for k, (name, module) in enumerate(self.modules.items()):
-            factor = 1.0 if exact else bessel(self.calls.values.get(name))
+            factor = 1.0 if exact else self._factor(name)
             _fill(module.running_mean, statistics.mean[k])
             _fill(module.running_var, statistics.var[k] * factor)
+
+    def _factor(self, name: str) -> float:
+        """What turns the biased variance into the one that a layer stores."""
+        return 1.0 if name in self.rates.biased else bessel(self.calls.values.get(name))
 
     def batch_statistics(self, filled: Raw, active: Iterable[str]) -> Statistics:
         """B = r1 / (1 - w) of the active layers, from zeroed statistics of which w was kept."""

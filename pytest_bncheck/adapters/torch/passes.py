@@ -15,7 +15,7 @@ from pytest_bncheck.adapters.random_state import fingerprint
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import loss as losses
 from pytest_bncheck.adapters.torch.batch import refuse_arguments, targets_of, understand
-from pytest_bncheck.adapters.torch.buffers import Buffers, places
+from pytest_bncheck.adapters.torch.buffers import Buffers, held, places
 from pytest_bncheck.adapters.torch.data import (
     describe,
     float_outputs,
@@ -104,6 +104,13 @@ class Passes:
         if self.attributes is None:  # the first pass in eval mode is the first to change them
             self.attributes = PlainAttributes(self._paths.items(), without={"training"})
         self._model.eval()
+
+    def resume(self) -> None:
+        """Go on with the training: in its modes, and with its attributes."""
+        if self.attributes is not None:
+            self.attributes.put_back()
+            self.attributes = None
+        self.enter_training()
 
     def as_trained(self) -> AbstractContextManager[None]:
         """Temporarily restore attributes that eval passes changed."""
@@ -226,11 +233,11 @@ class Passes:
         return None if loss is None else number(loss)
 
     def _other_buffers(self) -> Buffers:
-        own = {id(getattr(owner, key)) for _, owner, key in self._layers.places()}
+        own = {id(held(owner, key)) for _, owner, key in self._layers.places()}
         return Buffers(
             (name, owner, key)
             for name, owner, key in places(self._model)
-            if id(getattr(owner, key)) not in own
+            if id(held(owner, key)) not in own
         )
 
 
