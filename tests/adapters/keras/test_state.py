@@ -159,6 +159,12 @@ PASSES = {
 }
 
 
+def run_until(break_in, model, lab):
+    for name, make in {**STEP, **PASSES}.items():
+        model.breaks = name == break_in
+        make(lab)
+
+
 @pytest.mark.parametrize("break_in", STEP | PASSES)
 def test_everything_is_as_found_after_an_exception(break_in):
     model = Fragile()
@@ -168,9 +174,7 @@ def test_everything_is_as_found_after_an_exception(break_in):
     with seeded(0):
         lab = adapter(model, steps=1)
         with pytest.raises(ZeroDivisionError, match="the user's own"):
-            for name, make in {**STEP, **PASSES}.items():
-                model.breaks = name == break_in
-                make(lab)
+            run_until(break_in, model, lab)
         lab.restore()
     assert state_of(model) == before
     assert model.calls == []
