@@ -98,8 +98,7 @@ def run(
             finished = True
         finally:
             subject.restore(keep_weights=finished and not settings.restore)
-        findings, suppressed = rules.find(evidence)
-        return conclude.report(evidence, findings, suppressed, subject, clock.stop())
+        return conclude.report(evidence, rules.find(evidence), subject, clock.stop())
 
 
 @contextmanager
