@@ -207,7 +207,7 @@ def _has_converged(adapter: Adapter) -> bool:
         return False
     # The step's batch statistics come from the weights that `before` belongs to.
     distortion = running.distortion(before, batch, eps, counted)
-    return bool((distortion <= verdict.DEGRADED_DISTORTION).all())
+    return bool((distortion <= verdict.USUAL_DISTORTION).all())
 
 
 def _hides_its_start(layer: Layer, calls: int, readable: Any) -> bool:
