@@ -126,8 +126,6 @@ class Layer:
     stock
         Normalises with batch statistics in training, at the rate that the framework's own layers
         have at its momentum; otherwise momentum says nothing and the rate was measured.
-    trained
-        Scale or offset differ from their initial 1 and 0.
     resolution
         Spacing of the floating-point numbers around 1 that hold the statistics.
     dtype
@@ -148,7 +146,6 @@ class Layer:
     eps: float
     frozen: bool = False
     stock: bool = True
-    trained: bool = False
     resolution: float = 2.0**-23
     dtype: str = "float32"
     frozen_parameters: bool = False
