@@ -27,7 +27,6 @@ Verdict: TypeAlias = Literal["pass", "warn", "fail", "error"]
 BNVerdict: TypeAlias = Literal["healthy", "degraded", "broken"]
 Modes: TypeAlias = Literal["observed", "assumed"]
 Severity: TypeAlias = Literal["error", "warning", "note"]
-"""An error fails a check; a warning is worth a look, and something helps; a note is merely true."""
 Capability: TypeAlias = Literal[
     "watching", "sampling", "streams", "replicas", "slopes", "moving state", "rehearsal"
 ]

@@ -167,7 +167,7 @@ def test_everything_is_as_found_after_an_exception(break_in):
     before = state_of(model)
     with seeded(0):
         lab = adapter(model, steps=1)
-        with pytest.raises(ZeroDivisionError, match="the user's own"):
+        with pytest.raises(ZeroDivisionError, match="the user's own"):  # noqa: PT012
             for name, make in {**STEP, **PASSES}.items():
                 model.breaks = name == break_in
                 make(lab)
