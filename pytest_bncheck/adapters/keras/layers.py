@@ -14,7 +14,6 @@ from pytest_bncheck.adapters.keras.backends.base import Backend, split
 from pytest_bncheck.adapters.keras.places import Place, loose_variables, places
 from pytest_bncheck.adapters.keras.state import (
     RESOLUTION,
-    host_arrays,
     seed_variables,
     value_of,
     write_values,
@@ -171,16 +170,9 @@ class Layers:
     def describe(self) -> list[Layer]:
         """What a report says about the layers with running statistics."""
         frozen = _frozen_until(self.named, self._order, self._model)
-        trained = _trained(self.tracking)
         counted = _counted(self._model)
         return [
-            _describe(
-                layer,
-                name,
-                trained=id(layer) in trained,
-                frozen=id(layer) in frozen,
-                counted=counted,
-            )
+            _describe(layer, name, frozen=id(layer) in frozen, counted=counted)
             for layer, name in zip(self.tracking, self.names, strict=True)
         ]
 
@@ -261,22 +253,6 @@ def has_statistics(layer: KerasLayer) -> bool:
     )
 
 
-def _trained(layers: Sequence[KerasLayer]) -> set[int]:
-    """Ids of the layers whose scale or offset differ from their initial 1 and 0."""
-    initial = [
-        (layer, variable, start)
-        for layer in layers
-        for variable, start in zip(affine_of(layer), (1.0, 0.0), strict=True)
-        if variable is not None
-    ]
-    values = host_arrays([variable for _, variable, _ in initial])
-    return {
-        id(layer)
-        for (layer, _, start), value in zip(initial, values, strict=True)
-        if (value != start).any()
-    }
-
-
 def _counted(model: Any) -> int | None:
     """Steps that the model's optimizer has made; None where it has none, or made none."""
     optimizer = getattr(model, "optimizer", None)
@@ -284,9 +260,7 @@ def _counted(model: Any) -> int | None:
     return None if iterations is None else int(iterations) or None
 
 
-def _describe(
-    layer: KerasLayer, name: str, *, trained: bool, frozen: bool, counted: int | None
-) -> Layer:
+def _describe(layer: KerasLayer, name: str, *, frozen: bool, counted: int | None) -> Layer:
     dtype = keras.backend.standardize_dtype(layer.moving_variance.dtype)
     return Layer(
         name=name,
@@ -296,7 +270,6 @@ def _describe(
         eps=float(getattr(layer, "epsilon", 0.0)),
         frozen=not layer.trainable,
         stock=is_stock(layer),
-        trained=trained,
         resolution=RESOLUTION.get(dtype, 2.0**-23),
         dtype=dtype,
         frozen_parameters=frozen,

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from pytest_bncheck.adapters.attributes import PlainAttributes
 from pytest_bncheck.adapters.random_state import RandomState, seed_everything
-from pytest_bncheck.adapters.torch.buffers import Buffers, Place, equal, held, places
+from pytest_bncheck.adapters.torch.buffers import (
+    Buffers,
+    Place,
+    equal,
+    held,
+    parameter_places,
+    places,
+)
 from pytest_bncheck.adapters.torch.data import dtype_name
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch
@@ -81,9 +88,14 @@ class States:
             for name, owner, key in self._layers.places()
             if self._layers.rates.is_stock(name.rpartition(".")[0])
         }
+        frozen = [
+            place for place in parameter_places(self._model) if not held(*place[1:]).requires_grad
+        ]
+        if sum(held(*place[1:]).numel() for place in frozen) > MOST_LOGGED:
+            frozen = []  # a backbone
         return [
             (name, owner, key)
-            for name, owner, key in places(self._model)
+            for name, owner, key in (*places(self._model), *frozen)
             if _floats(held(owner, key)) and (id(owner), key) not in own
         ]
 
@@ -189,7 +201,7 @@ class States:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Every tensor and plain attribute ends as it began."""
-        tensors = Buffers(places(self._model))
+        tensors = Buffers((*places(self._model), *parameter_places(self._model)))
         plain = PlainAttributes(self._paths.items(), without={"training"})
         try:
             yield
