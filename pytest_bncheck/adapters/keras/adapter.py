@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_bncheck.adapters.base import Mode, Rehearsing, Stateful
 from pytest_bncheck.adapters.keras.core import KerasCore
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 class KerasAdapter(KerasCore, Stateful, Rehearsing):
     """A Keras model under test; see `Adapter`."""
+
+    _rehearsed: tuple[int, Any] | None = None
 
     def states(self) -> list[State]:
         return self._training.states()
@@ -82,6 +84,16 @@ class KerasAdapter(KerasCore, Stateful, Rehearsing):
             random.restore()
         drew = compiled and any(draws_for_keras(layer) for layer, _ in layers.named)
         training.rehearsed(None if drew else after, outcome.ran)
+        self._rehearsed = None if drew else (index, outcome.outputs)
+
+    def step(self, index: int) -> Any:
+        __tracebackhide__ = True
+        loss = super().step(index)
+        rehearsed, self._rehearsed = self._rehearsed, None
+        if rehearsed is not None and rehearsed[0] == index:
+            targets = self._batches[index].targets
+            self._criterion.decide_by(float(loss), rehearsed[1], targets)
+        return loss
 
     @property
     def rehearsal(self) -> Rehearsal | None:

@@ -35,6 +35,7 @@ from pytest_bncheck.adapters.keras.data import (
     has_custom_step,
     remixed,
     structure,
+    without_rows,
 )
 from pytest_bncheck.adapters.keras.layers import DIALECT, Layers
 from pytest_bncheck.adapters.keras.loss import Criterion
@@ -362,7 +363,8 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
                 outcome = self._passes.run_half(batch)
             except Exception:  # whatever a model made for one size says to another
                 return None
-            return _without_loss(outcome, batch.size // 2)
+            half = batch.size // 2
+            return _without_loss(outcome, half, [half, *(n // 2 for n in batch.sizes[1:])])
 
     def predict_remixed(self, batches: int) -> list[Prediction]:
         __tracebackhide__ = True
@@ -381,7 +383,7 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
         def outputs() -> Mapping[str, Array]:
             with self._variables_kept(), put_back(seeds, self._subject.backend):
-                return floating(self._subject.forward(self._batches[index], training=True), None)
+                return floating(self._subject.forward(self._batches[index], training=True), ())
 
         with self._without_gradients():
             return [] if attributes is None else attributes.sticky(outputs, self.noise)
@@ -392,10 +394,12 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
         def forward(inputs: Any) -> dict[str, Tensor]:
             outputs = self._subject.forward(batch.with_inputs(inputs), training=False)
-            return batched(outputs, batch.size)
+            return batched(outputs, batch.sizes)
 
         with self._on_device(), self._variables_kept():
-            return self._slopes.along(direction, forward, batch.inputs, compile_it=compile_it)
+            slopes = self._slopes.along(direction, forward, batch.inputs, compile_it=compile_it)
+        more = len(self._adopted.layers(self.dialect.momentum_of))
+        return None if slopes is None else [*slopes, *[None] * more]
 
     def _variables_kept(self) -> contextlib.AbstractContextManager[None]:
         return put_back(self._layers.variables, self._subject.backend)
@@ -405,8 +409,9 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         loss: float | None = None
         with contextlib.suppress(InputError):
             loss = float(criterion.loss(outputs, batch))
+            criterion.decide(loss, outputs, batch.targets, own_step=self._training.is_users)
         return dataclasses.replace(
-            _without_loss(outcome, batch.size),
+            _without_loss(outcome, batch.size, batch.sizes),
             loss=loss,
             accuracy=criterion.accuracy(outputs, batch.targets),
             constant_loss=None if loss is None else criterion.constant_loss(outputs, batch),
@@ -417,9 +422,10 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         return batch_statistics_of(layers.tracking, outcome.records, layers.read(), backend)
 
 
-def _without_loss(outcome: Outcome, size: int | None) -> Prediction:
+def _without_loss(outcome: Outcome, size: int | None, sizes: Sequence[int]) -> Prediction:
     return Prediction(
-        outputs=floating(outcome.outputs, size),
+        outputs=floating(outcome.outputs, sizes),
+        without_rows=without_rows(outcome.outputs, sizes),
         structure=structure(outcome.outputs, size),
         random=outcome.random,
         mutated=outcome.mutated,
