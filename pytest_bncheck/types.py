@@ -95,13 +95,13 @@ class Recipe:
     train_step
         ``train_step(model, batch)``: the whole step; returns the loss.
     forward
-        ``forward(model, batch)``: returns the outputs.
+        ``forward(model, batch)`` or ``forward(model, batch, training)``: returns the outputs.
     """
 
     loss: Callable[[Any, Any], Any] | None = None
     optimizer: Any = None
     train_step: Callable[[Any, Any], Any] | None = None
-    forward: Callable[[Any, Any], Any] | None = None
+    forward: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)

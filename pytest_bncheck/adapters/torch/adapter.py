@@ -79,7 +79,7 @@ class TorchAdapter(
         ]
 
     def trace(self, index: int) -> list[Trace]:
-        self.model.eval()
+        self._passes.enter_eval()
         with torch.no_grad():
             return Tracer(self._snapshot.paths).run(
                 lambda: self._passes.forward(self._batches[index])
@@ -102,7 +102,7 @@ class TorchAdapter(
         half = first_half(self._batches[index], self._sizes[index])
         if half is None:
             return None
-        self.model.eval()
+        self._passes.enter_eval()
         try:
             return self._passes.run(half, (self._sizes[index] or 0) // 2)
         except Exception:  # the model takes one batch size only
