@@ -18,8 +18,8 @@ from common_nets import sole as sole
 from pytest_bncheck import check
 
 KINDS = ("functional", "subclassed")
-# The nets start from the same weights on every backend, so that one seed tells of the others.
-SEEDS = (0, 1) if keras.backend.backend() == "tensorflow" else (0,)
+# Other seeds would test the rules, which know no framework: the tests with PyTorch draw more.
+SEEDS = (0,)
 KIND = pytest.mark.parametrize("kind", KINDS)
 SEED = pytest.mark.parametrize("seed", SEEDS)
 WIDTH = 12
