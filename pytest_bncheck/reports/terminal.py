@@ -92,7 +92,11 @@ def _finding_lines(finding: Mapping[str, Any], check: Mapping[str, Any]) -> Iter
         yield ""
     yield from wrap(f"Cause: {finding['cause']}", "  ")
     by_name = {layer["name"]: layer for layer in check["layers"]}
-    rows = list(table([by_name[name] for name in finding["layers"] if name in by_name]))
+    rows = list(
+        table(
+            (by_name[name] for name in finding["layers"] if name in by_name), among=check["layers"]
+        )
+    )
     if rows:
         yield ""
         yield from (f"  {line}" for line in rows)
