@@ -70,9 +70,9 @@ class EvalPathDiffers(Rule):
         which = "the same batch statistics" if other is train else "converged statistics"
         seen = other if evidence.stream else evidence.recalibrated or other
         return self.finding(
-            f"The model's own code computes something else in eval mode: with {which} the "
-            f"predictions differ by {gap:.2g} of their spread over the batch (up to {allowed:g} "
-            f"is rounding){_how_good(path, seen)}.",
+            f"The model's own code computes something else in eval mode{_how_good(path, seen)}. "
+            f"With {which} the predictions differ by {gap:.2g} of their spread over the batch (up "
+            f"to {allowed:g} is rounding).",
             cause=f"The model's own code depends on the mode ({evidence.dialect.mode}), outside of "
             "dropout and normalisation layers.",
             remedy=words.bullets(
@@ -96,9 +96,9 @@ class EvalPathDiffers(Rule):
             grade = "error"
         tracking = [x.name for x in evidence.layers if x.type.startswith("InstanceNorm")]
         return self.finding(
-            "Eval mode differs from training mode for a reason other than converging statistics: "
-            f"with the batch's own statistics the predictions still differ by {gap:.2g} of their "
-            f"spread over the batch (up to {allowed:g} is rounding){_how_good(train, replaced)}.",
+            "Eval mode differs from training mode for a reason other than converging statistics"
+            f"{_how_good(train, replaced)}. With the batch's own statistics the predictions still "
+            f"differ by {gap:.2g} of their spread over the batch (up to {allowed:g} is rounding).",
             cause=f"{tracking[0]} normalises each sample by itself in training, and all of them "
             "by one running average in eval mode."
             if tracking
