@@ -407,6 +407,10 @@ class Dialect:
         Code that resets running statistics, if `recalibrate` does not do so itself.
     copy_statistics
         Code that copies running statistics along with the parameters.
+    per_sample
+        Normalisation layers that do not look across the batch.
+    shuffle, drop_last
+        How a loader mixes samples, and leaves out the last, smaller batch.
     unbiased
         Whether the framework stores the unbiased variance.
     counter
@@ -422,6 +426,9 @@ class Dialect:
     running_in_eval: str = "Let it use running statistics in eval mode"
     reset: str = ""
     copy_statistics: str = ""
+    per_sample: str = "group or layer normalisation"
+    shuffle: str = "a loader that shuffles"
+    drop_last: str = "a loader that drops it"
     unbiased: bool = False
     counter: str = "the counter"
 

@@ -72,9 +72,9 @@ class EvalPathDiffers(Rule):
         which = "the same batch statistics" if other is train else "converged statistics"
         seen = other if evidence.stream else evidence.recalibrated or other
         return self.finding(
-            f"The model's own code computes something else in eval mode: with {which} the "
-            f"predictions differ by {gap:.2g} of their spread over the batch (up to {allowed:g} "
-            f"is rounding){_how_good(path, seen)}.",
+            f"The model's own code computes something else in eval mode{_how_good(path, seen)}. "
+            f"With {which} the predictions differ by {gap:.2g} of their spread over the batch (up "
+            f"to {allowed:g} is rounding).",
             cause=f"The model's own code depends on the mode ({evidence.dialect.mode}), outside of "
             "dropout and normalisation layers.",
             remedy=words.bullets(
@@ -98,9 +98,9 @@ class EvalPathDiffers(Rule):
         tracking = [x.name for x in evidence.layers if x.type.startswith("InstanceNorm")]
         cause, advice = _cause(evidence, tracking)
         return self.finding(
-            "Eval mode differs from training mode for a reason other than converging statistics: "
-            f"{_with_which(evidence)} the predictions still differ by {gap:.2g} of their "
-            f"spread over the batch (up to {allowed:g} is rounding){_how_good(train, replaced)}.",
+            "Eval mode differs from training mode for a reason other than converging statistics"
+            f"{_how_good(train, replaced)}. {_with_which(evidence)} the predictions still differ "
+            f"by {gap:.2g} of their spread over the batch (up to {allowed:g} is rounding).",
             cause=cause,
             remedy=words.bullets(
                 advice,
@@ -116,8 +116,8 @@ class EvalPathDiffers(Rule):
 def _with_which(evidence: Evidence) -> str:
     """With which statistics the modes still differ."""
     if evidence.training.changes_data:
-        return "with the statistics of the training steps"
-    return "with the batch's own statistics"
+        return "With the statistics of the training steps"
+    return "With the batch's own statistics"
 
 
 def _cause(evidence: Evidence, tracking: list[str]) -> tuple[str, str]:

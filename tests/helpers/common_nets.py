@@ -42,9 +42,10 @@ def waves(
 
 
 def sole(report: Any, code: str) -> Any:
-    """The only finding of a check."""
-    assert [finding.code for finding in report.findings] == [code], str(report)
-    return report.findings[0]
+    """The only finding of a check, or the only note where there is none."""
+    said = report.findings or report.notes
+    assert [finding.code for finding in said] == [code], str(report)
+    return said[0]
 
 
 def silent(report: Any) -> None:
