@@ -131,8 +131,8 @@ class Outcome:
     ----------
     outputs
         What the model returned.
-    records
-        The calls of each layer with running statistics.
+    records, ran
+        The calls of each layer with running statistics, and all that ran, in training mode.
     random
         Whether random numbers were drawn.
     mutated
@@ -141,6 +141,7 @@ class Outcome:
 
     outputs: Any
     records: list[Record]
+    ran: Ran = field(default_factory=Ran)
     random: bool = False
     mutated: tuple[str, ...] = ()
 

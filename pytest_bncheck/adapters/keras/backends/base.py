@@ -237,6 +237,8 @@ class Backend(ABC):
 
     def from_host(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
         """Arrays of one type as tensors, in one transfer."""
+        if len(arrays) == 1:
+            return [keras.ops.convert_to_tensor(arrays[0])]
         ends = np.cumsum([array.size for array in arrays])
         packed = keras.ops.convert_to_tensor(np.concatenate([array.ravel() for array in arrays]))
         parts = keras.ops.split(packed, ends[:-1].tolist())
