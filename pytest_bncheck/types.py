@@ -136,9 +136,8 @@ class Layer:
     counted
         Updates that the framework counted so far, over the model's whole life; None if it counts
         none, or none of this layer.
-    states
-        Of a layer that is known by what it does only: the names of what training moves. Its
-        statistics are then one row of values, a mean without a variance.
+    states, sizes
+        Of a layer known by what it does only: what training moves, and how many values each has.
     """
 
     name: str
@@ -154,6 +153,7 @@ class Layer:
     frozen_parameters: bool = False
     counted: int | None = None
     states: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -339,8 +339,10 @@ class Prediction:
     random
         Whether the pass drew random numbers.
     mutated
-        Names of the buffers or non-trainable variables that the pass changed, without the states
-        of random generators and, in passes with batch statistics, the running statistics.
+        Names of all other state that the pass changed, without that of random generators and, in
+        passes with batch statistics, the running statistics.
+    rewritten
+        Names of the parameters that a pass in eval mode changed.
     in_training
         Paths of mode-dependent modules that ran in training mode in a pass in eval mode.
     parts
@@ -356,6 +358,7 @@ class Prediction:
     constant_loss: float | None = None
     random: bool = False
     mutated: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
     in_training: tuple[str, ...] = ()
     parts: tuple[Prediction, ...] = ()
     without_rows: frozenset[str] = frozenset()

@@ -47,6 +47,7 @@ class Adopted:
                 resolution=each.resolution,
                 dtype=each.dtype,
                 states=tuple(name.rpartition(".")[2] for name in each.states),
+                sizes=each.sizes,
             )
             for each in self._found
         ]
@@ -59,6 +60,15 @@ class Adopted:
             (*known.inference, *(0,) * more),
             (*known.values, *(None,) * more),
         )
+
+    def kept(self, known: list[list[float]]) -> list[list[float]]:
+        """The share that each layer kept in each step, after those of the known layers."""
+        count = len(known)
+        rows = [
+            running.remaining_share(each.update_rate, each.updates, each.updates / count)
+            for each in (self._found if count else ())
+        ]
+        return [[*row, *rows] for row in known] if rows else known
 
     def after(self, known: Statistics, values: Mapping[str, Array]) -> Statistics:
         """The statistics of known layers and of these.

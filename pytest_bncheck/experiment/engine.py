@@ -281,7 +281,7 @@ def _diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Comp
         updates = remedies.further_updates(measured.typical, typical.predict_with)
         cure = Remedies(updates.enough, gaps_after=updates.gaps)
     if measured.looks_off or _may_explain_path(measured):
-        recalibrated = panel.predict_with(passes.noisy_batch)
+        recalibrated = panel.predict_with(passes.noisy_batch, observe=True)
         judgement = dataclasses.replace(measured, compared=passes.compared(recalibrated))
         replaced = _replaced(panel, passes, recalibrated, adapter.dialect.unbiased)
         if judgement.cured_by_converging:

@@ -249,10 +249,12 @@ def _repeat(
 ) -> tuple[Prediction | None, Prediction | None, Sequence[Trace]]:
     """Once more in eval mode, and a look at its calls, if it is random or minds its batch.
 
-    A rare random event can miss the whole passes and hit a half, so that is repeated too.
+    Also where it changed state: only what a later pass returns tells a cache from a fault. A rare
+    random event can miss the whole passes and hit a half, so that is repeated too.
     """
     gap = gap_of_half(half, evaluated)
-    if not (evaluated.random or (gap is not None and gap > adapter.noise)):
+    apart = gap is not None and gap > adapter.noise
+    if not (evaluated.random or evaluated.mutated or evaluated.rewritten or apart):
         return None, None, ()
     again, half_again = adapter.predict(0), None
     if evaluated.random and half is not None and isinstance(adapter, Sampling):

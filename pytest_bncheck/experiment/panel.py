@@ -52,10 +52,12 @@ class Panel:
         """The user's own eval mode."""
         return joined([self._adapter.predict(k, observe=observe) for k in self._indices])
 
-    def predict_with(self, statistics: Statistics, *, exact: bool = False) -> Prediction:
+    def predict_with(
+        self, statistics: Statistics, *, exact: bool = False, observe: bool = False
+    ) -> Prediction:
         """Eval mode with other running statistics."""
         with self.statistics(statistics, exact=exact):
-            return self.predict(observe=False)
+            return self.predict(observe=observe)
 
     @contextmanager
     def statistics(self, statistics: Statistics, *, exact: bool = False) -> Iterator[None]:
@@ -110,6 +112,7 @@ def joined(each: Sequence[Prediction]) -> Prediction:
         constant_loss=mean([p.constant_loss for p in each]) if max(rows) > 1 else None,
         random=any(prediction.random for prediction in each),
         mutated=tuple(dict.fromkeys(name for p in each for name in p.mutated)),
+        rewritten=tuple(dict.fromkeys(name for p in each for name in p.rewritten)),
         in_training=tuple(dict.fromkeys(name for p in each for name in p.in_training)),
         parts=tuple(
             dataclasses.replace(p, outputs={path: values[k] for path, values in pieces.items()})

@@ -40,6 +40,9 @@ DRAWS = 4
 FIRST_UPDATE = 0.5
 """Share of the way in the first step from which on a state forgets its start with it."""
 
+DIGITS = 4
+"""Significant digits of a rate that was measured."""
+
 ALIKE = 1e-3
 """Largest relative difference of two rates that count as one."""
 
@@ -253,8 +256,9 @@ def _running_state(
     seldom = passes > 1 and 1 < state.moves < SELDOM * steps
     in_pass = 1 if seldom else max(first.calls, 1)
     updates = state.moves if seldom else (state.calls or state.moves)
-    rate: float | None = settling.per_update(first.rate, in_pass * (1 if seldom else passes))
-    if rate is not None and _is_cumulative(first, settled[state.name], rate, updates):
+    single = settling.per_update(first.rate, in_pass * (1 if seldom else passes))
+    rate: float | None = float(f"{single:.{DIGITS}g}")
+    if _is_cumulative(first, settled[state.name], single, updates):
         rate = None
     return RunningState(
         name=(state.owner or state.type) if alone else state.name,

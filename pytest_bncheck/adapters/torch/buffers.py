@@ -74,6 +74,16 @@ def places(model: nn.Module) -> list[Place]:
     return list(found.values())
 
 
+def parameter_places(model: nn.Module) -> list[Place]:
+    """Every parameter of a model once."""
+    return [
+        (plain_name(f"{path}.{key}" if path else key), module, key)
+        for path, module in model.named_modules()
+        for key, parameter in module.named_parameters(recurse=False)
+        if not nn.parameter.is_lazy(parameter)
+    ]
+
+
 def _of_module(module: nn.Module, path: str) -> Iterator[Place]:
     start = f"{path}." if path else ""
     for key, _ in module.named_buffers(recurse=False):

@@ -22,7 +22,7 @@ from pytest_bncheck.adapters.states import Adopted
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import step as steps
 from pytest_bncheck.adapters.torch.batch import batch_length
-from pytest_bncheck.adapters.torch.buffers import Buffers
+from pytest_bncheck.adapters.torch.buffers import Buffers, parameter_places
 from pytest_bncheck.adapters.torch.data import (
     Raw,
     dtype_name,
@@ -34,6 +34,7 @@ from pytest_bncheck.adapters.torch.internals import as_written, require_internal
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.loss import Criterion
 from pytest_bncheck.adapters.torch.modes import Watch, depends_on_mode, is_library_leaf
+from pytest_bncheck.adapters.torch.own_loss import OwnLoss
 from pytest_bncheck.adapters.torch.passes import Passes
 from pytest_bncheck.adapters.torch.record import Record
 from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, refuse_synchronised
@@ -94,6 +95,7 @@ class TorchCore(Adapter):
         self._read_log: list[Statistics] = []
         self._trained_on: dict[int, Pass] = {}
         """Passes on the training path that equal those in training mode, by mini-batch."""
+        self._own_loss: OwnLoss | None = None
         self._cleanup = ExitStack()
         self.noise = rounding(dtype_name(dtype), self.device)
 
@@ -118,6 +120,8 @@ class TorchCore(Adapter):
         self._replicas = Replicas(self.model)
         self.follows = self._replicas.follows
         self._step = steps.make(self.model, self.recipe, self._passes.forward, self._criterion)
+        if self._custom_step:
+            self._own_loss = OwnLoss(self._step, self.model, *vars(self.recipe).values())
         self._cleanup.enter_context(as_written())
 
     def _make_passes(self, paths: Mapping[nn.Module, str]) -> Passes:
@@ -221,7 +225,7 @@ class TorchCore(Adapter):
 
     @property
     def kept(self) -> list[list[float]]:
-        return self._record.kept(self._layers)
+        return self._adopted.kept(self._record.kept(self._layers))
 
     # layers and their statistics --------------------------------------------------------------
 
@@ -266,8 +270,10 @@ class TorchCore(Adapter):
         if not observe:
             return self._passes.run(batch, size, observe=False)
         watch, statistics = Watch(), Buffers(self._layers.places())
+        parameters = Buffers(parameter_places(self.model))
         with watch.open():
             prediction = self._passes.run(batch, size)
+        prediction = self._scored(prediction, batch)
         if watch.low_precision is not None:  # autocast, whatever the parameters' dtype
             self.noise = rounding(dtype_name(watch.low_precision), self.device)
         in_training = [
@@ -278,6 +284,7 @@ class TorchCore(Adapter):
         return dataclasses.replace(
             prediction,
             mutated=(*prediction.mutated, *statistics.moved()),
+            rewritten=tuple(parameters.moved()),
             in_training=tuple(in_training),
         )
 
@@ -287,7 +294,17 @@ class TorchCore(Adapter):
         active = self._active()
         for module in active.values():
             module.training = True
-        return self._with_statistics(active, lambda: self._passes.run(batch, size))
+        return self._with_statistics(active, lambda: self._scored_run(batch, size))
+
+    def _scored_run(self, batch: Any, size: int | None) -> Prediction:
+        __tracebackhide__ = True
+        return self._scored(self._passes.run(batch, size), batch)
+
+    def _scored(self, prediction: Prediction, batch: Any) -> Prediction:
+        """A prediction with the loss of the user's step, where only that knows it."""
+        if prediction.loss is not None or self._own_loss is None or not self._losses:
+            return prediction
+        return dataclasses.replace(prediction, loss=self._own_loss(batch))
 
     def _in_training(self, index: int) -> Pass:
         __tracebackhide__ = True
@@ -309,7 +326,7 @@ class TorchCore(Adapter):
         batch, size = self._batches[index], self._sizes[index]
         try:
             with self._passes.as_trained():
-                found = self._with_statistics(active, lambda: self._passes.run(batch, size))
+                found = self._with_statistics(active, lambda: self._scored_run(batch, size))
         except Exception:
             if not self._custom_step:
                 raise
