@@ -72,6 +72,7 @@ class Design:
 
 def _designs() -> list[Design]:
     places, conventions = list(PLACES), list(CONVENTIONS)
+    usual = ("in place", "reassigned", "data", "attribute", "dict", "helper", "stacked")
     found = [
         Design(
             f"kept: {place}",
@@ -84,7 +85,7 @@ def _designs() -> list[Design]:
             f"rule: {rule}",
             {
                 "rule": rule,
-                "place": places[(5 * k + 1) % len(places)],
+                "place": usual[(2 * k + 1) % len(usual)],
                 "convention": conventions[(3 * k) % len(conventions)],
                 "spelling": k,
             },
@@ -94,7 +95,7 @@ def _designs() -> list[Design]:
     found += [
         Design(
             f"rate: {convention}",
-            {"convention": convention, "place": places[(7 * k) % len(places)], "spelling": k + 1},
+            {"convention": convention, "place": usual[k % len(usual)], "spelling": k + 1},
         )
         for k, convention in enumerate(conventions)
     ]
