@@ -207,6 +207,8 @@ class Report:
         The option.
     findings, suppressed
         Faults that count, gravest first, and those that do not.
+    notes
+        What is true and asks for nothing; no part of the verdict.
     not_checked
         A sentence for each rule that needs more than the adapter offers, and so was not applied;
         not in the JSON object if there is none.
@@ -240,6 +242,7 @@ class Report:
     batch_size: int | None = None
     seed: int = 0
     findings: Sequence[Finding] = ()
+    notes: Sequence[Finding] = ()
     suppressed: Sequence[Suppressed] = ()
     not_checked: Sequence[str] = ()
     modes: Modes = "observed"

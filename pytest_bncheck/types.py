@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Verdict: TypeAlias = Literal["pass", "warn", "fail", "error"]
 BNVerdict: TypeAlias = Literal["healthy", "degraded", "broken"]
 Modes: TypeAlias = Literal["observed", "assumed"]
-Severity: TypeAlias = Literal["error", "warning"]
+Severity: TypeAlias = Literal["error", "warning", "note"]
 Capability: TypeAlias = Literal[
     "watching", "sampling", "streams", "replicas", "slopes", "moving state", "rehearsal"
 ]
@@ -125,8 +125,6 @@ class Layer:
     stock
         Normalises with batch statistics in training, at the rate that the framework's own layers
         have at its momentum; otherwise momentum says nothing and the rate was measured.
-    trained
-        Scale or offset differ from their initial 1 and 0.
     resolution
         Spacing of the floating-point numbers around 1 that hold the statistics.
     dtype
@@ -147,7 +145,6 @@ class Layer:
     eps: float
     frozen: bool = False
     stock: bool = True
-    trained: bool = False
     resolution: float = 2.0**-23
     dtype: str = "float32"
     frozen_parameters: bool = False

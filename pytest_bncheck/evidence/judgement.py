@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from pytest_bncheck.evidence.passes import Passes
 from pytest_bncheck.evidence.training import Training
 from pytest_bncheck.maths import predictions, running
 from pytest_bncheck.maths.verdict import (
-    DEGRADED_DISTORTION,
-    DEGRADED_GAP,
+    USUAL_DISTORTION,
+    USUAL_GAP,
     Scores,
     decisions_suffer,
     judge,
@@ -217,9 +216,9 @@ class Judgement:
 
     def _distortions(self, statistics: Statistics) -> Array:
         found = running.distortion(statistics, self.passes.noisy_batch, self.eps)
-        if self.training.past is None:
+        if self.training.past is None and not self.stream:
             return found
-        # The model was trained on other batches, and this one is a single draw.
+        # The statistics are of other batches, and those of this one are a single draw.
         return running.beyond_chance(found, self.passes.calls.values)
 
     @property
@@ -272,7 +271,7 @@ class Judgement:
             return False
         if self.training.changes_data:
             return False
-        return bool((self.shifts > DEGRADED_DISTORTION).any())  # NaN tells nothing
+        return bool((self.shifts > USUAL_DISTORTION).any())  # NaN tells nothing
 
     @cached_property
     def shifts(self) -> Array:
@@ -293,6 +292,7 @@ class Judgement:
             gap=self.compared.gap(prediction, self.train),
             distortion=float(distortions.max()) if distortions.size else 0.0,
             excess=excess,
+            floor=self.floor,
             retained=self.retained(prediction),
             loss=prediction.loss,
             accuracy=prediction.accuracy,
@@ -308,18 +308,21 @@ class Judgement:
 
     def judge(self, scores: Scores) -> BNVerdict | None:
         """The verdict on some scores under this check's limits."""
-        best = self._reference(self.recalibrated or self.train)
-        return judge(scores, best, self.gap_limit, self.distortion_limit, self.slack)
+        best = self.recalibrated or self.train
+        return judge(
+            scores,
+            self._decisions(best) if best else None,
+            self.gap_limit,
+            self.distortion_limit,
+            train=self.train,
+            samples=self.samples,
+        )
 
-    def _reference(self, prediction: Prediction | None) -> Prediction | None:
-        """What decisions are compared with.
-
-        Of a model that was handed over the loss too: one batch is a draw, on which running
-        statistics can decide better than those of the batch itself.
-        """
-        if prediction is None or self.training.past is not None:
-            return prediction
-        return dataclasses.replace(prediction, loss=None)
+    @property
+    def samples(self) -> int | None:
+        """Samples that decisions are counted on; None if unknown."""
+        size = self.training.batch_size
+        return size and size * max(1, len(self.train.parts) if self.train else 0)
 
     @cached_property
     def measured_verdict(self) -> BNVerdict | None:
@@ -334,7 +337,7 @@ class Judgement:
         gap = self.judged_gap
         if gap is None:
             return self.measured_verdict != "healthy"
-        return not gap <= DEGRADED_GAP
+        return not gap <= USUAL_GAP
 
     @property
     def conclusive_verdict(self) -> BNVerdict | None:
@@ -357,15 +360,18 @@ class Judgement:
         """Whether a prediction decides worse than training mode does; None if that is unknown."""
         if prediction is None or self.train is None:
             return None
-        scores = Scores(
+        return decisions_suffer(self._decisions(prediction), self.train, self.samples)
+
+    def _decisions(self, prediction: Prediction) -> Scores:
+        """What tells how well a prediction decides."""
+        return Scores(
             gap=None,
-            distortion=0.0,
+            distortion=None,
             retained=self.retained(prediction),
             loss=prediction.loss,
             accuracy=prediction.accuracy,
             finite=self._is_finite(prediction),
         )
-        return decisions_suffer(scores, self._reference(self.train))
 
     @property
     def cured_by_planning(self) -> bool:
@@ -387,4 +393,4 @@ class Judgement:
         gap, floor = self.judged_gap, self.floor
         if gap is None or floor is None or self.training.stochastic or self.slack > 1.0:
             return False
-        return gap > DEGRADED_GAP * self.slack and floor < 0.5 * gap
+        return gap > USUAL_GAP * self.slack and floor < 0.5 * gap

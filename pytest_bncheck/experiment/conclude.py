@@ -26,7 +26,8 @@ from pytest_bncheck.report import (
     Training,
     WithMomentum,
 )
-from pytest_bncheck.types import Finding, Prediction, Suppressed, Verdict
+from pytest_bncheck.rules import Found
+from pytest_bncheck.types import Finding, Prediction, Verdict
 
 SAMPLES, VALUES = 32, 8
 """The most samples, and values of each, that a plot shows."""
@@ -37,8 +38,7 @@ DIGITS = 4
 
 def report(
     evidence: Evidence,
-    findings: Sequence[Finding],
-    suppressed: Sequence[Suppressed],
+    found: Found,
     adapter: Adapter,
     seconds: Seconds,
 ) -> Report:
@@ -46,7 +46,7 @@ def report(
 
     Parameters
     ----------
-    evidence, findings, suppressed
+    evidence, found
         What was measured and what the rules made of it.
     adapter
         For the names of framework and device.
@@ -58,21 +58,22 @@ def report(
         framework=adapter.framework,
         backend=adapter.backend,
         device=adapter.device,
-        verdict=_verdict(findings, settings.strict),
+        verdict=_verdict(found.findings, settings.strict),
         bn_verdict=evidence.bn_verdict,
         steps=evidence.steps,
         planned_updates=settings.planned_updates,
         batch_size=evidence.training.batch_size,
         seed=settings.seed,
-        findings=findings,
-        suppressed=suppressed,
+        findings=found.findings,
+        notes=found.notes,
+        suppressed=found.suppressed,
         not_checked=rules.not_checked(evidence),
         modes=evidence.training.modes,
         predictions=_predictions(evidence),
         layers=_layers(evidence),
         remedies=_remedies(evidence),
         training=Training(evidence.training.losses),
-        curves=_curves(evidence, found=bool(findings or suppressed)),
+        curves=_curves(evidence, found=any(found)),
         seconds=seconds,
     )
 

@@ -98,8 +98,7 @@ def run(
             finished = True
         finally:
             subject.restore(keep_weights=finished and not settings.restore)
-        findings, suppressed = rules.find(evidence)
-        return conclude.report(evidence, findings, suppressed, subject, clock.stop())
+        return conclude.report(evidence, rules.find(evidence), subject, clock.stop())
 
 
 @contextmanager
@@ -248,7 +247,7 @@ def _has_converged(adapter: Adapter) -> bool:
         return False
     # The step's batch statistics come from the weights that `before` belongs to.
     distortion = running.distortion(before, batch, eps, counted)
-    return bool((distortion <= verdict.DEGRADED_DISTORTION).all())
+    return bool((distortion <= verdict.USUAL_DISTORTION).all())
 
 
 def _hides_its_start(layer: Layer, calls: int, readable: Any) -> bool:

@@ -25,7 +25,7 @@ from pytest_bncheck.evidence.past import Past, past
 from pytest_bncheck.experiment import states
 from pytest_bncheck.experiment.panel import Panel, averaged, joined
 from pytest_bncheck.maths import predictions, running
-from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION
+from pytest_bncheck.maths.verdict import USUAL_DISTORTION
 from pytest_bncheck.types import (
     Calls,
     InputError,
@@ -241,7 +241,7 @@ def _refuse_plan(training: Training, planned: int) -> None:
 
 def _fit(statistics: Statistics, batch: Statistics, layers: Sequence[Layer]) -> bool:
     distortion = running.distortion(statistics, batch, [layer.eps for layer in layers])
-    return bool((distortion <= DEGRADED_DISTORTION).all())
+    return bool((distortion <= USUAL_DISTORTION).all())
 
 
 def _repeat(

@@ -238,13 +238,12 @@ def sufficient_rate(
 
     def passes(rate: float) -> bool:
         statistics = replayed(rate)
-        if (judgement.distortions(statistics) <= judgement.distortion_limit).all():
-            return True  # whatever the prediction, so that no pass is needed
         return verdict(statistics, rate) in ("healthy", "degraded")
 
     if len({layer.update_rate is None for layer in training.layers}) > 1:
         return Rate(None, gaps)  # what replaces a cumulative average need not suit the others
-    at_fault = set(judgement.distorted_layers)
+    # Where no single layer is, depth amplifies what all of them do.
+    at_fault = set(judgement.distorted_layers) or {layer.name for layer in training.layers}
     now = min(layer.update_rate or 0.0 for layer in training.layers if layer.name in at_fault)
     candidates = [rate for rate in RATES if now < rate <= largest]
     low, high = 0, len(candidates)  # the first that passes is in [low, high]

@@ -134,6 +134,7 @@ def _view(check: Mapping[str, Any], number: int) -> dict[str, Any]:
         "assumed": assumed(check),
         "not_checked": not_checked(check),
         "findings": [_finding(finding) for finding in check["findings"]],
+        "notes": [_finding(note) for note in check["notes"]],
         "limit": limits["distortion_limit"],
         "shares": are_telling([layer["attribution"] for layer in check["layers"]]),
         "over": _over(check["layers"], limits["distortion_limit"]),

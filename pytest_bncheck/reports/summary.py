@@ -61,7 +61,7 @@ def entry(
         As in the JSON report.
     verbosity
         Below 0 one line without figures, and none for a check that passed; 1 adds figures, the
-        worst layers and what a warning says, 2 all layers, suppressed findings, rules
+        worst layers, notes and what a warning says, 2 all layers, suppressed findings, rules
         that were not applied, and times.
     width
         Columns of the terminal.
@@ -85,7 +85,7 @@ def entry(
     if len(one_line) > room:
         first, more = name, wrap(result, INDENT, width=width)
     if verbosity > 0:
-        more += [f"{INDENT}{line}" for line in _warnings(check)]
+        more += [f"{INDENT}{line}" for line in (*_warnings(check), *_notes(check))]
     if verbosity > 0 and check["layers"]:
         more += [f"{INDENT}{line}" for line in _details(check, everything=verbosity > 1)]
     return Entry(word, colour, printable(first), [printable(line) for line in more])
@@ -129,6 +129,11 @@ def _warnings(check: Mapping[str, Any]) -> Iterator[str]:
     for finding in check["findings"] if check["verdict"] == "warn" else ():
         yield from wrap(f"{finding['message']} {finding['cause']}")
         yield from remedy_lines(finding["remedy"])
+
+
+def _notes(check: Mapping[str, Any]) -> Iterator[str]:
+    for note in check["notes"]:
+        yield from wrap(f"Note {note['code']} {note['name']}: {note['message']} {note['cause']}")
 
 
 def _details(check: Mapping[str, Any], *, everything: bool) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.rules._base import Rule
@@ -30,7 +31,7 @@ from pytest_bncheck.rules.bn402_replicas_diverge import ReplicasDiverge
 from pytest_bncheck.rules.bn403_exported_in_train_mode import ExportedInTrainMode
 from pytest_bncheck.types import Finding, InputError, Suppressed
 
-__all__ = ["INTENDED", "ORDER", "RULES", "find", "not_checked", "resolve"]
+__all__ = ["INTENDED", "ORDER", "RULES", "Found", "find", "not_checked", "resolve"]
 
 ORDER: tuple[Rule, ...] = (
     RunningStatsInvalid(),
@@ -67,10 +68,31 @@ INTENDED: Mapping[str, frozenset[str]] = {
 """The rules that a declared design silences, as far as a finding is about it (`Rule.covers`)."""
 
 
-def find(evidence: Evidence) -> tuple[list[Finding], list[Suppressed]]:
-    """All findings, gravest first, and those that the user's options suppress."""
-    findings: list[Finding] = []
-    suppressed: list[Suppressed] = []
+class Found(NamedTuple):
+    """What the rules make of a check.
+
+    Attributes
+    ----------
+    findings
+        Faults, gravest first.
+    notes
+        What is true and asks for nothing.
+    suppressed
+        Faults that the user's options suppress.
+    """
+
+    findings: list[Finding]
+    notes: list[Finding]
+    suppressed: list[Suppressed]
+
+
+def find(evidence: Evidence) -> Found:
+    """What all rules find.
+
+    Only an error that counts explains its layers: a warning hides nothing, and what a suppressed
+    finding would explain is looked for as if it were not there.
+    """
+    found = Found([], [], [])
     explained: set[str] = set()
     selected = _selected(evidence)
     for rule in ORDER:
@@ -79,16 +101,17 @@ def find(evidence: Evidence) -> tuple[list[Finding], list[Suppressed]]:
         finding = rule.find(evidence, explained)
         if finding is None:
             continue
-        # A warning explains neither a broken prediction nor one that converging would mend.
-        if finding.severity == "error" or not evidence.cured_by_converging:
-            explained.update(finding.layers)
         reason = _reason(rule, finding, evidence)
-        if reason is None:
-            findings.append(finding)
+        if finding.severity == "note":
+            found.notes.extend([] if reason else [finding])
+        elif reason is not None:
+            hidden = Suppressed(finding.code, finding.name, reason, finding.message)
+            found.suppressed.append(hidden)
         else:
-            suppressed.append(Suppressed(finding.code, finding.name, reason, finding.message))
-    findings.sort(key=lambda finding: finding.severity != "error")
-    return findings, suppressed
+            found.findings.append(finding)
+            explained.update(finding.layers if finding.severity == "error" else ())
+    found.findings.sort(key=lambda finding: finding.severity != "error")
+    return found
 
 
 def not_checked(evidence: Evidence) -> list[str]:

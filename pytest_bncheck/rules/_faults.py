@@ -13,9 +13,8 @@ from pytest_bncheck.evidence.past import CORROBORATED
 from pytest_bncheck.maths import predictions
 from pytest_bncheck.maths.running import SETTLED, bessel
 from pytest_bncheck.maths.verdict import (
-    DEGRADED_DISTORTION,
-    DEGRADED_GAP,
-    DEGRADED_RETAINED,
+    USUAL_DISTORTION,
+    USUAL_GAP,
     Scores,
     decisions_suffer,
 )
@@ -27,9 +26,6 @@ Inherited: TypeAlias = Literal["lost", "initial value", "lag", "stale"]
 LONG_MEMORY = 0.05
 """Update rate below which statistics can trail weights that move."""
 
-WORTH_A_WARNING = 0.1
-"""Share of what was learned whose loss is worth a warning."""
-
 MUCH = 0.25
 """Weight of the initial value from which on it is the cause, whatever else adds to it."""
 
@@ -40,63 +36,46 @@ TELLING = 0.9
 def severity(evidence: Evidence, explained: Set[str]) -> Severity | None:
     """How grave a fault of the running statistics is, or None if they are not at fault.
 
-    A degraded verdict is theirs only where converged statistics would do better. Layers in
-    `explained` have their finding; where they make most of the gap, the others did not break it.
+    A lag that no decision feels is a note. Layers in `explained` have their finding; where they
+    make most of the gap, the others did not break it.
     """
     verdict = evidence.bn_verdict
     if verdict == "broken":
         shares = zip(evidence.layers, evidence.diagnosis.attribution.shares, strict=False)
         theirs = sum(share or 0.0 for layer, share in shares if layer.name in explained)
-        unknown = not evidence.steps and evidence.suffers(evidence.judged) is None
-        return "warning" if theirs >= MOST_OF_GAP or unknown else "error"
-    if verdict != "degraded" or evidence.judged is None:
-        return None
-    if not evidence.steps:
-        worse = decides_worse(evidence) or _predicts_worse_without(evidence)
-        return "warning" if worse else None
-    scores = evidence.scores(evidence.judged, evidence.judged_statistics)
-    excess = scores.gap if scores.excess is None else scores.excess
-    kept = evidence.retained(evidence.recalibrated or evidence.passes.with_mean or evidence.train)
-    loses = scores.retained is not None and not scores.retained >= DEGRADED_RETAINED
-    better = kept is None or kept >= DEGRADED_RETAINED
-    # With dropout the converged statistics are one random draw, no yardstick for small gaps.
-    slack, stochastic = evidence.slack, evidence.training.stochastic
-    allowed = evidence.distortion_limit if stochastic else slack * DEGRADED_DISTORTION
-    bent = not scores.distortion <= allowed
-    apart = excess is not None and not excess <= slack * DEGRADED_GAP
-    far = apart and not stochastic
-    if not (far or bent or (loses and better)):
+        return "warning" if theirs >= MOST_OF_GAP else "error"
+    if verdict is None or evidence.judged is None:
         return None
     # Another path in eval mode explains a gap that no layer's statistics do.
-    return None if evidence.takes_another_path and not evidence.distorted() else "warning"
+    if evidence.takes_another_path and not evidence.distorted():
+        return None
+    if verdict == "degraded":
+        return "warning"
+    return "note" if _is_noticed(evidence) else None
 
 
-def decides_worse(evidence: Evidence) -> bool:
-    """Whether eval mode decides a little worse than converged statistics would.
+def _is_noticed(evidence: Evidence) -> bool:
+    """Whether the statistics are further off than usual, and converging would help."""
+    gap = evidence.judged_gap
+    if gap is None or not evidence.steps or not closes_the_gap(evidence):
+        return False
+    # With dropout the converged statistics are one random draw, no yardstick for small gaps.
+    slack = evidence.slack
+    bent = float(evidence.judged_distortions.max(initial=0.0)) > slack * USUAL_DISTORTION
+    return bent or (gap > slack * USUAL_GAP and not evidence.training.stochastic)
 
-    By two hundredths of accuracy and two samples, or by a tenth of what was learned, at a loss
-    above that of training mode.
+
+def closes_the_gap(evidence: Evidence) -> bool:
+    """Whether re-estimated statistics bring the prediction back: tried, not inferred.
+
+    They leave at most half of the gap, or decide right where no gap can be had.
     """
-    judged, best, train = evidence.judged, evidence.recalibrated, evidence.train
-    if judged is None or best is None or train is None:
+    gap, floor = evidence.judged_gap, evidence.floor
+    if evidence.recalibrated is None:
         return False
-    if judged.loss is not None and train.loss is not None and judged.loss <= train.loss:
-        return False
-    kept, could = evidence.retained(judged), evidence.retained(best)
-    loses = kept is not None and could is not None and kept < could - WORTH_A_WARNING
-    if judged.accuracy is None or best.accuracy is None:
-        return loses
-    drop, samples = best.accuracy - judged.accuracy, evidence.training.batch_size or 0
-    return loses or (drop >= 0.02 and drop * samples > 1.5)
-
-
-def _predicts_worse_without(evidence: Evidence) -> bool:
-    """Whether layers lost their statistics, and the prediction is far off at a higher loss."""
-    judged, train, gap = evidence.judged, evidence.train, evidence.judged_gap
-    if judged is None or train is None or gap is None or not untouched(evidence):
-        return False
-    costs = judged.loss is not None and train.loss is not None and judged.loss > train.loss
-    return costs and not gap <= evidence.gap_limit
+    if gap is None or floor is None:
+        return not evidence.fails(evidence.recalibrated)
+    return floor <= 0.5 * gap or (gap != gap and floor == floor)
 
 
 def cost_of_other_path(evidence: Evidence) -> Prediction | None:
@@ -120,13 +99,13 @@ def _suffers(evidence: Evidence, path: Prediction, other: Prediction) -> bool:
     retained = predictions.retained(evidence.first_loss, path.constant_loss, path.loss, other.loss)
     scores = Scores(
         gap=None,
-        distortion=0.0,
+        distortion=None,
         retained=retained,
         loss=other.loss,
         accuracy=other.accuracy,
         finite=predictions.finite(other.outputs, path.outputs),
     )
-    return decisions_suffer(scores, path) is not False
+    return decisions_suffer(scores, path, evidence.training.batch_size) is not False
 
 
 def has_worse_weights(evidence: Evidence) -> bool:
@@ -240,6 +219,16 @@ def with_initial_value(evidence: Evidence, layers: Sequence[str]) -> list[str]:
 
 
 # in words ---------------------------------------------------------------------------------------
+
+
+def unscored(evidence: Evidence) -> str | None:
+    """That nothing tells what the statistics do to the decisions, where that is so."""
+    if evidence.bn_verdict != "degraded" or evidence.suffers(evidence.judged) is not None:
+        return None
+    return (
+        "Neither accuracy nor loss of eval mode is known, so nothing tells whether the decisions "
+        "suffer, and this is a warning."
+    )
 
 
 def split_of_gap(evidence: Evidence) -> str | None:

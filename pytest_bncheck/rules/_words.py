@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION, DEGRADED_GAP
+from pytest_bncheck.maths.verdict import USUAL_DISTORTION, USUAL_GAP
 from pytest_bncheck.types import Layer, Prediction, Trace
 from pytest_bncheck.wording import listing as listing
 from pytest_bncheck.wording import percent as percent
@@ -14,7 +14,7 @@ from pytest_bncheck.wording import plural as plural
 HUGE = 100
 """A gap whose digits say nothing: the samples hardly differ, or there is only one."""
 
-USUAL = {"gap_tolerance": DEGRADED_GAP, "distortion_tolerance": DEGRADED_DISTORTION}
+USUAL = {"gap_tolerance": USUAL_GAP, "distortion_tolerance": USUAL_DISTORTION}
 """What healthy networks keep to: beyond it a check warns, before it fails."""
 
 
@@ -69,13 +69,13 @@ def size_of_gap(evidence: Evidence) -> str:
 def limit(evidence: Evidence, name: str) -> str:
     """A tolerance and where it came from: ``up to 0.25 allowed, default``.
 
-    Before it, for a warning, what it warns of: ``up to 0.1 is usual``.
+    Before it, for what does not break the network, what it is about: ``up to 0.1 is usual``.
     """
     value, usual = (
         each * evidence.slack for each in (getattr(evidence.settings, name), USUAL[name])
     )
     doubled = ", doubled for several mini-batches" if evidence.slack > 1 else ""
-    warned = evidence.bn_verdict == "degraded" and usual < value
+    warned = evidence.bn_verdict != "broken" and usual < value
     return (
         f"{f'up to {usual:g} is usual, ' if warned else ''}up to {value:g} allowed, "
         f"{evidence.settings.origin(name)}{doubled}"
@@ -105,7 +105,7 @@ def _states(layers: Sequence[Layer]) -> str:
 
 def _is_noticed(evidence: Evidence) -> bool:
     gap = evidence.judged_gap
-    return gap is not None and not gap <= DEGRADED_GAP
+    return gap is not None and not gap <= USUAL_GAP
 
 
 def n_of_m(layers: Collection[str], evidence: Evidence, verb: str) -> str:

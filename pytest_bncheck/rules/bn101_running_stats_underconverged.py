@@ -110,6 +110,7 @@ def _cause(evidence: Evidence, worst: Layer, k: int, weight: float, layers: list
         text += f" Projected to {planned} updates they are not close enough either."
     return words.sentences(
         f"{text} {words.distorting(layers, evidence)}.",
+        faults.unscored(evidence),
         faults.mixed_causes(evidence),
         faults.whose_gap(evidence),
         faults.split_of_gap(evidence),

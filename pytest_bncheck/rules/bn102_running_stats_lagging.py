@@ -57,7 +57,7 @@ class RunningStatsLagging(Rule):
             return None
         if faults.cost_of_other_path(evidence):
             grade = "warning"  # on another path than they were made for, any lag looks grave
-        if grade == "warning" and _remembers_nothing(evidence, layers):
+        if grade != "error" and _remembers_nothing(evidence, layers):
             return None  # BN104 says so
         trained, rates = evidence.steps > 0, evidence.diagnosis.remedies.sufficient_rates
         left = evidence.training.largest_initial_weight()
@@ -76,9 +76,10 @@ class RunningStatsLagging(Rule):
 
 
 def _remembers_nothing(evidence: Evidence, layers: list[str]) -> bool:
-    """Whether what is wrong with the layers is that one mini-batch of several makes them."""
+    """Whether what is wrong with the layers is that the last batch makes them."""
     forgetful = {layer.name for layer in evidence.training.forgetful}
-    return evidence.stream and bool(forgetful) and set(layers) <= forgetful
+    draws = evidence.stream or evidence.training.stochastic
+    return draws and bool(forgetful) and set(layers) <= forgetful
 
 
 def _cause(evidence: Evidence, layers: list[str]) -> str:
@@ -106,16 +107,26 @@ def _cause(evidence: Evidence, layers: list[str]) -> str:
     if _remembers_nothing(evidence, layers):
         rate = worst.update_rate or 0.0
         share, memory = words.percent(rate), words.memory(evidence, worst, rate)
+        last = "mini-batch makes" if evidence.stream else "training pass makes"
+        others = "others" if evidence.stream else "with other random numbers they"
+        trail = f"At {memory} the last {last} {share} of the statistics, and {others} differ"
+    elif not faults.closes_the_gap(evidence):
         trail = (
-            f"At {memory} the last mini-batch makes {share} of the statistics, "
-            "and others differ from it"
+            "Statistics that are re-estimated with the weights as they are decide better"
+            f"{_by_how_much(evidence)}, though they leave a difference as well: {average}"
         )
     return words.sentences(
         f"{who}. {trail}.",
+        faults.unscored(evidence),
         faults.mixed_causes(evidence),
         faults.whose_gap(evidence),
         faults.split_of_gap(evidence),
     )
+
+
+def _by_how_much(evidence: Evidence) -> str:
+    could, does = words.how_good(evidence.recalibrated), words.how_good(evidence.judged)
+    return f" ({could} instead of {does})" if could and does else ""
 
 
 def _memory(evidence: Evidence, layers: list[str]) -> str:

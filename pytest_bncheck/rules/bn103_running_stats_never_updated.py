@@ -8,7 +8,7 @@ import numpy as np
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths.running import shift_and_scale
-from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION
+from pytest_bncheck.maths.verdict import USUAL_DISTORTION
 from pytest_bncheck.rules import _remedies as remedies
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
@@ -97,7 +97,7 @@ def _unchanged(evidence: Evidence, k: int) -> bool:
     # A layer that fits its batch already has nothing to change.
     shift, scale = shift_and_scale(stop, evidence.passes.noisy_batch, evidence.eps)[k]
     far = max(np.abs(shift).max(initial=0.0), np.abs(scale - 1.0).max(initial=0.0))
-    return not far <= (DEGRADED_DISTORTION if rounded else EXACT)
+    return not far <= (USUAL_DISTORTION if rounded else EXACT)
 
 
 def _is_rounded_away(layer: Layer) -> bool:

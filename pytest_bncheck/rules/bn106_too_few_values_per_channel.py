@@ -6,13 +6,16 @@ import math
 from collections.abc import Set
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION, DEGRADED_GAP
+from pytest_bncheck.maths.verdict import ACCURACY_DROP, USUAL_DISTORTION, USUAL_GAP, decides_worse
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
-from pytest_bncheck.types import Finding, Severity
+from pytest_bncheck.types import Finding, Prediction, Severity
 
 FEW, VERY_FEW = 16, 8
-"""Values per channel below which failing is this rule's error, and below which it always warns."""
+"""Values per channel below which failing is this rule's error, and below which it always notes."""
+
+REPEATED = 0.05
+"""Gap within which training mode is repeated."""
 
 
 class TooFewValuesPerChannel(Rule):
@@ -21,8 +24,9 @@ class TooFewValuesPerChannel(Rule):
     What it does
     ------------
     Counts n, the values per channel (batch x spatial positions), and predicts with fully
-    converged statistics. An error when n = 1, or when n < 16 and even converged statistics decide
-    worse; a warning when they leave a gap of more than 0.10, or when n < 8.
+    converged statistics. An error when n = 1, or when n < 16 and even those decide worse; a
+    warning when they cost some decisions; a note when they leave a gap of more than 0.10, or when
+    n < 8.
 
     Why it is bad
     -------------
@@ -39,8 +43,8 @@ class TooFewValuesPerChannel(Rule):
 
     Use instead
     -----------
-    Larger batches (``drop_last=True`` for the rest of an epoch), GroupNorm or LayerNorm, or
-    SyncBatchNorm over several devices.
+    Larger batches (``drop_last=True`` for the rest of an epoch), images as large as the real ones
+    where the test's are smaller, GroupNorm or LayerNorm, or SyncBatchNorm over several devices.
 
     References
     ----------
@@ -70,7 +74,7 @@ class TooFewValuesPerChannel(Rule):
             return None
         names = sorted((name for name, n in few.items() if n == min(few.values())))
         n = min(few.values())
-        floor, usual = evidence.floor, evidence.slack * DEGRADED_GAP
+        floor, usual = evidence.floor, evidence.slack * USUAL_GAP
         shrink = words.percent(1.0 - ((n - 1) / n) ** 0.5, 1)
         effect = (
             f"the unbiased variance that is stored shrinks its output by {shrink} in eval mode, "
@@ -115,21 +119,36 @@ def _values(evidence: Evidence) -> list[int | None]:
 
 
 def _grade(evidence: Evidence, few: dict[str, int]) -> Severity | None:
-    """Error, warning or nothing, for layers with more than one value."""
+    """How grave it is that layers have few values, but more than one."""
     if not few or evidence.inconclusive:
         return None
     if not evidence.steps and not evidence.fails(evidence.judged):
         return None  # this batch says nothing about those of the training
-    n, floor = min(few.values()), evidence.floor
-    if n < FEW and evidence.recalibrated is not None and evidence.fails(evidence.recalibrated):
+    n, floor, best = min(few.values()), evidence.floor, evidence.recalibrated
+    if n < FEW and evidence.fails(best) and _repeats_training(evidence):
         return "error"
-    if n < VERY_FEW:
+    if _is_felt(evidence, best) and _is_ours(evidence):
         return "warning"
-    return (
-        "warning"
-        if floor is not None and not floor <= evidence.slack * DEGRADED_GAP and _is_ours(evidence)
-        else None
-    )
+    wide = floor is not None and not floor <= evidence.slack * USUAL_GAP
+    return "note" if n < VERY_FEW or (wide and _is_ours(evidence)) else None
+
+
+def _is_felt(evidence: Evidence, best: Prediction | None) -> bool:
+    """Whether decisions feel that converged statistics are not those of the batch."""
+    train = evidence.train
+    if best is None or train is None:
+        return False
+    if evidence.fails(best):
+        return True
+    if None not in (best.loss, train.loss) and best.loss <= train.loss:  # type: ignore[operator]
+        return False
+    return decides_worse(best, train, ACCURACY_DROP)
+
+
+def _repeats_training(evidence: Evidence) -> bool:
+    """Whether the batch's own statistics, with their own variance, repeat training mode."""
+    left, gap = evidence.surviving_gap, evidence.judged_gap
+    return left is None or left <= max(REPEATED, 0.2 * (gap or 0.0))
 
 
 def _is_ours(evidence: Evidence) -> bool:
@@ -137,21 +156,31 @@ def _is_ours(evidence: Evidence) -> bool:
 
     Stochastic layers, and code that takes another path in training, shift the statistics too.
     """
-    surviving = evidence.surviving_gap
-    calm = bool((evidence.shifts <= DEGRADED_DISTORTION).all())
-    return calm and surviving is not None and surviving <= DEGRADED_GAP
+    calm = bool((evidence.shifts <= USUAL_DISTORTION).all())
+    return calm and evidence.surviving_gap is not None and _repeats_training(evidence)
 
 
 def _remedy(evidence: Evidence, n: int) -> str:
     size, values = evidence.training.batch_size, _enough(evidence, n)
     enough = math.ceil(values * size / n) if size else None
+    images = _has_images(evidence)
     return words.bullets(
         f"Use batches of at least {enough} samples ({values} values per channel), and "
         "drop_last=True for the rest of an epoch."
         if enough
         else f"Use batches with at least {values} values per channel.",
+        "Or use larger images in the test, if those of the real training are larger: each layer "
+        "gets more values from them."
+        if images
+        else None,
         "Or use GroupNorm or LayerNorm there, which do not look across the batch.",
     )
+
+
+def _has_images(evidence: Evidence) -> bool:
+    """Whether some layer gets more values than there are samples, as in convolutions."""
+    size = evidence.training.batch_size
+    return bool(size) and any((n or 0) > (size or 0) for n in evidence.passes.calls.values)
 
 
 def _enough(evidence: Evidence, n: int) -> int:
@@ -163,4 +192,4 @@ def _enough(evidence: Evidence, n: int) -> int:
     floor = evidence.floor
     if floor is None or floor != floor:
         return FEW
-    return max(FEW, math.ceil(n * min(floor, 1.0) / (evidence.slack * DEGRADED_GAP)))
+    return max(FEW, math.ceil(n * min(floor, 1.0) / (evidence.slack * USUAL_GAP)))

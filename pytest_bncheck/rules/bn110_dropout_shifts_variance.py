@@ -6,7 +6,7 @@ from collections.abc import Set
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import running
-from pytest_bncheck.maths.verdict import DEGRADED_GAP
+from pytest_bncheck.maths.verdict import USUAL_GAP
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding, Severity
@@ -86,4 +86,4 @@ def _grade(evidence: Evidence) -> Severity:
     """An error where it costs decisions that statistics without dropout would get right."""
     gap, surviving = evidence.judged_gap, evidence.surviving_gap
     bad = gap is not None and not gap <= evidence.gap_limit and evidence.fails(evidence.judged)
-    return "error" if bad and surviving is not None and surviving <= DEGRADED_GAP else "warning"
+    return "error" if bad and surviving is not None and surviving <= USUAL_GAP else "warning"

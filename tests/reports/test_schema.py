@@ -35,6 +35,7 @@ FULL = Report(
     planned_updates=1000,
     batch_size=3,
     findings=[Finding("BN101", "a-name", "error", "m", "c", ["bn"], "r", {"gap": NAN, "x": None})],
+    notes=[Finding("BN106", "a-name", "note", "m", "c", ["bn"], "r", {"gap": NAN, "x": None})],
     suppressed=[Suppressed("BN106", "a-name", "ignored", "m")],
     not_checked=["BN108 a-name needs streams."],
     predictions=Predictions(

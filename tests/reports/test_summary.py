@@ -104,6 +104,18 @@ def test_shares_of_the_layers_where_they_are_known() -> None:
     assert not any("share" in line for line in entry(verbosity=1))
 
 
+def test_notes_are_for_verbose_output_alone() -> None:
+    note = dataclasses.replace(FINDING, code="BN106", severity="note")
+    report = dataclasses.replace(REPORT, verdict="pass", findings=[], notes=[note])
+    assert not any(
+        "BN106" in line for verbosity in (-1, 0) for line in entry(report, verbosity=verbosity)
+    )
+    assert "      Note BN106 running-stats-underconverged: Wrong. Very. Cause." in entry(
+        report, verbosity=1
+    )
+    assert "BN106" not in str(report)
+
+
 def test_very_verbose_shows_all_layers_what_is_suppressed_and_times() -> None:
     hidden = Suppressed("BN106", "too-few-values-per-channel", "ignored: " + "tiny " * 20, "Few.")
     report = dataclasses.replace(REPORT, suppressed=[hidden], not_checked=["BN108 needs streams."])

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pytest_bncheck.maths import attribution, predictions, running, verdict
-from pytest_bncheck.types import Prediction, Statistics
+from pytest_bncheck.types import Statistics
 
 INK = "#808080"
 """Readable on a light and on a dark page."""
@@ -109,13 +109,13 @@ def judged(axes: Any) -> None:
     """The verdict over gap and distortion, where the decisions suffer."""
     grid = np.geomspace(0.01, 3, 160)
     levels = {"healthy": 0, "degraded": 1, "broken": 2}
-    converged = Prediction({}, "", accuracy=1.0)
+    converged = verdict.Scores(gap=0.0, distortion=0.0, accuracy=1.0)
     field = np.array(
         [
             [
                 levels[
                     verdict.judge(
-                        verdict.Scores(gap=g, distortion=d, excess=g, accuracy=0.3),
+                        verdict.Scores(gap=g, distortion=d, excess=g, accuracy=0.93),
                         converged,
                         0.25,
                         0.1,

@@ -311,7 +311,7 @@ class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         __tracebackhide__ = True
         layers, batch = self._layers, self._batches[index]
         found = self._pass_from_step(batch) or self._normalised(batch)
-        if layers.all_library and self._subject.recipe.forward is None:
+        if layers.same_on_path and self._subject.recipe.forward is None:
             # No user code can behave differently on the training path: it gives the same.
             self._known[index, Mode.TRAINING_PATH] = Pass(found.prediction)
             if layers.only_normalises and self._training.losses:

@@ -16,6 +16,7 @@ from pytest_bncheck.adapters.keras.data import Batch
 from pytest_bncheck.adapters.keras.hints import hints
 from pytest_bncheck.adapters.keras.internals import get_keras_mask, set_keras_mask
 from pytest_bncheck.adapters.keras.subject import Subject
+from pytest_bncheck.adapters.targets import is_binary, is_one_hot, wrong_label
 from pytest_bncheck.types import InputError
 
 Tensor: TypeAlias = Any
@@ -57,7 +58,7 @@ def match(shape: tuple[int, ...], targets: Host) -> Match:
     if columns == 1:
         rows = shape[:-1] if len(shape) > 1 else shape
         if targets.shape in (rows, (*rows, 1)):
-            if np.isin(targets, (0, 1)).all():
+            if is_binary(targets):
                 return Match("binary", targets.reshape(shape))
             if not integer:
                 return Match("values", targets.reshape(shape))
@@ -67,7 +68,7 @@ def match(shape: tuple[int, ...], targets: Host) -> Match:
             _check_labels(targets, columns, f"for {columns} columns")
             return Match("indices", targets.reshape(shape[:-1]))
         if targets.shape == shape:
-            if np.isin(targets, (0, 1)).all() and (targets.sum(axis=-1) == 1).all():
+            if is_one_hot(targets, axis=-1):
                 return Match("one-hot", targets)
             if not integer:
                 return Match("values", targets)
@@ -79,10 +80,10 @@ def match(shape: tuple[int, ...], targets: Host) -> Match:
 
 
 def _check_labels(labels: Host, classes: int, why: str) -> None:
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.size:
+    wrong = wrong_label(labels, classes)
+    if wrong is not None:
         raise hints.no_loss(
-            f"the batch's targets hold the label {int(wrong[0])}, but {why} of the model's output "
+            f"the batch's targets hold the label {wrong}, but {why} of the model's output "
             f"the allowed labels are 0..{classes - 1}; correct the targets, or"
         )
 

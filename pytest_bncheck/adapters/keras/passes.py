@@ -8,15 +8,11 @@ from typing import Any, TypeAlias
 
 from pytest_bncheck.adapters.attributes import PlainAttributes
 from pytest_bncheck.adapters.base import Mode
-from pytest_bncheck.adapters.keras.calls import (
-    in_training,
-    muted,
-    replaced_calls,
-    without_idle_draws,
-)
+from pytest_bncheck.adapters.keras.calls import replaced_calls, without_idle_draws
 from pytest_bncheck.adapters.keras.compilation import CompiledPasses
 from pytest_bncheck.adapters.keras.data import Batch
 from pytest_bncheck.adapters.keras.layers import Layers
+from pytest_bncheck.adapters.keras.modes import forced, muted
 from pytest_bncheck.adapters.keras.records import (
     NO_LAYERS,
     Outcome,
@@ -24,7 +20,7 @@ from pytest_bncheck.adapters.keras.records import (
     TrainingModes,
     counted,
 )
-from pytest_bncheck.adapters.keras.state import contents, fingerprint, put_back
+from pytest_bncheck.adapters.keras.state import attributes_kept, contents, fingerprint, put_back
 from pytest_bncheck.adapters.keras.subject import Subject
 
 KerasLayer: TypeAlias = Any
@@ -56,8 +52,9 @@ class Passes:
     ) -> Outcome:
         """One forward pass and what is seen in it.
 
-        In every mode but eval mode batch statistics are recorded, and all variables go back, except
-        for the states of random generators.
+        Batch statistics are recorded in `Mode.BATCH_STATISTICS` and `Mode.TRAINING`. All variables
+        go back, except for the states of random generators, and in every mode but eval mode
+        everything else on the layers.
 
         Parameters
         ----------
@@ -72,16 +69,18 @@ class Passes:
         if self.attributes is None and mode in (Mode.EVAL, Mode.BATCH_STATISTICS):
             self.attributes = PlainAttributes(layers.named)
         with contextlib.ExitStack() as changes:
-            changes.enter_context(replaced_calls(without_idle_draws(layers.recurrent, backend)))
+            changes.enter_context(put_back(layers.variables, backend))
             if mode is not Mode.EVAL:
-                changes.enter_context(put_back(layers.variables, backend))
-                follows = mode is Mode.TRAINING and modes.follow
-                forced = () if follows else modes.normalising
-                changes.enter_context(self._collecting(records, forced))
+                changes.enter_context(attributes_kept(layers.named))
+            changes.enter_context(replaced_calls(without_idle_draws(layers.recurrent, backend)))
+            if mode in (Mode.BATCH_STATISTICS, Mode.TRAINING):
+                force = modes.normalising if mode is Mode.BATCH_STATISTICS else ()
+                changes.enter_context(self._collecting(records, force))
+            everything = [layer for layer, _ in layers.named]
             if mode is Mode.TRAINING_PATH:
-                changes.enter_context(replaced_calls(muted(self._subject.model, modes.normalising)))
+                changes.enter_context(replaced_calls(muted(everything)))
             if mode in (Mode.TRAINING, Mode.TRAINING_PATH) and not modes.follow:
-                changes.enter_context(replaced_calls(in_training(modes.others)))
+                changes.enter_context(replaced_calls(forced(everything, modes.by_layer)))
             watched = layers.watched(statistics=mode is Mode.EVAL) if observe else {}
             random = fingerprint(layers.seeds) if observe else ()
             before = contents(watched.values())

@@ -14,6 +14,7 @@ from pytest_bncheck.adapters import random_state
 from pytest_bncheck.adapters.containers import container_type, holds, members_of, refill
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Tensor, Variable, to_numpy
+from pytest_bncheck.adapters.keras.places import loose_variables
 
 
 def value_of(variable: Variable) -> Tensor:
@@ -127,7 +128,7 @@ class Snapshot:
         owners += internals.trackers(owners)
         self._attributes = [Attributes(owner) for owner in owners]
 
-        seeds, untracked = seed_variables(layers, backend), untracked_variables(layers, backend)
+        seeds, untracked = seed_variables(layers, backend), loose_variables(layers, backend)
         seed_ids = {id(v) for v in seeds}
         weights = [v for v in model.variables if id(v) not in seed_ids]
         others = [*model.metrics_variables, *(v for o in optimizers for v in o.variables)]
@@ -190,15 +191,6 @@ def seed_variables(layers: Iterable[Any], backend: Backend) -> list[Variable]:
     return list(found.values())
 
 
-def untracked_variables(layers: Iterable[Any], backend: Backend) -> list[Variable]:
-    """Variables of the backend in attributes of layers, which Keras does not track."""
-    found: dict[int, Variable] = {}
-    for layer in layers:
-        for value in vars(layer).values():
-            found.update((id(v), v) for v in backend.untracked_variables(value))
-    return list(found.values())
-
-
 # changes for the time of a pass ---------------------------------------------------------------
 
 
@@ -211,6 +203,17 @@ def put_back(variables: Sequence[Variable], backend: Backend) -> Iterator[None]:
     finally:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+
+
+@contextlib.contextmanager
+def attributes_kept(named: Iterable[tuple[Any, str]]) -> Iterator[None]:
+    """Give layers their attributes back at the end of a ``with`` block, as `Attributes` does."""
+    before = [Attributes(layer) for layer, _ in named]
+    try:
+        yield
+    finally:
+        for attributes in before:
+            attributes.restore()
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pytest_bncheck.adapters.keras.compilation import CompiledSteps
 from pytest_bncheck.adapters.keras.data import Batch, has_custom_step
 from pytest_bncheck.adapters.keras.layers import Layers
 from pytest_bncheck.adapters.keras.loss import Criterion
+from pytest_bncheck.adapters.keras.modes import Ran
 from pytest_bncheck.adapters.keras.records import Record, TrainingModes, Watch, all_counted
 from pytest_bncheck.adapters.keras.state import Snapshot, fingerprint
 from pytest_bncheck.adapters.keras.subject import Subject
@@ -33,11 +34,14 @@ class Seen:
         The modes of the model and its other layers.
     follows
         Whether the layers got their mode from the model, which was told that it trains.
+    ran
+        What the last step ran.
     """
 
     records: list[Record]
     watch: Watch
     follows: bool
+    ran: Ran
 
     @property
     def has_unset(self) -> bool:
@@ -57,6 +61,8 @@ class Training:
         The calls of each layer with running statistics, over all steps.
     watch
         The modes in which the model and its other layers were called.
+    ran
+        What the steps ran, with the modes of the last one.
     stochastic
         Whether the first step drew random numbers.
     execution
@@ -76,7 +82,7 @@ class Training:
         self.records = [Record() for _ in layers.tracking]
         self._shown: Seen | None = None
         self._assumed = False
-        self.watch = Watch(subject, layers)
+        self.watch, self.ran = Watch(subject, layers), Ran()
         self.stochastic = False
         self.execution = "eager"
         self.programs: CompiledSteps | None = None
@@ -132,19 +138,22 @@ class Training:
     ) -> Seen | None:
         """What a step, or a forward in training mode, shows; None if it raises."""
         subject, records = self._subject, [Record() for _ in self._layers.tracking]
-        seen = Seen(records, Watch(subject, self._layers), follows=own is None)
+        watch, ran = Watch(subject, self._layers), Ran()
+        seen = Seen(records, watch, follows=own is None, ran=ran)
 
         def forward(inputs: Any) -> None:
             subject.forward(batch.with_inputs(inputs), training=True)
 
         try:
-            with seen.watch.during(all_counted(self._layers.tracking, records, subject.backend)):
+            calls = all_counted(self._layers.tracking, records, subject.backend)
+            with watch.during(calls) as ran_now:
                 if own is not None:
                     own.show(batch, records)
                 elif subject.recipe.forward is not None or not subject.backend.rehearsed(
                     forward, batch.inputs
                 ):
                     forward(batch.inputs)
+            ran.add(ran_now)
         except Exception:  # no step is made, so the user has to hear nothing of it
             return None
         finally:
@@ -156,7 +165,7 @@ class Training:
         """The modes in the steps; before the first, in the one that `observe` watched."""
         if self._shown is not None and not self.losses:
             return self._shown
-        return Seen(self.records, self.watch, follows=self._subject.trains_as_fit)
+        return Seen(self.records, self.watch, self._subject.trains_as_fit, self.ran)
 
     @property
     def assumed(self) -> bool:
@@ -175,6 +184,7 @@ class Training:
         else:
             self.execution = str(self._subject.backend.compilation)
             loss, packed = program(batch.inputs, self.records)
+            self.ran.add(program.ran)
         self.losses.append(loss)
         self._log.append(packed)
         if first:
@@ -188,8 +198,9 @@ class Training:
         self._calls = self._calls or all_counted(layers.tracking, self.records, backend)
         for record in self.records:
             record.begin_step()
-        with self.watch.during(self._calls):
+        with self.watch.during(self._calls) as ran:
             loss, _ = self._step.run(batch, self.records)
+        self.ran.add(ran)
         for record in self.records:
             between: Any = keras.tree.map_structure(backend.concrete, record.between)
             # Where the user's step compiled the call, there are no values.
@@ -236,15 +247,16 @@ class Training:
     def modes(self) -> TrainingModes:
         """The layers that a step runs in training mode; before any was seen, all of them."""
         layers, seen, assumed = self._layers, self.seen, self.assumed
-        training = seen.watch.layers.training | (seen.watch.layers.unset if assumed else set())
         everything = not self.losses and self._shown is None
-        return TrainingModes(
-            [
-                layer
-                for layer, record in zip(layers.tracking, seen.records, strict=True)
-                if layer.trainable
-                and (everything or record.training or (assumed and record.without_mode))
-            ],
-            [layer for layer in layers.moded if everything or id(layer) in training],
-            follow=seen.follows and not assumed,
-        )
+        modes = {} if everything else dict(seen.ran.modes)
+        if assumed:
+            for key in seen.watch.layers.unset:
+                modes[key] = True
+        normalising = []
+        for layer, record in zip(layers.tracking, seen.records, strict=True):
+            unset = assumed and record.without_mode
+            if unset:
+                modes[id(layer)] = True
+            if layer.trainable and (everything or record.training or unset):
+                normalising.append(layer)
+        return TrainingModes(normalising, modes, follow=seen.follows and not assumed)

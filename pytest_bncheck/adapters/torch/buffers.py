@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -14,6 +16,9 @@ from pytest_bncheck.adapters.torch.state import is_walked
 
 Place: TypeAlias = tuple[str, Any, Any]
 """The path of a tensor in the model, its owner, and its name or index there."""
+
+_HOSTS = {"accelerate", "lightning", "lightning_fabric", "pytorch_lightning", "transformers"}
+"""Packages whose objects drive a training and hold more than a model's state."""
 
 DEEP = 3
 """Containers and helper objects within each other that are looked into."""
@@ -90,17 +95,29 @@ def _of_module(module: nn.Module, path: str) -> Iterator[Place]:
         yield f"{start}{key}", module, key
     for key, value in vars(module).items():
         if not key.startswith("_") or not isinstance(value, dict):  # no registry of PyTorch
-            yield from _of(module, key, value, f"{start}{key}", _package(module))
+            yield from _of(module, key, value, f"{start}{key}")
 
 
-def _package(item: Any) -> str:
-    return type(item).__module__.partition(".")[0]
+@dataclass(frozen=True)
+class _Tuple:
+    """A tuple that an attribute holds: writing to it replaces it."""
+
+    owner: Any
+    key: Any
+
+    def read(self) -> tuple[Any, ...]:
+        now = held(self.owner, self.key)
+        return now if isinstance(now, tuple) else ()
+
+    def write(self, index: int, tensor: Tensor) -> None:
+        now = self.read()
+        parts = [*now[:index], tensor, *now[index + 1 :]]
+        make = getattr(type(now), "_make", tuple)  # a named one
+        _assign(self.owner, self.key, make(parts))
 
 
-def _of(
-    owner: Any, key: Any, value: Any, path: str, package: str, deep: int = DEEP
-) -> Iterator[Place]:
-    """The tensors at a place, or within what is there: a container, or a helper of its package."""
+def _of(owner: Any, key: Any, value: Any, path: str, deep: int = DEEP) -> Iterator[Place]:
+    """The tensors at a place, or within what is there: a container, or a helper object."""
     if isinstance(value, Tensor):
         if not isinstance(value, nn.Parameter):
             yield path, owner, key
@@ -109,14 +126,30 @@ def _of(
     elif container_type(value) in (list, dict):
         pairs = members_of(value) if container_type(value) is dict else enumerate(value)
         for inner, child in pairs:
-            yield from _of(value, inner, child, f"{path}[{inner!r}]", package, deep - 1)
-    elif is_walked(value) and _package(value) == package:
+            yield from _of(value, inner, child, f"{path}[{inner!r}]", deep - 1)
+    elif isinstance(value, tuple):
+        for inner, child in enumerate(value):
+            yield from _of(_Tuple(owner, key), inner, child, f"{path}[{inner}]", deep - 1)
+    elif _is_helper(value):
         for inner, child in vars(value).items():
-            yield from _of(value, inner, child, f"{path}.{inner}", package, deep - 1)
+            yield from _of(value, inner, child, f"{path}.{inner}", deep - 1)
+
+
+def _is_helper(value: Any) -> bool:
+    """Whether an object may hold state of a module: neither a trainer nor an optimizer."""
+    if isinstance(value, types.SimpleNamespace):
+        return True
+    apart = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
+    if isinstance(value, apart) or type(value).__module__.partition(".")[0] in _HOSTS:
+        return False
+    return is_walked(value)
 
 
 def held(owner: Any, key: Any) -> Any:
     """What a place holds; None where there is no such place any more."""
+    if isinstance(owner, _Tuple):
+        now = owner.read()
+        return now[key] if key < len(now) else None
     if container_type(owner) is not None:
         try:
             return owner[key]
@@ -143,11 +176,13 @@ def _same(now: Any, then: Tensor) -> Tensor:
     return equal(now, then)
 
 
-def _assign(owner: Any, key: Any, tensor: Tensor) -> None:
+def _assign(owner: Any, key: Any, tensor: Any) -> None:
     if held(owner, key) is tensor:
         return
     try:
-        if container_type(owner) is None:
+        if isinstance(owner, _Tuple):
+            owner.write(key, tensor)
+        elif container_type(owner) is None:
             setattr(owner, key, tensor)
         else:
             owner[key] = tensor

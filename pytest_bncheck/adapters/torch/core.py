@@ -96,6 +96,7 @@ class TorchCore(Adapter):
         self._trained_on: dict[int, Pass] = {}
         """Passes on the training path that equal those in training mode, by mini-batch."""
         self._own_loss: OwnLoss | None = None
+        self._trained = False
         self._cleanup = ExitStack()
         self.noise = rounding(dtype_name(dtype), self.device)
 
@@ -193,6 +194,7 @@ class TorchCore(Adapter):
     def train_step(self, index: int) -> None:
         __tracebackhide__ = True
         self._losses.append(self.step(index))
+        self._trained = True
         self._log.append(self._layers.raw())  # stays on the device; `history` reads it
 
     def step(self, index: int) -> Any:
@@ -253,6 +255,7 @@ class TorchCore(Adapter):
 
     def run(self, index: int, mode: Mode, *, observe: bool = True) -> Pass:
         __tracebackhide__ = True
+        self._leave_seldom()
         match mode:
             case Mode.EVAL:
                 return Pass(self._predict(index, observe))
@@ -262,6 +265,16 @@ class TorchCore(Adapter):
                 return self._trained_on.get(index) or self._in_training(index)
             case Mode.TRAINING_PATH:
                 return self._on_training_path(index)
+
+    def _leave_seldom(self) -> None:
+        """After training: look no more at layers whose statistics move now and then only."""
+        if not self._trained:
+            return
+        self._trained = False
+        if seldom := [] if self._layers.are_own else self._states.seldom():
+            self._layers.rates.strange.update(seldom)
+            self._log, self._read_log = self._layers.leave_strangers(self._log), []
+            self._calls = self._layers.calls.counted()
 
     def _predict(self, index: int, observe: bool) -> Prediction:
         __tracebackhide__ = True

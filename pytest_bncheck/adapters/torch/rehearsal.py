@@ -42,15 +42,21 @@ class Rehearsals:
         self.last: Rehearsal | None = None
 
     def rehearse(self, run: Callable[[], object]) -> None:
-        """Run a pass in training mode, of which nothing remains."""
+        """Run a pass in training mode, of which nothing remains, not even its exception."""
         __tracebackhide__ = True
         random, watch = RandomState.capture(), Watch()
+        modes = {module: module.training for module in self._paths}
+        self._ran = None
         self._before, self._names = self._layers.raw(), list(self._layers.modules)
         try:
             with self._states.kept(), self._layers.calls.apart(), watch.open(), torch.no_grad():
                 run()
                 self._after, self._calls = self._layers.raw(), self._layers.calls.counted().training
+        except Exception:  # of a model that only the user's step can run in training mode
+            return
         finally:
+            for module, training in modes.items():
+                module.training = training
             random.restore()
         self._ran = watch
 

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from pytest_bncheck.adapters.attributes import PlainAttributes
 from pytest_bncheck.adapters.random_state import RandomState, seed_everything
-from pytest_bncheck.adapters.torch.buffers import Buffers, Place, equal, held, places
+from pytest_bncheck.adapters.torch.buffers import (
+    Buffers,
+    Place,
+    equal,
+    held,
+    parameter_places,
+    places,
+)
 from pytest_bncheck.adapters.torch.data import dtype_name
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch
@@ -21,6 +28,9 @@ from pytest_bncheck.types import Moved, Prediction, State
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
+
+SELDOM = 0.75
+"""Share of the steps below which a state moves every few steps only."""
 
 MOST_LOGGED = 131_072
 """Values of all states together up to which every step is logged."""
@@ -65,9 +75,9 @@ class States:
 
     def _add_new(self) -> None:
         """Take in what the first step made; its values then count as those at the start."""
-        known = {(id(owner), key) for _, owner, key in self._places}
+        known = {name for name, _, _ in self._places}
         for name, owner, key in self._candidates():
-            if (id(owner), key) not in known:
+            if name not in known:
                 self._places.append((name, owner, key))
                 self._log[0].append(held(owner, key).detach().clone())
 
@@ -78,10 +88,28 @@ class States:
             for name, owner, key in self._layers.places()
             if self._layers.rates.is_stock(name.rpartition(".")[0])
         }
+        frozen = [
+            place for place in parameter_places(self._model) if not held(*place[1:]).requires_grad
+        ]
+        if sum(held(*place[1:]).numel() for place in frozen) > MOST_LOGGED:
+            frozen = []  # a backbone
         return [
             (name, owner, key)
-            for name, owner, key in places(self._model)
+            for name, owner, key in (*places(self._model), *frozen)
             if _floats(held(owner, key)) and (id(owner), key) not in own
+        ]
+
+    def seldom(self) -> list[str]:
+        """Names of the known layers whose statistics did not move in every few steps.
+
+        What they do in one call tells nothing then, and they are no known layers.
+        """
+        steps, moves = len(self._moved), self._moves()
+        counts = {name: moved for (name, _, _), moved in zip(self._places, moves, strict=True)}
+        return [
+            name
+            for name in self._layers.modules
+            if 1 < counts.get(f"{name}.running_mean", 0) < SELDOM * steps
         ]
 
     def found(self) -> list[State]:
@@ -173,7 +201,7 @@ class States:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Every tensor and plain attribute ends as it began."""
-        tensors = Buffers(places(self._model))
+        tensors = Buffers((*places(self._model), *parameter_places(self._model)))
         plain = PlainAttributes(self._paths.items(), without={"training"})
         try:
             yield
