@@ -38,7 +38,7 @@ from random_nets import Checkpointed, Twins
 from torch_nets import WIDTH, Net, data
 
 SLOW = ((0.01, 20), (0.005, 30), (0.02, 16), (0.003, 40))
-SETTLED = 0.1, 100
+SETTLED = 0.2, 60
 FEWEST = 60
 
 
@@ -266,7 +266,8 @@ class Truth:
     state
         ``"broken"``, ``"healthy"``, or empty where it lies between.
     rates, weights
-        Of each layer by hand: α of an update, and what is left of the initial value.
+        Of each layer by hand, where it is broken: α of an update, and what is left of the initial
+        value.
     """
 
     state: str
@@ -293,6 +294,8 @@ def truth(case: Case) -> Truth:
         state = "broken"
     elif gap < 0.08 and kept > 0.98 and drop <= 0.0:
         state = "healthy"
+    if state != "broken":
+        return Truth(state, {}, {})
     rates = {name: _rate(case, model, name) for name in own_norms(model)}
     return Truth(state, rates, _weights(case, model))
 

@@ -118,7 +118,7 @@ class Steps:
 
     def freezing(self, model: nn.Module, batch: Any) -> Tensor:
         """The averages stay as they are in the last steps, and normalise."""
-        if self.made >= 60:
+        if self.made >= 40:
             for layer in own_norms(model).values():
                 layer.eval()
         return self.plain(model, batch)
