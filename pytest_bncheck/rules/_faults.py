@@ -49,9 +49,18 @@ def severity(evidence: Evidence, explained: Set[str]) -> Severity | None:
     # Another path in eval mode explains a gap that no layer's statistics do.
     if evidence.takes_another_path and not evidence.distorted():
         return None
-    if verdict == "degraded":
+    if verdict == "degraded" or _predicts_worse_without(evidence):
         return "warning"
     return "note" if _is_noticed(evidence) else None
+
+
+def _predicts_worse_without(evidence: Evidence) -> bool:
+    """Whether layers lost their statistics, and the prediction is far off at a higher loss."""
+    judged, train, gap = evidence.judged, evidence.train, evidence.judged_gap
+    if evidence.steps or judged is None or train is None or gap is None:
+        return False
+    costs = judged.loss is not None and train.loss is not None and judged.loss > train.loss
+    return costs and not gap <= evidence.gap_limit and bool(untouched(evidence))
 
 
 def _is_noticed(evidence: Evidence) -> bool:
@@ -143,7 +152,9 @@ def inherited(evidence: Evidence) -> Inherited | None:
     long trails behind, and what forgets within a few updates does not.
     """
     past = evidence.training.past
-    if past is None or evidence.bn_verdict not in ("broken", "degraded"):
+    if past is None or evidence.bn_verdict is None:
+        return None
+    if evidence.bn_verdict == "healthy" and not _predicts_worse_without(evidence):
         return None
     if untouched(evidence):
         return "lost"

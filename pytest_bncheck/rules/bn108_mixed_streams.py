@@ -60,6 +60,7 @@ class MixedStreams(Rule):
     code = "BN108"
     name = "mixed-streams"
     severity = "warning"
+    error_when = "it is why eval mode decides worse"
     needs = frozenset({"streams"})
 
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:

@@ -21,7 +21,8 @@ class DropoutShiftsVariance(Rule):
     What it does
     ------------
     Measures the running statistics against two batches of statistics: with dropout as in training
-    and without it as in eval mode. It fires where they fit the first and are far from the second.
+    and without it as in eval mode. It fires where they fit the first and are far from the second:
+    an error where eval mode decides worse and statistics without dropout would decide right.
 
     Why it is bad
     -------------
@@ -50,6 +51,7 @@ class DropoutShiftsVariance(Rule):
     code = "BN110"
     name = "dropout-shifts-variance"
     severity = "warning"
+    error_when = "it is why eval mode decides worse"
 
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         stochastic = evidence.training.stochastic

@@ -317,7 +317,8 @@ class TorchCore(Adapter):
         """A prediction with the loss of the user's step, where only that knows it."""
         if prediction.loss is not None or self._own_loss is None or not self._losses:
             return prediction
-        return dataclasses.replace(prediction, loss=self._own_loss(batch))
+        with self._layers.calls.apart():
+            return dataclasses.replace(prediction, loss=self._own_loss(batch))
 
     def _in_training(self, index: int) -> Pass:
         __tracebackhide__ = True
