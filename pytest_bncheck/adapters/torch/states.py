@@ -16,6 +16,7 @@ from pytest_bncheck.adapters.random_state import RandomState, seed_everything
 from pytest_bncheck.adapters.torch.buffers import (
     Buffers,
     Place,
+    assign,
     equal,
     held,
     parameter_places,
