@@ -281,6 +281,11 @@ class Rehearsal:
     step_loss: float | None = None
     comparable: bool = True
 
+    @property
+    def is_of_others(self) -> bool:
+        """Whether the pass ran other layers than those that the step trained."""
+        return bool(self.absent and self.untrained)
+
 
 @dataclass(frozen=True)
 class RunningState:

@@ -52,7 +52,31 @@ class EvalPathDiffers(Rule):
     intended = frozenset({"mode-dependent-path"})
 
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
-        return self._by_path(evidence) or self._by_survival(evidence, explained)
+        return (
+            self._by_other_layers(evidence)
+            or self._by_path(evidence)
+            or self._by_survival(evidence, explained)
+        )
+
+    def _by_other_layers(self, evidence: Evidence) -> Finding | None:
+        """What predicts is not what was trained, and has not caught up with it."""
+        rehearsal, train = evidence.training.rehearsal, evidence.train
+        if rehearsal is None or train is None or not faults.predicts_untrained(evidence):
+            return None
+        trained, runs = words.code(rehearsal.absent, 3), words.code(rehearsal.untrained, 3)
+        return self.finding(
+            f"The training step trains {trained}, and the prediction runs {runs} instead: loss "
+            f"{evidence.training.losses[-1]:.3g} in the step, {train.loss:.3g} in the prediction.",
+            cause="The layers that predict are a copy, or another part of the model, that is "
+            "behind those that were trained.",
+            remedy=words.bullets(
+                "Train until the copy has caught up, or let it follow faster.",
+                "Or predict with the layers that were trained: forward=, or bncheck_forward.",
+            ),
+            trained=list(rehearsal.absent),
+            predicts=list(rehearsal.untrained),
+            by="other layers",
+        )
 
     def _by_path(self, evidence: Evidence) -> Finding | None:
         path, train = evidence.passes.path, evidence.passes.first

@@ -6,6 +6,7 @@ import math
 from collections.abc import Set
 
 from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules import _faults as faults
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
@@ -52,7 +53,7 @@ class TrainingInconclusive(Rule):
     def _not_trained(self, evidence: Evidence) -> Finding | None:
         """What predicts is not what was trained: a copy, or another part of the model."""
         rehearsal = evidence.training.rehearsal
-        if rehearsal is None or not rehearsal.absent or not rehearsal.untrained:
+        if rehearsal is None or not rehearsal.is_of_others or faults.predicts_untrained(evidence):
             return None
         trained, runs = words.code(rehearsal.absent, 3), words.code(rehearsal.untrained, 3)
         return self.finding(
@@ -69,7 +70,7 @@ class TrainingInconclusive(Rule):
         )
 
     def _no_progress(self, evidence: Evidence) -> Finding | None:
-        if not evidence.inconclusive or not evidence.steps:
+        if not evidence.inconclusive or not evidence.steps or faults.predicts_untrained(evidence):
             return None
         losses = evidence.training.losses
         first, last = losses[0], losses[-1]

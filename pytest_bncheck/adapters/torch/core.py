@@ -309,6 +309,9 @@ class TorchCore(Adapter):
         """A prediction with the loss of the user's step, where only that knows it."""
         if prediction.loss is not None or self._own_loss is None or not self._losses:
             return prediction
+        last = self._rehearsals.last
+        if last is not None and last.is_of_others:
+            return prediction
         with self._layers.calls.apart():
             return dataclasses.replace(prediction, loss=self._own_loss(batch))
 
