@@ -81,6 +81,9 @@ class LayerReport:
         D, in standard deviations of the normalised output.
     attribution
         Share of the output gap; None where it was not computed.
+    states
+        Of a layer that is known by what it does only: the names of what training moves. Shift,
+        scale and distortion are None then.
     """
 
     name: str
@@ -94,6 +97,7 @@ class LayerReport:
     scale: float | None
     distortion: float | None
     attribution: float | None = None
+    states: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

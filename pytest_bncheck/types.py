@@ -27,8 +27,9 @@ Verdict: TypeAlias = Literal["pass", "warn", "fail", "error"]
 BNVerdict: TypeAlias = Literal["healthy", "degraded", "broken"]
 Modes: TypeAlias = Literal["observed", "assumed"]
 Severity: TypeAlias = Literal["error", "warning", "note"]
-"""An error fails a check; a warning is worth a look, and something helps; a note is merely true."""
-Capability: TypeAlias = Literal["watching", "sampling", "streams", "replicas", "slopes"]
+Capability: TypeAlias = Literal[
+    "watching", "sampling", "streams", "replicas", "slopes", "moving state", "rehearsal"
+]
 """What an adapter may offer besides its required members; see `adapters.base`."""
 
 
@@ -94,13 +95,13 @@ class Recipe:
     train_step
         ``train_step(model, batch)``: the whole step; returns the loss.
     forward
-        ``forward(model, batch)``: returns the outputs.
+        ``forward(model, batch)`` or ``forward(model, batch, training)``: returns the outputs.
     """
 
     loss: Callable[[Any, Any], Any] | None = None
     optimizer: Any = None
     train_step: Callable[[Any, Any], Any] | None = None
-    forward: Callable[[Any, Any], Any] | None = None
+    forward: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,6 @@ class Layer:
     stock
         Normalises with batch statistics in training, at the rate that the framework's own layers
         have at its momentum; otherwise momentum says nothing and the rate was measured.
-    trained
-        Scale or offset differ from their initial 1 and 0.
     resolution
         Spacing of the floating-point numbers around 1 that hold the statistics.
     dtype
@@ -135,6 +134,8 @@ class Layer:
     counted
         Updates that the framework counted so far, over the model's whole life; None if it counts
         none, or none of this layer.
+    states, sizes
+        Of a layer known by what it does only: what training moves, and how many values each has.
     """
 
     name: str
@@ -144,16 +145,21 @@ class Layer:
     eps: float
     frozen: bool = False
     stock: bool = True
-    trained: bool = False
     resolution: float = 2.0**-23
     dtype: str = "float32"
     frozen_parameters: bool = False
     counted: int | None = None
+    states: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and biased variance of every layer, each of shape (channels,)."""
+    """Mean and biased variance of every layer, each of shape (channels,).
+
+    Of a layer that is known by what it does only (`Layer.states`) all values stand in `mean`, and
+    `var` is empty.
+    """
 
     mean: tuple[Array, ...]
     var: tuple[Array, ...]
@@ -169,8 +175,7 @@ class Streams:
     Attributes
     ----------
     statistics
-        Batch statistics, one entry per call; the running statistics in channels where rounding
-        hides them.
+        Batch statistics, one entry per call; running statistics where rounding hides them.
     samples
         Samples in the smallest call's batch.
     """
@@ -197,6 +202,123 @@ class Calls:
 
 
 @dataclass(frozen=True)
+class State:
+    """A tensor or variable that a forward can change, of no known layer and no optimizer.
+
+    Attributes
+    ----------
+    name
+        Path in the model: ``norm.moving_mean``.
+    owner, type
+        Path and class name of the module or layer that it hangs on.
+    start, stop
+        Its values before the first training step and after the last, flat, in float64. `start` is
+        None where the check made no step.
+    log
+        Its values after each training step; empty where that would take too much memory.
+    moves
+        Training steps in which it changed.
+    calls
+        Calls of its owner in training mode over all training steps.
+    resolution, dtype
+        Spacing of the floating-point numbers around 1 that hold it, and their type's name.
+    """
+
+    name: str
+    owner: str
+    type: str
+    start: Array | None
+    stop: Array
+    log: Sequence[Array] = ()
+    moves: int = 0
+    calls: int = 0
+    resolution: float = 2.0**-23
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What training passes from given states did.
+
+    Attributes
+    ----------
+    prediction
+        Of the last pass, as in `Mode.TRAINING_PATH`; None where that has none.
+    states
+        Each state's values after the last pass, by its name.
+    calls
+        Calls of each state's owner in training mode in one pass, by the state's name.
+    """
+
+    prediction: Prediction | None
+    states: Mapping[str, Array]
+    calls: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A pass in training mode from the same everything as the training step after it.
+
+    Attributes
+    ----------
+    absent
+        Paths of layers that the step trained and that the pass did not run in training mode.
+    untrained
+        Paths of layers with parameters that the pass ran and the step did not.
+    changed
+        Names of known layers and of states that the step moved otherwise than the pass, the one
+        that differs most first.
+    loss, step_loss
+        The loss of the pass and that of the step; None where only the user's step knows it.
+    comparable
+        Whether there was anything to compare.
+    """
+
+    absent: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    loss: float | None = None
+    step_loss: float | None = None
+    comparable: bool = True
+
+
+@dataclass(frozen=True)
+class RunningState:
+    """States of one owner that training passes move towards a batch's values at one rate.
+
+    Attributes
+    ----------
+    name, type
+        Path and class name of the owner.
+    states
+        Names of the states.
+    sizes
+        The number of values of each.
+    update_rate
+        α of one update, in (0, 1]; None for the cumulative average.
+    updates
+        Updates in the training steps.
+    calls
+        Updates in one training pass.
+    settled
+        The values towards which the first mini-batch moves them, joined in the order of `states`.
+    resolution, dtype
+        As in `State`.
+    """
+
+    name: str
+    type: str
+    states: tuple[str, ...]
+    sizes: tuple[int, ...]
+    update_rate: float | None
+    updates: int
+    calls: int
+    settled: Array
+    resolution: float = 2.0**-23
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
 class Prediction:
     """Outputs and scores of one forward pass.
 
@@ -214,8 +336,10 @@ class Prediction:
     random
         Whether the pass drew random numbers.
     mutated
-        Names of the buffers or non-trainable variables that the pass changed, without the states
-        of random generators and, in passes with batch statistics, the running statistics.
+        Names of all other state that the pass changed, without that of random generators and, in
+        passes with batch statistics, the running statistics.
+    rewritten
+        Names of the parameters that a pass in eval mode changed.
     in_training
         Paths of mode-dependent modules that ran in training mode in a pass in eval mode.
     parts
@@ -231,6 +355,7 @@ class Prediction:
     constant_loss: float | None = None
     random: bool = False
     mutated: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
     in_training: tuple[str, ...] = ()
     parts: tuple[Prediction, ...] = ()
     without_rows: frozenset[str] = frozenset()

@@ -47,6 +47,10 @@ class PlainAttributes:
         }
         return {place: v for place, v in now.items() if not _same(v, self._before[place])}
 
+    def put_back(self) -> None:
+        """Give changed attributes their first values back."""
+        self._set(self._first(self.changed()))
+
     @contextmanager
     def as_before(self) -> Iterator[None]:
         """Give changed attributes their first values back for the time of a ``with`` block."""

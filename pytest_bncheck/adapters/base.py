@@ -10,8 +10,8 @@ Three rules:
   bit for bit, whatever happened in between.
 
 An adapter needs nine members (see `Adapter`). What only some rules need is a capability: a class
-to inherit from besides (`Watching`, `Sampling`, `Streaming`, `Replicated`, `Sloping`). Without it
-those rules stay silent, and the report names them.
+to inherit from besides (`Watching`, `Sampling`, `Streaming`, `Replicated`, `Sloping`, `Stateful`,
+`Rehearsing`). Without it those rules stay silent, and the report names them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from typing import Any
 
 from pytest_bncheck.adapters.capabilities import (
     CAPABILITIES,
+    Rehearsing,
     Replicated,
     Sampling,
     Sloping,
+    Stateful,
     Streaming,
     Watching,
 )
@@ -48,9 +50,11 @@ __all__ = [
     "Adapter",
     "Mode",
     "Pass",
+    "Rehearsing",
     "Replicated",
     "Sampling",
     "Sloping",
+    "Stateful",
     "Streaming",
     "TooFewValues",
     "Watching",
@@ -211,6 +215,9 @@ class Adapter(ABC):
         TooFewValues
             If a layer refuses to train on a single value per channel.
         """
+
+    def resume(self) -> None:  # noqa: B027  not every framework has modes to enter again
+        """Go on with the training after passes; where modes are kept, enter training mode."""
 
     @property
     def ends(self) -> str | None:

@@ -7,10 +7,20 @@ need it stay silent, and the report names them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_bncheck.types import Capability, Prediction, Statistics, Streams, Trace
+from pytest_bncheck.types import (
+    Capability,
+    Moved,
+    Prediction,
+    Rehearsal,
+    RunningState,
+    State,
+    Statistics,
+    Streams,
+    Trace,
+)
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
@@ -134,11 +144,79 @@ class Sloping(ABC):
         """
 
 
+class Stateful(ABC):
+    """Capability "moving state": what training moves besides the statistics of known layers."""
+
+    @abstractmethod
+    def states(self) -> list[State]:
+        """Everything floating that a forward can change: of no known layer and no optimizer.
+
+        Called after the training, in the order in which the owners first ran. State that never
+        changed in a training step may be left out, if a step was made.
+        """
+
+    @abstractmethod
+    def train_from(
+        self,
+        index: int,
+        states: Mapping[str, Array] | None = None,
+        *,
+        passes: int = 1,
+        draw: int | None = None,
+    ) -> Moved:
+        """Passes in training mode, from the state as it is and these values in it.
+
+        Nothing of it remains: afterwards every state, statistic, counter and attribute is as
+        before.
+
+        Parameters
+        ----------
+        states
+            Values to start from, flat, by the name of the state.
+        passes
+            How many, one after the other; the last one's prediction is returned.
+        draw
+            None for passes as in `Mode.TRAINING_PATH`, which all draw the same random numbers; a
+            number for passes as in `Mode.TRAINING` with random numbers that depend on it alone,
+            which give no prediction.
+        """
+
+    @abstractmethod
+    def adopt(self, found: Sequence[RunningState]) -> None:
+        """Treat these as layers from now on; replaces what was adopted before.
+
+        They come after all others in `layers`, `read`, `write`, `history` and `calls`, with
+        `Layer.states`. `adapters.states.Adopted` does most of it.
+        """
+
+
+class Rehearsing(ABC):
+    """Capability "rehearsal": whether the passes run what a training step runs."""
+
+    @abstractmethod
+    def rehearse(self, index: int) -> None:
+        """A training pass, stochastic layers on, just before a training step on a mini-batch.
+
+        From the same weights, state, seeds and generators as the step, and nothing of it remains:
+        the step draws the same random numbers again. No further program is compiled for it.
+        """
+
+    @property
+    @abstractmethod
+    def rehearsal(self) -> Rehearsal | None:
+        """The last rehearsal beside the step after it; None if there was none.
+
+        Two values differ if they are more than 1e-5 apart, relative, or than the device's noise.
+        """
+
+
 CAPABILITIES: Mapping[Capability, type] = {
     "watching": Watching,
     "sampling": Sampling,
     "streams": Streaming,
     "replicas": Replicated,
     "slopes": Sloping,
+    "moving state": Stateful,
+    "rehearsal": Rehearsing,
 }
 """The classes to inherit from, by the names that rules and reports use."""

@@ -18,7 +18,11 @@ from pytest_bncheck.evidence.passes import MiniBatches, Passes, Projection
 from pytest_bncheck.evidence.training import Training
 from pytest_bncheck.types import BNVerdict, Capability, Dialect
 
+REPRODUCED = 0.05
+"""Gap up to which settled statistics repeat the prediction of training mode."""
+
 __all__ = [
+    "REPRODUCED",
     "Attribution",
     "Comparison",
     "Diagnosis",
@@ -69,7 +73,7 @@ class Evidence(Judgement):
         The worst has the largest share in the gap, or the largest distortion where shares are
         unknown.
         """
-        distortions = self.judged_distortions.tolist()
+        distortions = self.judged_misplacements
         shares = self.diagnosis.attribution.shares or [None] * len(distortions)
         limit, rows = self.distortion_limit, zip(self.layers, shares, distortions, strict=True)
         found = [
@@ -104,6 +108,16 @@ class Evidence(Judgement):
     def surviving_gap(self) -> float | None:
         """The gap that is left with the batch's own statistics in place of the running ones."""
         return self.compared.gap(self.diagnosis.replaced, self.train)
+
+    @property
+    def states_explain(self) -> bool:
+        """Whether training mode differs by running state that is known by what it does only.
+
+        Once it settled, eval mode repeats training mode.
+        """
+        known = any(layer.states for layer in self.layers)
+        left, whole = self.surviving_gap, self.judged_gap
+        return known and left is not None and left <= max(REPRODUCED, (whole or 0.0) / 5.0)
 
     @property
     def gap_without_initial_value(self) -> float | None:

@@ -225,8 +225,32 @@ class Judgement:
     def distorted_layers(self) -> list[str]:
         """Names of the layers over the distortion limit."""
         limit = self.distortion_limit
-        rows = zip(self.layers, self.judged_distortions.tolist(), strict=True)
+        rows = zip(self.layers, self.judged_misplacements, strict=True)
         return [layer.name for layer, distortion in rows if not distortion <= limit]
+
+    @cached_property
+    def judged_misplacements(self) -> list[float]:
+        """How wrong each layer's statistics are, to rank layers and to count them.
+
+        The distortion; of running state that is known by what it does only, how far it is from
+        its settled values, as a share of the way there from its start.
+        """
+        found: list[float] = self.judged_distortions.tolist()
+        now, target, start = self.judged_statistics, self.passes.noisy_batch, self.training.start
+        for k, layer in enumerate(self.layers):
+            if layer.states:
+                found[k] = running.share_of_way(now.mean[k], start.mean[k], target.mean[k])
+        return found
+
+    @property
+    def settles(self) -> bool:
+        """Whether running state known by what it does closes half of the gap, once it settled.
+
+        It has no distortion: what its values do to an output nobody knows.
+        """
+        gap, floor = self.judged_gap, self.floor
+        known = any(layer.states for layer in self.layers)
+        return known and gap is not None and floor is not None and floor <= 0.5 * gap
 
     # the model's own code -------------------------------------------------------------------------
 
@@ -244,6 +268,8 @@ class Judgement:
         Batch statistics can hide that from the predictions.
         """
         if self.passes.path_gap is None or self.training.stochastic or self.stream:
+            return False
+        if self.training.changes_data:
             return False
         return bool((self.shifts > USUAL_DISTORTION).any())  # NaN tells nothing
 
@@ -272,6 +298,7 @@ class Judgement:
             accuracy=prediction.accuracy,
             finite=self._is_finite(prediction)
             and (prediction.loss is None or abs(prediction.loss) < math.inf),
+            settles=self.settles,
         )
 
     def _is_finite(self, prediction: Prediction) -> bool:

@@ -184,9 +184,9 @@ def gap_of_half(half: Prediction | None, whole: Prediction | None) -> float | No
 def gap_of_path(path: Prediction | None, first: Prediction | None) -> float | None:
     """How far the training path differs from the eval path; None where that tells nothing.
 
-    Random numbers and a changed buffer explain a difference, and so do other types.
+    Random numbers explain a difference, and so do other types.
     """
-    if path is None or first is None or path.random or path.mutated:
+    if path is None or first is None or path.random:
         return None
     if path.structure != first.structure and path.outputs.keys() == first.outputs.keys():
         return None

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pytest_bncheck.maths import initial, running
 from pytest_bncheck.types import Layer, Statistics
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array
 
 DOMINATES = 0.8
 """Share of the distance from which the initial value alone explains the statistics.
@@ -164,9 +168,24 @@ def past(
     )
     alike: dict[tuple[float | None, int | None], list[int]] = {}
     for k, layer in enumerate(layers):
-        if active[k] and layer.update_rate != 0.0:
+        if active[k] and layer.update_rate != 0.0 and not layer.states:
             alike.setdefault((layer.update_rate, layer.counted), []).append(k)
     groups = []
+    own: dict[float | None, list[int]] = {}
+    for k, layer in enumerate(layers):
+        if layer.states:
+            own.setdefault(layer.update_rate, []).append(k)
+    for rate, members in own.items():
+        rows = [
+            (k, _parts(layers[k], now.mean[k]), _parts(layers[k], batch.mean[k])) for k in members
+        ]
+        fit, began = initial.fit_values(
+            [pair for _, r, b in rows for pair in zip(r, b, strict=True)]
+        )
+        for k, parts, _ in rows:
+            start = _with_mean(start, k, np.concatenate(began[: len(parts)]))
+            began = began[len(parts) :]
+        groups.append(Group(tuple(members), rate, fit, None))
     for (rate, counted), members in alike.items():
         fit = initial.fit(
             _only(now, members),
@@ -176,6 +195,16 @@ def past(
         )
         groups.append(Group(tuple(members), rate, fit, counted))
     return Past(groups, start, active)
+
+
+def _parts(layer: Layer, row: Array) -> list[Array]:
+    """The values of each state of a layer that is known by what it does only."""
+    return np.split(row, np.cumsum(layer.sizes)[:-1])
+
+
+def _with_mean(statistics: Statistics, k: int, mean: Array) -> Statistics:
+    means = (*statistics.mean[:k], mean, *statistics.mean[k + 1 :])
+    return Statistics(means, statistics.var)
 
 
 def _only(statistics: Statistics, members: Sequence[int]) -> Statistics:

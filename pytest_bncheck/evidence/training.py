@@ -10,7 +10,10 @@ from itertools import pairwise
 
 from pytest_bncheck.evidence.past import Past
 from pytest_bncheck.maths import running
-from pytest_bncheck.types import Calls, Layer, Modes, Statistics, Streams
+from pytest_bncheck.types import Calls, Layer, Modes, Rehearsal, Statistics, Streams
+
+LAST = 4
+"""Steps whose batch statistics stand for the data as training steps change it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Training:
         mode is then that of the weights before, and eval mode that of those after.
     modes
         Whether a training step showed in which modes the layers train.
+    rehearsal
+        A pass in training mode beside the training step that followed; None if there was none.
     """
 
     layers: Sequence[Layer]
@@ -71,6 +76,7 @@ class Training:
     past: Past | None = None
     ended: str | None = None
     modes: Modes = "observed"
+    rehearsal: Rehearsal | None = None
 
     @property
     def steps(self) -> int:
@@ -125,6 +131,27 @@ class Training:
             running.recover_batch(before, after, self._kept_in(step))
             for step, (before, after) in enumerate(pairwise(self.history))
         ]
+
+    def as_in_steps(self, batch: Statistics) -> Statistics:
+        """Batch statistics, with those of the last steps where these changed the data.
+
+        Augmentation, or several views of a sample: what a pass on the batch as it is would show is
+        not what was trained on.
+        """
+        changed = self.rehearsal.changed if self.rehearsal else ()
+        if not changed or not self.is_logged:
+            return batch
+        last = running.mean(self.logged_batches[-LAST:])
+        own = [layer.name in changed for layer in self.layers]
+        return Statistics(
+            tuple(m if mine else b for b, m, mine in zip(batch.mean, last.mean, own, strict=True)),
+            tuple(v if mine else b for b, v, mine in zip(batch.var, last.var, own, strict=True)),
+        )
+
+    @property
+    def changes_data(self) -> bool:
+        """Whether training steps feed the layers something else than the batch as it is."""
+        return self.rehearsal is not None and bool(self.rehearsal.changed)
 
     def _kept_in(self, step: int) -> Sequence[float]:
         """The share of its statistics that each layer kept in a step that was made."""

@@ -94,7 +94,7 @@ def _predictions(evidence: Evidence) -> Predictions:
         gap=scores.gap,
         floor=evidence.floor,
         excess=scores.excess,
-        distortion=scores.distortion,
+        distortion=None if _all_states(evidence) else scores.distortion,
         retained=scores.retained,
         argmax_agreement=predictions.argmax_agreement(evaluated.outputs, train.outputs),
         train=_scored(train),
@@ -118,9 +118,14 @@ def _projected(evidence: Evidence) -> Projected | None:
         accuracy=scores.accuracy,
         gap=scores.gap,
         excess=scores.excess,
-        distortion=scores.distortion,
+        distortion=None if _all_states(evidence) else scores.distortion,
         retained=scores.retained,
     )
+
+
+def _all_states(evidence: Evidence) -> bool:
+    """Whether no layer has a mean and a variance, so that none has a distortion."""
+    return bool(evidence.layers) and all(layer.states for layer in evidence.layers)
 
 
 def _layers(evidence: Evidence) -> list[LayerReport]:
@@ -137,10 +142,11 @@ def _layers(evidence: Evidence) -> list[LayerReport]:
             updates=training.updates[k],
             initial_weight=weights[k] if training.steps or weights[k] else None,
             values_per_channel=passes.calls.values[k],
-            shift=_root_mean_square(pairs[k][0]),
-            scale=_root_mean_square(pairs[k][1] - 1.0),
-            distortion=distortions[k],
+            shift=None if layer.states else _root_mean_square(pairs[k][0]),
+            scale=None if layer.states else _root_mean_square(pairs[k][1] - 1.0),
+            distortion=None if layer.states else distortions[k],
             attribution=shares[k] if shares else None,
+            states=layer.states,
         )
         for k, layer in enumerate(training.layers)
     ]

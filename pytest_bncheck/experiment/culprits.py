@@ -52,7 +52,8 @@ def attribute(
         reactions = react(between, direction) if finite else None
         if reactions is None:
             return [None] * len(judgement.layers)
-        return attribution.slope(*ends, alpha, reactions, total)
+        unknown = [None] * (len(judgement.layers) - len(reactions))  # no normalised output
+        return attribution.slope(*ends, alpha, [*reactions, *unknown], total)
 
     shares = attribution.shares(slope_at)
     culprits = _largest(judgement.layers, shares)

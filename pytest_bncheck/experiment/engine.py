@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pytest_bncheck import rules
-from pytest_bncheck.adapters.base import Adapter, Sampling, TooFewValues
+from pytest_bncheck.adapters.base import Adapter, Rehearsing, Sampling, Stateful, TooFewValues
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.evidence import (
     Attribution,
@@ -123,12 +123,15 @@ def _experiment(
             adapter.begin()
         _train(adapter, batches, settings, progress)
         clock.lap("train")
-        panel = Panel.first(adapter, batches, len(adapter.losses))
-        training, passes = measure(adapter, panel, settings)
+        panel, measured = _measured(adapter, batches, settings)
+        while _is_unripe(adapter, panel, measured):
+            _resume(adapter)
+            _train(adapter, batches, settings, progress)
+            panel, measured = _measured(adapter, batches, settings)
     except TooFewValues as refusal:
         return _refused(adapter, settings, refusal.layer)
     clock.lap("measure")
-    measured = Judgement(settings, training, passes, passes.compared())
+    training, passes = measured.training, measured.passes
     compared, diagnosis = _diagnose(adapter, panel, measured)
     clock.lap("diagnose")
     return Evidence(
@@ -141,6 +144,38 @@ def _experiment(
         offers=adapter.offers,
         program=adapter.program,
     )
+
+
+def _measured(adapter: Adapter, batches: int, settings: Settings) -> tuple[Panel, Judgement]:
+    __tracebackhide__ = True
+    panel = Panel.first(adapter, batches, len(adapter.losses))
+    training, passes = measure(adapter, panel, settings)
+    return panel, Judgement(settings, training, passes, passes.compared())
+
+
+def _is_unripe(adapter: Adapter, panel: Panel, measured: Judgement) -> bool:
+    """Whether an automatic training ended early, and eval mode decides otherwise than it could.
+
+    Small distortions, and state of which only a pass knows, can still matter then.
+    """
+    settings, training = measured.settings, measured.training
+    if settings.steps != "auto" or settings.planned_updates is not None or training.replicas:
+        return False
+    if not AUTO_FIRST <= training.steps < AUTO_LAST or training.ended or measured.inconclusive:
+        return False
+    if not measured.layers or measured.passes.is_random or not measured.looks_off:
+        return False
+    settled = panel.predict_with(measured.passes.noisy_batch)
+    compared = measured.passes.compared(settled)
+    verdict = dataclasses.replace(measured, compared=compared).conclusive_verdict
+    return verdict in ("broken", "degraded")
+
+
+def _resume(adapter: Adapter) -> None:
+    """Go back to training; running state that a pass found is found again after it."""
+    if isinstance(adapter, Stateful):
+        adapter.adopt([])
+    adapter.resume()
 
 
 # training -------------------------------------------------------------------------------------
@@ -156,12 +191,15 @@ def _train(adapter: Adapter, batches: int, settings: Settings, progress: Progres
         )
     if settings.steps == "auto" and planned is not None:
         steps = min(steps, planned)
-    for step in range(steps):
+    for step in range(len(adapter.losses), steps):
+        look = settings.steps == "auto" and _is_look(step + 1)
+        if isinstance(adapter, Rehearsing) and (look or step + 1 == steps):
+            with during(f"the pass before training step {step + 1} of {steps}"):
+                adapter.rehearse(step % batches)
         with during(f"training step {step + 1} of {steps}"):
             adapter.train_step(step % batches)
         if step == 0:
             _refuse_numbers(adapter)
-        look = settings.steps == "auto" and _is_look(step + 1)
         enough = look and agree(adapter, _has_converged(adapter))
         if progress is not None:
             most = step + 1 if enough else steps
@@ -184,10 +222,12 @@ def _is_look(step: int) -> bool:
 
 def _has_converged(adapter: Adapter) -> bool:
     """Whether the loss fell and the last step's own batch statistics distort no layer."""
-    losses = adapter.losses
+    losses, layers = adapter.losses, adapter.layers()
+    if not layers and isinstance(adapter, Stateful) and not adapter.states():
+        return True  # nothing runs along: further steps tell nothing of the modes
     if not predictions.achieved(losses[0], losses[-1]):
         return False
-    layers, steps = adapter.layers(), len(losses)
+    steps = len(losses)
     before, after = adapter.history[-2:]
     calls = [count / steps for count in adapter.calls.training]
     rows = list(zip(layers, calls, strict=True))
@@ -239,8 +279,8 @@ def _diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Comp
     if measured.cured_by_planning:
         updates = remedies.further_updates(measured.typical, typical.predict_with)
         cure = Remedies(updates.enough, gaps_after=updates.gaps)
-    if measured.looks_off:
-        recalibrated = panel.predict_with(passes.noisy_batch)
+    if measured.looks_off or _may_explain_path(measured):
+        recalibrated = panel.predict_with(passes.noisy_batch, observe=True)
         judgement = dataclasses.replace(measured, compared=passes.compared(recalibrated))
         replaced = _replaced(panel, passes, recalibrated, adapter.dialect.unbiased)
         if judgement.cured_by_converging:
@@ -250,6 +290,11 @@ def _diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Comp
     if judgement.conclusive_verdict == "broken":
         cure = remedies.work_out(judgement.typical, typical.predict_with)
     return judgement.compared, Diagnosis(replaced, debiased, remixed, after_each, attribution, cure)
+
+
+def _may_explain_path(measured: Judgement) -> bool:
+    """Whether state that settles may be all in which the training path differs."""
+    return measured.takes_another_path and any(layer.states for layer in measured.layers)
 
 
 def _remixed(adapter: Adapter, panel: Panel, measured: Judgement) -> Prediction | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from pytest_bncheck.adapters.base import (
     Adapter,
     Mode,
+    Rehearsing,
     Replicated,
     Sampling,
+    Stateful,
     Streaming,
     TooFewValues,
     Watching,
@@ -19,10 +22,26 @@ from pytest_bncheck.adapters.random_state import fingerprint
 from pytest_bncheck.evidence import MiniBatches, Passes, Projection, Training
 from pytest_bncheck.evidence.passes import PATH_GAP, gap_of_half, gap_of_path
 from pytest_bncheck.evidence.past import Past, past
-from pytest_bncheck.experiment.panel import Panel, joined
-from pytest_bncheck.maths import running
+from pytest_bncheck.experiment import states
+from pytest_bncheck.experiment.panel import Panel, averaged, joined
+from pytest_bncheck.maths import predictions, running
 from pytest_bncheck.maths.verdict import USUAL_DISTORTION
-from pytest_bncheck.types import InputError, Layer, Prediction, Settings, Statistics, Trace
+from pytest_bncheck.types import (
+    Calls,
+    InputError,
+    Layer,
+    Prediction,
+    RunningState,
+    Settings,
+    Statistics,
+    Trace,
+)
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array
+
+PATH_DRAWS = 4
+"""Passes in training mode that stand for the mean over what the user's code draws."""
 
 DRAWS = 8
 """Passes that stand for the mean over dropout's random numbers, where one draw looks off."""
@@ -69,7 +88,11 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
         past=None if losses else _past(layers, stop, passes, adapter.dialect.unbiased),
         ended=adapter.ends,
         modes="assumed" if adapter.assumes_modes else "observed",
+        rehearsal=adapter.rehearsal if isinstance(adapter, Rehearsing) else None,
     )
+    if panel.size == 1 and training.changes_data:
+        noisy = training.as_in_steps(passes.noisy_batch)
+        passes = dataclasses.replace(passes, batch=noisy, noisy_batch=noisy)
     if settings.planned_updates is not None:
         _refuse_plan(training, settings.planned_updates)
         kept = training.kept_until(settings.planned_updates)
@@ -90,6 +113,8 @@ def _look_for_chance(adapter: Adapter) -> None:
 def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:
     """The passes in both modes with the weights as they are, and the running statistics."""
     __tracebackhide__ = True
+    if isinstance(adapter, Stateful):
+        adapter.adopt([])
     with during("the pass with batch statistics"):
         first = adapter.run(0, Mode.BATCH_STATISTICS)
     with during("the pass in eval mode"):
@@ -100,7 +125,12 @@ def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:
         with during("the pass in training mode"):
             noisy = adapter.run(0, Mode.TRAINING).statistics
     with during("the pass on the training path"):
-        path = adapter.run(0, Mode.TRAINING_PATH).prediction
+        on_path = adapter.run(0, Mode.TRAINING_PATH)
+    path = on_path.prediction
+    train, batch = first.prediction, first.statistics
+    if (reference := _reference(adapter, first.prediction, path)) is not train:
+        train, batch = reference, on_path.statistics or batch
+        noisy = noisy if adapter.stochastic else batch
     stop, layers = adapter.read(), adapter.layers()
     if adapter.stochastic and not agree(adapter, _fit(stop, noisy, layers)):
         more = [adapter.run(0, Mode.TRAINING).statistics for _ in range(DRAWS - 1)]
@@ -110,17 +140,19 @@ def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:
     if not adapter.stochastic:
         path_gap = gap_of_path(path, first.prediction)
         same_path = path_gap is None or path_gap <= max(PATH_GAP, adapter.noise)
-        fits = same_path and _fit(stop, first.statistics, layers)
+        fits = same_path and _fit(stop, batch, layers)
         if not agree(adapter, fits or not running.is_possible(stop)):
             # Running statistics come from the training path, and are measured against it.
             noisy = adapter.run(0, Mode.TRAINING).statistics
     again, half_again, traces = _repeat(adapter, evaluated, half)
+    found = _find_states(adapter, train, evaluated)
+    stop = adapter.read()
     passes = Passes(
-        batch=first.statistics,
-        noisy_batch=noisy,
-        calls=first.calls,
+        batch=_with_states(batch, found),
+        noisy_batch=_with_states(noisy, found),
+        calls=_with_calls(first.calls, found),
         rounding=adapter.noise,
-        train=first.prediction,
+        train=train,
         eval=evaluated,
         first=first.prediction,
         path=path,
@@ -131,10 +163,65 @@ def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:
         sticky=sticky,
     )
     if panel.size > 1:
-        passes = _measure_all(adapter, panel, passes)
+        passes = _measure_all(adapter, panel, passes, found)
     elif isinstance(adapter, Replicated) and adapter.follows and first.prediction is not None:
-        passes = _judged_by_mean(panel, passes, [first.prediction], [first.statistics], [noisy])
+        passes = _judged_by_mean(panel, passes, [first.prediction], [passes.batch], [noisy])
     return passes, stop
+
+
+def _reference(
+    adapter: Adapter, first: Prediction | None, path: Prediction | None
+) -> Prediction | None:
+    """What training mode predicts: eval mode with batch statistics, unless its code differs.
+
+    Where training draws random numbers, the mean over some draws, unless they explain the
+    difference.
+    """
+    if path is None or first is None:
+        return first
+    draws = [path]
+    if path.random:
+        more = (adapter.run(0, Mode.TRAINING_PATH).prediction for _ in range(PATH_DRAWS - 1))
+        draws += [each for each in more if each is not None]
+    mean = averaged(draws)
+    apart = predictions.gap(mean.outputs, first.outputs)
+    if apart is None or mean.structure != first.structure:
+        return first
+    scatter = [predictions.gap(each.outputs, mean.outputs) or 0.0 for each in draws]
+    allowed = max(PATH_GAP, adapter.noise) + 2.0 * max(scatter)
+    return first if apart <= allowed else mean
+
+
+def _find_states(
+    adapter: Adapter, train: Prediction | None, evaluated: Prediction
+) -> list[RunningState]:
+    """Running state of no known layer, which counts as layers from then on.
+
+    Looked for where training moved any, or where the modes differ in a model whose training nobody
+    saw.
+    """
+    if not isinstance(adapter, Stateful) or adapter.program is not None or train is None:
+        return []
+    gap = predictions.gap(evaluated.outputs, train.outputs)
+    steps = len(adapter.losses)
+    if not steps and gap is not None and gap <= PATH_GAP:
+        return []
+    with during("a pass in training mode"):
+        found = states.find(adapter, steps, stochastic=adapter.stochastic)
+    adapter.adopt(found)
+    return found
+
+
+def _with_states(known: Statistics, found: Sequence[RunningState]) -> Statistics:
+    return running.joined(known, [each.settled for each in found])
+
+
+def _with_calls(known: Calls, found: Sequence[RunningState]) -> Calls:
+    return Calls(
+        (*known.training, *(each.calls for each in found)),
+        (*known.inference, *(0 for _ in found)),
+        (*known.values, *(None for _ in found)),
+    )
 
 
 def _past(layers: Sequence[Layer], now: Statistics, passes: Passes, unbiased: bool) -> Past:
@@ -162,10 +249,12 @@ def _repeat(
 ) -> tuple[Prediction | None, Prediction | None, Sequence[Trace]]:
     """Once more in eval mode, and a look at its calls, if it is random or minds its batch.
 
-    A rare random event can miss the whole passes and hit a half, so that is repeated too.
+    Also where it changed state: only what a later pass returns tells a cache from a fault. A rare
+    random event can miss the whole passes and hit a half, so that is repeated too.
     """
     gap = gap_of_half(half, evaluated)
-    if not (evaluated.random or (gap is not None and gap > adapter.noise)):
+    apart = gap is not None and gap > adapter.noise
+    if not (evaluated.random or evaluated.mutated or evaluated.rewritten or apart):
         return None, None, ()
     again, half_again = adapter.predict(0), None
     if evaluated.random and half is not None and isinstance(adapter, Sampling):
@@ -173,18 +262,27 @@ def _repeat(
     return again, half_again, adapter.trace(0) if isinstance(adapter, Watching) else ()
 
 
-def _measure_all(adapter: Adapter, panel: Panel, passes: Passes) -> Passes:
+def _measure_all(
+    adapter: Adapter, panel: Panel, passes: Passes, found: Sequence[RunningState]
+) -> Passes:
     """Measure each of the first mini-batches as it was trained on."""
     trained: list[Prediction] = []
     clean: list[Statistics] = []
+    rows: list[list[Array]] = [[] for _ in range(panel.size)]
+    mode = Mode.BATCH_STATISTICS if passes.train is passes.first else Mode.TRAINING_PATH
     for k in range(panel.size):
-        each = adapter.run(k, Mode.BATCH_STATISTICS)
+        each = adapter.run(k, mode)
         assert each.prediction is not None
         trained.append(each.prediction)
-        clean.append(each.statistics)
+        if found and isinstance(adapter, Stateful):
+            rows[k] = states.settled_on(adapter, k, found, stochastic=adapter.stochastic)
+        clean.append(running.joined(each.statistics, rows[k]))
     noisy = clean
     if adapter.stochastic:
-        noisy = [adapter.run(k, Mode.TRAINING).statistics for k in range(panel.size)]
+        noisy = [
+            running.joined(adapter.run(k, Mode.TRAINING).statistics, rows[k])
+            for k in range(panel.size)
+        ]
     return _judged_by_mean(panel, passes, trained, clean, noisy)
 
 

@@ -52,10 +52,12 @@ class Panel:
         """The user's own eval mode."""
         return joined([self._adapter.predict(k, observe=observe) for k in self._indices])
 
-    def predict_with(self, statistics: Statistics, *, exact: bool = False) -> Prediction:
+    def predict_with(
+        self, statistics: Statistics, *, exact: bool = False, observe: bool = False
+    ) -> Prediction:
         """Eval mode with other running statistics."""
         with self.statistics(statistics, exact=exact):
-            return self.predict(observe=False)
+            return self.predict(observe=observe)
 
     @contextmanager
     def statistics(self, statistics: Statistics, *, exact: bool = False) -> Iterator[None]:
@@ -110,11 +112,37 @@ def joined(each: Sequence[Prediction]) -> Prediction:
         constant_loss=mean([p.constant_loss for p in each]) if max(rows) > 1 else None,
         random=any(prediction.random for prediction in each),
         mutated=tuple(dict.fromkeys(name for p in each for name in p.mutated)),
+        rewritten=tuple(dict.fromkeys(name for p in each for name in p.rewritten)),
         in_training=tuple(dict.fromkeys(name for p in each for name in p.in_training)),
         parts=tuple(
             dataclasses.replace(p, outputs={path: values[k] for path, values in pieces.items()})
             for k, p in enumerate(each)
         ),
+    )
+
+
+def averaged(draws: Sequence[Prediction]) -> Prediction:
+    """Several predictions on one batch as one: the means of outputs, losses and accuracies.
+
+    The loss is the mean of losses, not the loss of the mean output, which is an ensemble's.
+    """
+    if len(draws) == 1:
+        return draws[0]
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if len(known) == len(draws) else None
+
+    shared = {p for p in draws[0].outputs if all(p in each.outputs for each in draws)}
+    outputs = {p: [each.outputs[p] for each in draws] for p in draws[0].outputs if p in shared}
+    return dataclasses.replace(
+        draws[0],
+        outputs={
+            p: np.mean(v, axis=0) for p, v in outputs.items() if len({x.shape for x in v}) == 1
+        },
+        loss=mean([each.loss for each in draws]),
+        accuracy=mean([each.accuracy for each in draws]),
+        constant_loss=mean([each.constant_loss for each in draws]),
     )
 
 

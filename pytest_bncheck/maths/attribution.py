@@ -44,9 +44,13 @@ def along(running: Statistics, batch: Statistics, eps: Sequence[float], alpha: f
     :math:`r_m = b_m - d_α\sqrt{r_v + ε}`; variances of at least -ε.
     """
     mean, var = [], []
-    for (d, s), bm, bv, e in zip(
-        shift_and_scale(running, batch, eps), batch.mean, batch.var, eps, strict=True
+    for (d, s), rm, bm, bv, e in zip(
+        shift_and_scale(running, batch, eps), running.mean, batch.mean, batch.var, eps, strict=True
     ):
+        if bm.shape != bv.shape:  # values without a variance: on the straight line
+            mean.append(bm + alpha * (rm - bm))
+            var.append(bv)
+            continue
         deviation = np.sqrt(bv + e) / (1.0 + alpha * (s - 1.0))
         var.append(deviation**2 - e)
         mean.append(bm - alpha * d * deviation)

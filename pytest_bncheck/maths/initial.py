@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,6 +92,53 @@ def fit(
     if not left < whole:
         return nothing
     return InitialFit(weight, 1.0 - left / whole)
+
+
+def fit_values(states: Sequence[tuple[Array, Array]]) -> tuple[InitialFit, list[Array]]:
+    r"""The same for states that have no variance: :math:`r - r_0 = (1-w)(b - r_0)`.
+
+    Each state began as 0 or as 1, whichever leaves less, and all have one weight. Each counts by
+    the root mean square of its :math:`b - r_0`, so that none drowns the others.
+
+    Parameters
+    ----------
+    states
+        The values of each state and those towards which training moves them, shape (values,).
+
+    Returns
+    -------
+    InitialFit
+        Weight and share 0 where the values are settled already.
+    list of arrays of shape (values,)
+        What each state began as.
+    """
+    starts, gone, ways, left = [], [], [], []
+    for now, settled in states:
+        zero, one = np.zeros_like(now), np.ones_like(now)
+        start = min((zero, one), key=partial(_unexplained, now, settled))
+        scale = max(float(np.sqrt(np.mean(np.square(settled - start)))), 1e-12)
+        scale *= now.size**0.5
+        starts.append(start)
+        gone.append((now - start) / scale)
+        ways.append((settled - start) / scale)
+        left.append((settled - now) / scale)
+    part, unexplained = _left(np.concatenate(gone), np.concatenate(ways))
+    weight, whole = 1.0 - part, float(np.square(np.concatenate(left)).sum())
+    if not 0.0 < weight <= 1.0 or not unexplained < whole:
+        return InitialFit(0.0, 0.0), starts
+    return InitialFit(weight, 1.0 - unexplained / whole), starts
+
+
+def _unexplained(now: Array, settled: Array, start: Array) -> float:
+    """The squared distance that no weight of this start explains."""
+    return _left(now - start, settled - start)[1]
+
+
+def _left(way: Array, whole: Array) -> tuple[float, float]:
+    """How much of a way was gone, and the squared distance that it does not explain."""
+    size = float(np.square(whole).sum())
+    gone = float((way * whole).sum()) / size if size > 0 else 0.0
+    return gone, float(np.square(way - gone * whole).sum())
 
 
 def _distance(rows: Sequence[tuple[Array, Array, Array, Array, float, float]], w: float) -> float:

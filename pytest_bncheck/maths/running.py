@@ -103,6 +103,9 @@ def shift_and_scale(
     for rm, rv, bm, bv, e in zip(
         running.mean, running.var, batch.mean, batch.var, eps, strict=True
     ):
+        if bm.shape != bv.shape:  # values without a variance distort nothing by themselves
+            pairs.append((np.empty(0), np.empty(0)))
+            continue
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             deviation = np.sqrt(rv + e)
             pairs.append(((bm - rm) / deviation, np.sqrt(bv + e) / deviation))
@@ -138,7 +141,7 @@ def distortion(
         variance = batch.var[k]
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             squares = (s - 1.0) ** 2 * _ratio(variance, variance + eps[k]) + d**2
-        if counts is not None:
+        if counts is not None and squares.size:
             squares = squares[counts[k]]
         result[k] = math.sqrt(squares.mean()) if squares.size else 0.0
     return result
@@ -195,17 +198,17 @@ def replay(
 
     w is the share that a layer keeps at each step.
     """
-    sizes = [len(mean) for mean in start.mean]
-    kept = np.repeat(np.asarray(weights, float), sizes)
 
     def lead(first: Sequence[Array], rest: Iterable[Sequence[Array]]) -> tuple[Array, ...]:
         """All layers at once: a training has many steps, a model many layers."""
+        sizes = [len(values) for values in first]
+        kept = np.repeat(np.asarray(weights, float), sizes)
         current = np.concatenate(first)
         for each in rest:
             current = kept * current + (1.0 - kept) * np.concatenate(each)
         return tuple(np.split(current, np.cumsum(sizes)[:-1]))
 
-    if not sizes:
+    if not len(start):
         return start
     with np.errstate(invalid="ignore", over="ignore"):  # statistics may be poisoned already
         mean = lead(start.mean, (batch.mean for batch in batches))
@@ -234,11 +237,29 @@ def noise(
     """
     found, t = np.zeros(len(batch)), len(batches)
     for k, rate in enumerate(rates if t >= 3 else ()):
+        if batch.var[k].shape != batch.mean[k].shape:  # no standard deviation to measure it in
+            continue
         means = np.stack([each.mean[k] for each in batches])
         scatter = (np.diff(means, n=2, axis=0) ** 2).mean(axis=0) / 6.0
         kept = 1.0 / t if rate is None else rate / (2.0 - rate) * (1.0 - (1.0 - rate) ** (2 * t))
         found[k] = math.sqrt(kept * float(np.mean(_ratio(scatter, batch.var[k] + eps[k]))))
     return found
+
+
+def joined(known: Statistics, rows: Sequence[Array]) -> Statistics:
+    """Statistics with further rows of values that have no variance; see `Statistics`."""
+    return Statistics((*known.mean, *rows), (*known.var, *(np.empty(0) for _ in rows)))
+
+
+def share_of_way(now: Array, start: Array, target: Array) -> float:
+    """How far values still are from a target, as a share of the way there from their start.
+
+    What never had a way to go is measured against the size of the target.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        left = float(np.linalg.norm(now - target))
+        way = max(float(np.linalg.norm(start - target)), 1e-3 * float(np.linalg.norm(target)))
+    return left / way if way > 0 else left
 
 
 def mean(some: Sequence[Statistics]) -> Statistics:

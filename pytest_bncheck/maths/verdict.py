@@ -67,6 +67,8 @@ class Scores:
         On the training targets; None if unknown.
     finite
         Whether the outputs and the loss are finite.
+    settles
+        Whether running state without a distortion, once settled, closes most of the gap.
     """
 
     gap: float | None
@@ -77,6 +79,7 @@ class Scores:
     accuracy: float | None = None
     finite: bool = True
     floor: float | None = None
+    settles: bool = False
 
 
 class Reference(Protocol):
@@ -175,6 +178,8 @@ def judge(
 
 def _is_bent(scores: Scores, tolerance: float) -> bool:
     """Whether statistics are wrong: by distortion, or since converging closes half of the gap."""
+    if scores.settles:
+        return True
     if scores.distortion is not None:
         return not scores.distortion <= tolerance
     return scores.gap is not None and scores.floor is not None and scores.floor <= 0.5 * scores.gap

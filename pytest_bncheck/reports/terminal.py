@@ -96,8 +96,9 @@ def _without_findings(check: Mapping[str, Any]) -> str:
 
 
 def _figures(compared: Mapping[str, Any]) -> str:
-    distortion = compared["distortion"] or 0
-    return f"gap {number(compared['gap'])}, distortion {number(distortion)}"
+    distortion = compared["distortion"]
+    figures = f"gap {number(compared['gap'])}"
+    return figures if distortion is None else f"{figures}, distortion {number(distortion)}"
 
 
 def _finding_lines(finding: Mapping[str, Any], check: Mapping[str, Any]) -> Iterator[str]:

@@ -26,6 +26,9 @@ Inherited: TypeAlias = Literal["lost", "initial value", "lag", "stale"]
 LONG_MEMORY = 0.05
 """Update rate below which statistics can trail weights that move."""
 
+MUCH = 0.25
+"""Weight of the initial value from which on it is the cause, whatever else adds to it."""
+
 TELLING = 0.9
 """Share of the whole gap above which a counterfactual gap says nothing."""
 
@@ -92,7 +95,7 @@ def cost_of_other_path(evidence: Evidence) -> Prediction | None:
     enough to training mode for converged statistics not to be tried, those of the batch stand in.
     """
     path = evidence.passes.path
-    if path is None or not evidence.takes_another_path:
+    if path is None or not evidence.takes_another_path or evidence.states_explain:
         return None
     converged = None if evidence.stream else evidence.recalibrated
     other = evidence.passes.first if converged is None else converged
@@ -185,6 +188,8 @@ def initial_value_explains(evidence: Evidence, explained: Set[str]) -> bool:
     """Whether the initial value is the cause: without it the prediction passes, or it dominates."""
     if not evidence.steps:
         return inherited(evidence) == "initial value"
+    if any(layer.states for layer in evidence.layers if layer.name not in explained):
+        return _is_initial_in_states(evidence, explained)
     share = evidence.initial_share(explained)
     if share == 0.0:
         return False
@@ -196,6 +201,14 @@ def initial_value_explains(evidence: Evidence, explained: Set[str]) -> bool:
     typical = evidence.typical
     verdict = typical.judge(typical.scores(debiased, training.start))
     return verdict != "broken" and not typical.fails(debiased)
+
+
+def _is_initial_in_states(evidence: Evidence, explained: Set[str]) -> bool:
+    """The same of running state that is known by what it does, which has no distortion."""
+    left = evidence.training.largest_initial_weight(explained)
+    gap, debiased = evidence.judged_gap, evidence.gap_without_initial_value
+    closes = gap is not None and debiased is not None and debiased <= 0.5 * gap
+    return left >= MUCH or (left > SETTLED and closes)
 
 
 def worst_layer(evidence: Evidence, layers: Sequence[str]) -> Layer:

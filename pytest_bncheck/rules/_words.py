@@ -84,6 +84,10 @@ def limit(evidence: Evidence, name: str) -> str:
 
 def distorting(layers: Collection[str], evidence: Evidence) -> str:
     """``53 of 53 normalisation layers distort their output (up to 0.1 ... allowed, default)``."""
+    moved = [layer for layer in evidence.layers if layer.states and layer.name in layers]
+    if moved and len(moved) == len(layers):
+        have = n_of_m(layers, evidence, "have")
+        return f"{have} statistics far from settled ({_states(moved)})"
     allowed = limit(evidence, "distortion_tolerance").replace(" allowed", " sigma allowed", 1)
     if not layers:
         worst = float(evidence.judged_distortions.max(initial=0.0))
@@ -92,6 +96,11 @@ def distorting(layers: Collection[str], evidence: Evidence) -> str:
             f"{', but depth amplifies it' if _is_noticed(evidence) else ''}"
         )
     return f"{n_of_m(layers, evidence, 'distort')} {their(layers)} normalised output ({allowed})"
+
+
+def _states(layers: Sequence[Layer]) -> str:
+    """The names of what training moves in layers known by that only, each once."""
+    return code(list(dict.fromkeys(name for layer in layers for name in layer.states)), 3)
 
 
 def _is_noticed(evidence: Evidence) -> bool:

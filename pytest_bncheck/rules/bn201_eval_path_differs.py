@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.evidence import REPRODUCED, Evidence
 from pytest_bncheck.rules import _faults as faults
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
@@ -52,11 +52,13 @@ class EvalPathDiffers(Rule):
     intended = frozenset({"mode-dependent-path"})
 
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
-        return self._by_path(evidence) or self._by_survival(evidence)
+        return self._by_path(evidence) or self._by_survival(evidence, explained)
 
     def _by_path(self, evidence: Evidence) -> Finding | None:
         path, train = evidence.passes.path, evidence.passes.first
         if path is None or train is None or not evidence.takes_another_path:
+            return None
+        if evidence.states_explain:
             return None
         if evidence.passes.is_random:  # then two passes differ whatever the mode
             return None
@@ -84,39 +86,74 @@ class EvalPathDiffers(Rule):
             by="training path",
         )
 
-    def _by_survival(self, evidence: Evidence) -> Finding | None:
+    def _by_survival(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         gap, replaced, train = evidence.surviving_gap, evidence.diagnosis.replaced, evidence.train
-        if gap is None or replaced is None or train is None or not _is_conclusive(evidence):
+        if gap is None or replaced is None or train is None:
             return None
         allowed = evidence.passes.allowed_path_gap
-        if gap <= allowed:
+        must_repeat, decides_worse = _must_repeat(evidence), _decides_worse(evidence, gap)
+        if gap <= allowed or not (must_repeat or (decides_worse and not explained)):
             return None
-        grade: Severity = "warning"
-        if not gap <= evidence.gap_limit and evidence.fails(replaced):
-            grade = "error"
+        fails = not gap <= evidence.gap_limit and evidence.fails(replaced)
         tracking = [x.name for x in evidence.layers if x.type.startswith("InstanceNorm")]
+        cause, advice = _cause(evidence, tracking)
         return self.finding(
             "Eval mode differs from training mode for a reason other than converging statistics"
-            f"{_how_good(train, replaced)}. With the batch's own statistics the predictions still "
-            f"differ by {gap:.2g} of their spread over the batch (up to {allowed:g} is rounding).",
-            cause=f"{tracking[0]} normalises each sample by itself in training, and all of them "
-            "by one running average in eval mode."
-            if tracking
-            else "Something other than the normalisation layers depends on the mode.",
+            f"{_how_good(train, replaced)}. {_with_which(evidence)} the predictions still differ "
+            f"by {gap:.2g} of their spread over the batch (up to {allowed:g} is rounding).",
+            cause=cause,
             remedy=words.bullets(
-                "Leave track_running_stats=False on instance normalisation."
-                if tracking
-                else f"Look for code and layers that act under `{evidence.dialect.mode}` only.",
+                advice,
                 'If the difference is the design, declare it: intended="mode-dependent-path".',
             ),
-            severity=grade,
+            severity="error" if fails or decides_worse else "warning",
             layers=tracking,
             gap=gap,
             by="survival",
         )
 
 
-def _is_conclusive(evidence: Evidence) -> bool:
+def _with_which(evidence: Evidence) -> str:
+    """With which statistics the modes still differ."""
+    if evidence.training.changes_data:
+        return "With the statistics of the training steps"
+    return "With the batch's own statistics"
+
+
+def _cause(evidence: Evidence, tracking: list[str]) -> tuple[str, str]:
+    """Why the modes differ, and what to do."""
+    if tracking:
+        return (
+            f"{tracking[0]} normalises each sample by itself in training, and all of them by one "
+            "running average in eval mode.",
+            "Leave track_running_stats=False on instance normalisation.",
+        )
+    if evidence.training.changes_data:
+        changed = evidence.training.rehearsal.changed if evidence.training.rehearsal else ()
+        return (
+            "The training step feeds the model other inputs than the batch as it is: the batch "
+            f"statistics of {words.listing(list(changed), 3)} differ from those of a pass on it.",
+            "Prepare the inputs of the prediction as the training step does.",
+        )
+    return (
+        "Something other than the normalisation layers depends on the mode.",
+        f"Look for code and layers that act under `{evidence.dialect.mode}` only.",
+    )
+
+
+def _decides_worse(evidence: Evidence, surviving: float) -> bool:
+    """Whether eval mode is far from training mode and decides worse, whatever explains it.
+
+    Nothing of that passes, unless settled statistics repeat training mode.
+    """
+    gap = evidence.judged_gap
+    if gap is None or evidence.inconclusive or evidence.passes.is_random or evidence.stream:
+        return False
+    repeats = surviving <= max(REPRODUCED, gap / 5.0)
+    return not repeats and not gap <= evidence.gap_limit and evidence.fails(evidence.judged)
+
+
+def _must_repeat(evidence: Evidence) -> bool:
     """Whether replacing statistics must repeat the training prediction."""
     once = all(count <= 1 for count in evidence.passes.calls.training)
     return (
@@ -127,6 +164,7 @@ def _is_conclusive(evidence: Evidence) -> bool:
         and all(layer.stock for layer in evidence.layers)
         and not evidence.passes.is_random
         and evidence.training.ended is None  # else other weights differ, too
+        and not evidence.training.changes_data
     )
 
 

@@ -17,7 +17,9 @@ class TrainingInconclusive(Rule):
     What it does
     ------------
     Compares the loss after training with the first one. If it did not fall by a tenth, or is not
-    finite, there is nothing that eval mode could lose, and no verdict is taken.
+    finite, there is nothing that eval mode could lose, and no verdict is taken. It also compares
+    the layers that the training step trained with those that the prediction runs: where these are
+    others, as in a copy that averages the weights, nothing was learnt about what was trained.
 
     Why it is bad
     -------------
@@ -45,6 +47,28 @@ class TrainingInconclusive(Rule):
     severity = "warning"
 
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        return self._not_trained(evidence) or self._no_progress(evidence)
+
+    def _not_trained(self, evidence: Evidence) -> Finding | None:
+        """What predicts is not what was trained: a copy, or another part of the model."""
+        rehearsal = evidence.training.rehearsal
+        if rehearsal is None or not rehearsal.absent or not rehearsal.untrained:
+            return None
+        trained, runs = words.code(rehearsal.absent, 3), words.code(rehearsal.untrained, 3)
+        return self.finding(
+            f"The training step trains {trained}, and the prediction runs {runs} instead: no "
+            "verdict is possible on what was trained.",
+            cause="The prediction does not come from the layers that the step trained, but from "
+            "others, as from an averaged copy.",
+            remedy=words.bullets(
+                "Check what was trained: give forward=, or bncheck_forward, that predicts with it.",
+                "If the copy is what predicts, train until it has caught up.",
+            ),
+            trained=list(rehearsal.absent),
+            predicts=list(rehearsal.untrained),
+        )
+
+    def _no_progress(self, evidence: Evidence) -> Finding | None:
         if not evidence.inconclusive or not evidence.steps:
             return None
         losses = evidence.training.losses

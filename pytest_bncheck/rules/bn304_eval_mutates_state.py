@@ -18,8 +18,10 @@ class EvalMutatesState(Rule):
 
     What it does
     ------------
-    Compares buffers and non-trainable variables before and after an eval pass; NaN equals NaN. It
-    also fires where the same batch gets another prediction and no random number was drawn.
+    Compares all state before and after an eval pass: parameters, buffers, non-trainable variables,
+    tensors in attributes, lists and dictionaries; NaN equals NaN. It fires where a parameter
+    changed, or where something changed and the same batch gets another prediction afterwards,
+    though no random number was drawn. What is overwritten before it is read, as a cache, is silent.
 
     Why it is bad
     -------------
@@ -30,8 +32,8 @@ class EvalMutatesState(Rule):
     -------
     ::
 
-        self.seen += 1  # a buffer, in forward
-        F.batch_norm(x, self.mean, self.var, training=True)  # updates both
+        self.centre = 0.9 * self.centre + 0.1 * x.mean(0)  # in forward, whatever the mode
+        return x - self.centre
 
     Use instead
     -----------
@@ -60,18 +62,12 @@ class EvalMutatesState(Rule):
         if passes.depends_on_batch:  # statistics are BN303's
             names = [name for name in names if not name.rsplit(".", 1)[-1].startswith(STATISTICS)]
         drifts = passes.is_random and not passes.draws
+        names = [*passes.eval.rewritten, *(names if drifts else ())]
         if not names and not drifts:
             return None
         where = words.code(names[:1]) if names else "something that it reads again"
-        found = "Eval mode gives the same batch another prediction each time, and draws no random "
-        found += (
-            f"numbers: the predictions differ by {passes.repeat_gap or 0.0:.2g} of their spread."
-        )
-        if names:
-            found = f"An eval pass changed {words.plural(len(names), 'value')} of the model's state"
-            found += f": {words.code(names)}."
         return self.finding(
-            found,
+            _found(names, passes.repeat_gap if drifts else None),
             cause=f"The forward pass writes to {where} whatever the mode.",
             remedy=words.bullets(f"Write there under `if {evidence.dialect.mode}` only."),
             state=names,
@@ -82,3 +78,17 @@ class EvalMutatesState(Rule):
         theirs = STATISTICS if design == "batch-statistics-in-eval" else ("seed",)
         names = [name.rsplit(".", 1)[-1] for name in finding.evidence["state"]]
         return bool(names) and all(name.startswith(theirs) for name in names)
+
+
+def _found(names: list[str], repeat: float | None) -> str:
+    """What changed, and how far the next prediction is from the first, where it is."""
+    apart = f"the predictions differ by {repeat:.2g} of their spread." if repeat else ""
+    if not names:
+        return (
+            "Eval mode gives the same batch another prediction each time, and draws no random "
+            f"numbers: {apart}"
+        )
+    changed = f"An eval pass changed {words.code(names)}"
+    if apart:
+        return f"{changed}, and the next one predicts something else for the same batch: {apart}"
+    return f"{changed}: {'a parameter' if len(names) == 1 else 'parameters'} of the model."

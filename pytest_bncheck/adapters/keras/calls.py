@@ -16,7 +16,6 @@ import keras
 
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend
-from pytest_bncheck.adapters.keras.layers import is_library
 from pytest_bncheck.adapters.keras.state import put_back, seed_variables
 from pytest_bncheck.adapters.random_state import RandomState
 
@@ -28,20 +27,21 @@ _RESHAPING = {"Dropout", "Flatten", "Identity", "InputLayer", "Permute", "Reshap
 
 @contextlib.contextmanager
 def replaced_calls(calls: Sequence[Replacement]) -> Iterator[None]:
-    """Give each layer another ``call``."""
+    """Give each layer another ``call``, each module of torch another ``forward``."""
     # Through the instance's dictionary: Keras' setattr would look for something to track.
+    names = ["call" if isinstance(layer, keras.Layer) else "forward" for layer, _ in calls]
     attributes: list[dict[str, Any]] = [layer.__dict__ for layer, _ in calls]
-    before = [each.get("call") for each in attributes]
+    before = [each.get(name) for each, name in zip(attributes, names, strict=True)]
     try:
-        for each, (_, new) in zip(attributes, calls, strict=True):
-            each["call"] = new
+        for each, name, (_, new) in zip(attributes, names, calls, strict=True):
+            each[name] = new
         yield
     finally:
-        for each, old in zip(attributes, before, strict=True):
+        for each, name, old in zip(attributes, names, before, strict=True):
             if old is None:
-                each.pop("call", None)
+                each.pop(name, None)
             else:
-                each["call"] = old
+                each[name] = old
 
 
 def is_traced(args: Sequence[Any], backend: Backend) -> bool:
@@ -60,28 +60,8 @@ def mode_of(signature: inspect.Signature, args: Any, kwargs: Any) -> bool | None
 # changed calls ------------------------------------------------------------------------------------
 
 
-def muted(model: Any, kept: Sequence[KerasLayer]) -> list[Replacement]:
-    """Inference mode for all layers of Keras, except `kept` and the layers that contain them."""
-    excepted = {id(layer) for layer in kept}
-    return [
-        (layer, _in_mode(layer, training=False))
-        for layer in internals.flat_layers(model)
-        if internals.takes_mode(layer)
-        and not isinstance(layer, keras.Model)
-        and all(
-            is_library(inner) and id(inner) not in excepted
-            for inner in internals.flat_layers(layer)
-        )
-    ]
-
-
-def in_training(layers: Sequence[KerasLayer]) -> list[Replacement]:
-    """Training mode for the layers that take a mode, whatever their callers want."""
-    takes = [layer for layer in layers if internals.takes_mode(layer)]
-    return [(layer, _in_mode(layer, training=True)) for layer in takes]
-
-
-def _in_mode(layer: KerasLayer, *, training: bool) -> Callable[..., Any]:
+def in_mode(layer: KerasLayer, *, training: bool) -> Callable[..., Any]:
+    """Another ``call``: the same in this mode, whatever the caller wants."""
     original = layer.call
     signature = inspect.signature(original)
 
@@ -171,12 +151,15 @@ class Order:
     ----------
     places
         Position of each layer that ran, by its id.
+    shapes
+        Shape of the first argument of each layer that ran, by its id.
     last
         The last layer that did more than reshape.
     """
 
     def __init__(self, model: Any, backend: Backend) -> None:
         self.places: dict[int, int] = {}
+        self.shapes: dict[int, tuple[int, ...]] = {}
         self.last: KerasLayer = None
         self._model = model
         self._backend = backend
@@ -194,6 +177,9 @@ class Order:
             __tracebackhide__ = True
             if not is_traced(args, self._backend):
                 self.places.setdefault(id(layer), len(self.places))
+                shape = getattr(args[0] if args else None, "shape", None)
+                if shape is not None:
+                    self.shapes.setdefault(id(layer), tuple(shape))
                 if not internals.inner_layers(layer) and type(layer).__name__ not in _RESHAPING:
                     self.last = layer
             return original(*args, **kwargs)

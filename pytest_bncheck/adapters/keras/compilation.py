@@ -16,6 +16,7 @@ from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Tensor, Variable
 from pytest_bncheck.adapters.keras.data import Batch, form_of
 from pytest_bncheck.adapters.keras.layers import Layers, statistics_of
+from pytest_bncheck.adapters.keras.modes import Ran
 from pytest_bncheck.adapters.keras.records import Outcome, Record, Watch, all_counted
 from pytest_bncheck.adapters.keras.state import Attributes, fingerprint, value_of
 from pytest_bncheck.adapters.keras.step import FitStep
@@ -72,12 +73,13 @@ class PassProgram:
     ----------
     run
         From inputs to outputs and, for each layer, its batch statistics and masked value counts.
-    traced
-        The calls of each layer in the trace.
+    traced, ran
+        The calls of each layer in the trace, and all that ran in it.
     """
 
     run: Function
     traced: list[Record]
+    ran: Ran
 
     def __call__(self, inputs: Any, records: Sequence[Record]) -> Any:
         """Run the pass, note its calls in the records, and return its outputs."""
@@ -104,33 +106,35 @@ class CompiledPasses:
         known = subject.model.built and subject.recipe.forward is None
         return bool(subject.backend.compiles_passes and known)
 
-    def get(
-        self, batch: Batch, mode: Mode, *, training: bool, records: list[Record]
-    ) -> PassProgram | None:
+    def get(self, batch: Batch, mode: Mode, records: list[Record], ran: Ran) -> PassProgram | None:
         """The program for a pass, None where the pass has to run eagerly.
 
         Parameters
         ----------
         records
             Where the calls of the layers are counted during this pass.
+        ran
+            Where all that runs is noted.
         """
         if not self.pays:
             return None
         key = form_of(batch.inputs), mode
         if key not in self._programs:
-            self._programs[key] = self._compile(batch, mode, training, records)
+            self._programs[key] = self._compile(batch, mode, records, ran)
         return self._programs[key]
 
     def _compile(
-        self, batch: Batch, mode: Mode, training: bool, records: list[Record]
+        self, batch: Batch, mode: Mode, records: list[Record], ran: Ran
     ) -> PassProgram | None:
+        training = mode in (Mode.TRAINING, Mode.TRAINING_PATH)
+
         def forward(inputs: Any) -> tuple[Any, list[Any]]:
             outputs = self._subject.forward(batch.with_inputs(inputs), training=training)
             return outputs, [(record.batches, record.masked) for record in records]
 
         run = compiled(
             forward,
-            self._subject.model.variables,
+            self._layers.kept_by_programs,
             batch.inputs,
             self._layers,
             self._subject.backend,
@@ -139,8 +143,9 @@ class CompiledPasses:
         if run is None:
             for record in records:
                 record.clear()
+            ran.clear()
             return None
-        return PassProgram(run, records)
+        return PassProgram(run, records, ran)
 
 
 # training steps -----------------------------------------------------------------------------------
@@ -155,12 +160,13 @@ class StepProgram:
     run
         From inputs to loss, packed running statistics, those between the calls of each layer with
         the value counts of its masked calls, and outputs where `pass_from_step` needs them.
-    traced
-        The calls of each layer in the trace.
+    traced, ran
+        The calls of each layer with running statistics in the trace, and all that ran in it.
     """
 
     run: Callable[[Any], tuple[Tensor, Tensor, list[Any], Any]]
     traced: list[Record]
+    ran: Ran
 
     def __call__(self, inputs: Any, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
         """Make the step, note its calls, and return loss and packed running statistics."""
@@ -205,7 +211,7 @@ class CompiledSteps:
         return possible and self._expected >= backend.steps_to_pay
 
     def _compile(self, batch: Batch) -> StepProgram | None:
-        model, layers, backend = self._subject.model, self._layers, self._subject.backend
+        layers, backend = self._layers, self._subject.backend
         records = [Record() for _ in layers.tracking]
 
         def step(inputs: Any) -> tuple[Tensor, Tensor, list[Any], Any]:
@@ -214,10 +220,10 @@ class CompiledSteps:
             return loss, layers.packed(), between, outputs
 
         self._step.build()
-        variables = [*model.variables, *self._step.optimizer.variables]
-        with self._watch.during(all_counted(layers.tracking, records, backend)):
+        variables = [*layers.kept_by_programs, *self._step.optimizer.variables]
+        with self._watch.during(all_counted(layers.tracking, records, backend)) as ran:
             run = compiled(step, variables, batch.inputs, layers, backend)
-        return None if run is None else StepProgram(run, records)
+        return None if run is None else StepProgram(run, records, ran)
 
     def pass_from_step(self, batch: Batch) -> tuple[Outcome, Statistics] | None:
         """A pass with batch statistics, by the forward of one more step, which changes nothing.

@@ -36,7 +36,7 @@ PATHS = (
 ATTRIBUTES = {
     "keras.Layer": (
         "_call_has_training_arg", "_clear_losses", "_flatten_layers", "_layers",
-        "_non_trainable_variables", "_seed_generators", "_trainable_variables",
+        "_metrics", "_non_trainable_variables", "_seed_generators", "_trainable_variables",
     ),
     "keras.Model": ("_compute_loss",),
     "a compiled keras.Model": ("_compile_loss", "_compile_metrics"),
@@ -122,6 +122,11 @@ def trainable_variables(layer: KerasLayer) -> list[Variable]:
 def non_trainable_variables(layer: KerasLayer) -> list[Variable]:
     """Variables of the layer that no optimizer moves, without those of inner layers."""
     return layer._non_trainable_variables  # type: ignore[no-any-return]
+
+
+def metrics_of(layer: KerasLayer) -> list[Any]:
+    """The metrics of the layer, without those of inner layers."""
+    return layer._metrics  # type: ignore[no-any-return]
 
 
 def clear_losses(model: Any) -> None:

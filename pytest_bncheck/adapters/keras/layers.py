@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
-import numpy as np
 
+from pytest_bncheck.adapters.base import NO_STATISTICS
 from pytest_bncheck.adapters.keras import internals
-from pytest_bncheck.adapters.keras.backends.base import Backend, split, wide_type
+from pytest_bncheck.adapters.keras.backends.base import Backend, split
+from pytest_bncheck.adapters.keras.places import Place, loose_variables, places
 from pytest_bncheck.adapters.keras.state import (
-    host_arrays,
+    RESOLUTION,
     seed_variables,
-    untracked_variables,
     value_of,
+    write_values,
 )
+from pytest_bncheck.adapters.keras.states import States
 from pytest_bncheck.types import Dialect, Layer, Statistics
 
 KerasLayer: TypeAlias = Any
 Tensor: TypeAlias = Any
 Variable: TypeAlias = Any
 
-_RESOLUTION = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 _DROPOUT = (
     keras.layers.Dropout,
     keras.layers.AlphaDropout,
     keras.layers.GaussianDropout,
     keras.layers.GaussianNoise,
+)
+_FOREIGN = tuple(
+    getattr(keras.layers, name)
+    for name in ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
+    if hasattr(keras.layers, name)
 )
 _DENSE = (keras.layers.Dense, keras.layers.EinsumDense)  # take a mode, and only pass it on
 
@@ -70,8 +77,10 @@ class Layers:
         The user's model.
     backend
         The backend that Keras runs on.
-    places
+    order
         Position of each layer in the order in which layers run, by its id; empty if unknown.
+    strangers
+        Ids of layers whose running statistics are not what they say; see `stock`.
 
     Attributes
     ----------
@@ -87,6 +96,9 @@ class Layers:
         Recurrent layers of Keras.
     all_library
         Whether everything that the model does is code of Keras.
+    same_on_path
+        Whether, stochastic layers aside, its modes differ only in where batch normalization takes
+        its statistics from.
     only_normalises
         Whether its modes differ only in where batch normalisation takes its statistics from.
     kernels
@@ -95,48 +107,75 @@ class Layers:
         States of the layers' random generators.
     variables, buffers
         All other variables; by name, those of them that no optimizer moves.
+    places
+        Where the buffers are.
+    states
+        The floating ones among them that belong to no layer of `tracking`.
+    owners
+        All layers, and the modules of the backend inside them that have buffers.
     """
 
-    def __init__(self, model: Any, backend: Backend, places: Mapping[int, int]) -> None:
-        self._model, self._backend, self._places = model, backend, places
+    def __init__(
+        self,
+        model: Any,
+        backend: Backend,
+        order: Mapping[int, int],
+        strangers: Collection[int] = (),
+    ) -> None:
+        self._model, self._backend, self._order = model, backend, order
         self.named = paths(model)
         tracking = [(layer, name) for layer, name in self.named if has_statistics(layer)]
-        tracking.sort(key=lambda pair: places.get(id(pair[0]), len(places)))
+        tracking = [pair for pair in tracking if id(pair[0]) not in strangers]
+        tracking.sort(key=lambda pair: order.get(id(pair[0]), len(order)))
         self.tracking = [layer for layer, _ in tracking]
         self.names = [name for _, name in tracking]
 
         everything = [layer for layer, _ in self.named]
         self.dropouts = [layer for layer in everything if is_dropout(layer)]
-        self.moded = [layer for layer in everything[1:] if _minds_mode(layer)]
+        self.moded = [
+            layer
+            for layer in everything[1:]
+            if _minds_mode(layer) or (id(layer) in strangers and internals.takes_mode(layer))
+        ]
         self.seeds = seed_variables(everything, backend)
         self.recurrent = [layer for layer in everything if _is_recurrent(layer)]
         lambdas = any(isinstance(layer, keras.layers.Lambda) for layer in everything)
         self.all_library = all(map(is_library, everything)) and not lambdas
+        self.same_on_path = self.all_library and not any(map(_has_a_path, everything))
         self.only_normalises = self.all_library and all(map(_only_normalises, everything))
         self.kernels = _kernels(everything) if self.all_library else []
         seeds = {id(v) for v in self.seeds}
         self.variables = [v for v in model.variables if id(v) not in seeds]
-        self.variables += untracked_variables(everything, backend)
-        self.buffers = _buffers(self.named, backend)
+        self.variables += loose_variables(everything, backend)
+        self.places = places(self.named, backend)
+        inside = {id(p.owner): p.owner for p in self.places}
+        self.owners = list({**{id(layer): layer for layer in everything}, **inside}.values())
+        known = {id(v) for v in self.running}
+        own = [place for place in self.places if id(place.variable) not in known]
+        self.states = States(sorted(own, key=self._when), backend)
+        self.buffers = {place.name: place.variable for place in self.places}
+
+    def _when(self, place: Place) -> int:
+        """When the layer around a place ran."""
+        layers = {path: id(layer) for layer, path in self.named}
+        return self._order.get(layers.get(place.path, 0), len(self._order))
 
     def watched(self, *, statistics: bool) -> dict[str, Variable]:
         """The buffers, with or without running statistics."""
         running = {id(v) for v in self.running}
         return {n: v for n, v in self.buffers.items() if statistics or id(v) not in running}
 
+    @property
+    def kept_by_programs(self) -> list[Variable]:
+        """The variables that a program reads and changes: all of Keras, also untracked ones."""
+        return [v for v in (*self.variables, *self.seeds) if isinstance(v, keras.Variable)]
+
     def describe(self) -> list[Layer]:
         """What a report says about the layers with running statistics."""
-        frozen = _frozen_until(self.named, self._places, self._model)
-        trained = _trained(self.tracking)
+        frozen = _frozen_until(self.named, self._order, self._model)
         counted = _counted(self._model)
         return [
-            _describe(
-                layer,
-                name,
-                trained=id(layer) in trained,
-                frozen=id(layer) in frozen,
-                counted=counted,
-            )
+            _describe(layer, name, frozen=id(layer) in frozen, counted=counted)
             for layer, name in zip(self.tracking, self.names, strict=True)
         ]
 
@@ -155,18 +194,26 @@ class Layers:
         return [v for layer in self.tracking for v in statistics_of(layer)]
 
     def packed(self) -> Tensor:
-        """All running statistics in one tensor, on the device; None without any."""
-        running = self.running
-        return self._backend.pack(list(map(value_of, running))) if running else None
+        """All running statistics, and the log of all states, in one tensor on the device.
+
+        None without any.
+        """
+        values = [*map(value_of, self.running), *self.states.logged()]
+        return self._backend.pack(values) if values else None
 
     def unpacked(self, packed: Tensor) -> Statistics:
-        """What `packed` laid end to end, on the host."""
-        values = [] if packed is None else split(packed, self.running)
+        """The statistics in what `packed` laid end to end, on the host."""
+        running = self.running
+        if packed is None or not running:
+            return NO_STATISTICS
+        whole = sum(math.prod(v.shape) for v in running)
+        values = split(packed[:whole], running)
         return Statistics(tuple(values[0::2]), tuple(values[1::2]))
 
     def read(self) -> Statistics:
         """The running statistics now. Keras stores the biased variance."""
-        return self.unpacked(self.packed())
+        values = self._backend.to_host(list(map(value_of, self.running)))
+        return Statistics(tuple(values[0::2]), tuple(values[1::2]))
 
     def write(self, statistics: Statistics) -> None:
         """Set the running statistics."""
@@ -175,13 +222,7 @@ class Layers:
             return
         pairs = zip(statistics.mean, statistics.var, strict=True)
         values = [value for pair in pairs for value in pair]
-        dtype = wide_type(running)
-        shaped = [
-            np.reshape(value, variable.shape).astype(dtype)
-            for value, variable in zip(values, running, strict=True)
-        ]
-        for variable, tensor in zip(running, self._backend.from_host(shaped), strict=True):
-            variable.assign(tensor)
+        write_values(running, values, self._backend)
 
 
 def paths(model: Any) -> list[tuple[KerasLayer, str]]:
@@ -215,22 +256,6 @@ def has_statistics(layer: KerasLayer) -> bool:
     )
 
 
-def _trained(layers: Sequence[KerasLayer]) -> set[int]:
-    """Ids of the layers whose scale or offset differ from their initial 1 and 0."""
-    initial = [
-        (layer, variable, start)
-        for layer in layers
-        for variable, start in zip(affine_of(layer), (1.0, 0.0), strict=True)
-        if variable is not None
-    ]
-    values = host_arrays([variable for _, variable, _ in initial])
-    return {
-        id(layer)
-        for (layer, _, start), value in zip(initial, values, strict=True)
-        if (value != start).any()
-    }
-
-
 def _counted(model: Any) -> int | None:
     """Steps that the model's optimizer has made; None where it has none, or made none."""
     optimizer = getattr(model, "optimizer", None)
@@ -238,9 +263,7 @@ def _counted(model: Any) -> int | None:
     return None if iterations is None else int(iterations) or None
 
 
-def _describe(
-    layer: KerasLayer, name: str, *, trained: bool, frozen: bool, counted: int | None
-) -> Layer:
+def _describe(layer: KerasLayer, name: str, *, frozen: bool, counted: int | None) -> Layer:
     dtype = keras.backend.standardize_dtype(layer.moving_variance.dtype)
     return Layer(
         name=name,
@@ -250,8 +273,7 @@ def _describe(
         eps=float(getattr(layer, "epsilon", 0.0)),
         frozen=not layer.trainable,
         stock=is_stock(layer),
-        trained=trained,
-        resolution=_RESOLUTION.get(dtype, 2.0**-23),
+        resolution=RESOLUTION.get(dtype, 2.0**-23),
         dtype=dtype,
         frozen_parameters=frozen,
         counted=counted,
@@ -273,8 +295,15 @@ def is_stock(layer: KerasLayer) -> bool:
     return type(layer) is keras.layers.BatchNormalization and not getattr(layer, "renorm", False)
 
 
+def trains_unless_told(layer: KerasLayer) -> bool:
+    """Whether the layer trains where nobody gives it a mode."""
+    return isinstance(layer, keras.layers.TorchModuleWrapper)
+
+
 def is_library(layer: KerasLayer) -> bool:
-    """Whether the layer's ``call`` is code of Keras."""
+    """Whether the layer's ``call`` is code of Keras, and of nobody else."""
+    if isinstance(layer, _FOREIGN):
+        return False
     return str(type(layer).call.__module__).split(".")[0] == "keras"
 
 
@@ -296,6 +325,12 @@ def _only_normalises(layer: KerasLayer) -> bool:
     return is_stock(layer) or passes_on or not internals.takes_mode(layer)
 
 
+def _has_a_path(layer: KerasLayer) -> bool:
+    """Whether a layer of Keras does something else in training, and draws no random numbers."""
+    spectral = isinstance(layer, keras.layers.SpectralNormalization)
+    return spectral or (has_statistics(layer) and not is_stock(layer))
+
+
 def _minds_mode(layer: KerasLayer) -> bool:
     """Whether the layer adds noise, or takes a mode for anything but running statistics."""
     takes = internals.takes_mode(layer) and not isinstance(layer, _DENSE)
@@ -312,25 +347,6 @@ def is_dropout(layer: KerasLayer) -> bool:
     """Whether the layer adds noise in training."""
     strength = getattr(layer, "rate", getattr(layer, "stddev", 0.0))
     return isinstance(layer, _DROPOUT) and strength != 0
-
-
-def _buffers(named: Collection[tuple[KerasLayer, str]], backend: Backend) -> dict[str, Variable]:
-    """Variables that no optimizer moves, seeds aside: ``base/bn.moving_mean``.
-
-    The weights of a frozen layer are not among them: Keras lists a variable by its purpose.
-    """
-    found: dict[int, tuple[str, Variable]] = {}
-    for layer, path in named:
-        prefix = path and path + "."
-        for variable in internals.non_trainable_variables(layer):
-            found.setdefault(id(variable), (prefix + variable.name, variable))
-        for name, value in vars(layer).items():
-            for variable in backend.untracked_variables(value):
-                found.setdefault(id(variable), (prefix + name, variable))
-    names: dict[str, Variable] = {}
-    for name, variable in found.values():
-        names[name if name not in names else f"{name}#{len(names)}"] = variable
-    return names
 
 
 def _frozen_until(

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from pytest_bncheck.adapters.keras.calls import (
 )
 from pytest_bncheck.adapters.keras.data import by_sample, rows_of
 from pytest_bncheck.adapters.keras.layers import Layers, is_stock, statistics_of
+from pytest_bncheck.adapters.keras.modes import Ran
 from pytest_bncheck.adapters.keras.state import put_back
 from pytest_bncheck.adapters.keras.subject import Subject
 from pytest_bncheck.maths.running import recover_calls
@@ -107,15 +108,15 @@ class TrainingModes:
     ----------
     normalising
         Those with running statistics, which use the batch's.
-    others
-        Those of `Layers.moded`.
+    by_layer
+        Whether each layer that ran did so in training mode, by its id.
     follow
         Whether they get the mode from the model, as in ``fit``: then a forward in training mode
         runs them so by itself.
     """
 
     normalising: Sequence[KerasLayer] = ()
-    others: Sequence[KerasLayer] = ()
+    by_layer: Mapping[int, bool] = field(default_factory=dict)
     follow: bool = True
 
 
@@ -130,8 +131,8 @@ class Outcome:
     ----------
     outputs
         What the model returned.
-    records
-        The calls of each layer with running statistics.
+    records, ran
+        The calls of each layer with running statistics, and all that ran, in training mode.
     random
         Whether random numbers were drawn.
     mutated
@@ -140,6 +141,7 @@ class Outcome:
 
     outputs: Any
     records: list[Record]
+    ran: Ran = field(default_factory=Ran)
     random: bool = False
     mutated: tuple[str, ...] = ()
 
@@ -164,12 +166,19 @@ class Watch:
     def __init__(self, subject: Subject, layers: Layers) -> None:
         self.layers = Modes(layers.moded, subject.backend)
         self.model = Modes([subject.model], subject.backend)
+        self._all, self._backend = layers.owners, subject.backend
 
     @contextlib.contextmanager
-    def during(self, calls: Sequence[Replacement]) -> Iterator[None]:
-        """Watch for a while, with these replaced calls."""
-        with replaced_calls(calls), self.layers.watch(), self.model.watch():
-            yield
+    def during(self, calls: Sequence[Replacement]) -> Iterator[Ran]:
+        """Watch for a while, with these replaced calls; yields what runs meanwhile."""
+        ran = Ran()
+        with (
+            replaced_calls(calls),
+            self.layers.watch(),
+            self.model.watch(),
+            ran.watching(self._all, self._backend),
+        ):
+            yield ran
 
 
 def all_counted(

@@ -9,6 +9,7 @@ from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend
 from pytest_bncheck.adapters.keras.data import Batch, has_custom_step
 from pytest_bncheck.adapters.keras.state import in_mode
+from pytest_bncheck.adapters.signatures import forwarded
 from pytest_bncheck.types import Recipe
 
 
@@ -36,6 +37,7 @@ class Subject:
         mode = training if internals.takes_mode(self.model) else None
         if self.recipe.forward is not None:
             with in_mode(self.model, mode):
-                return self.recipe.forward(self.model, batch.whole)
+                forward, whole = self.recipe.forward, batch.whole
+                return forwarded(forward, self.model, whole, training=training)
         arguments = {} if mode is None else {"training": mode}
         return self.backend.call(self.model, batch.inputs, **arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -14,11 +14,16 @@ from pytest_bncheck.adapters.keras.compilation import CompiledSteps
 from pytest_bncheck.adapters.keras.data import Batch, has_custom_step
 from pytest_bncheck.adapters.keras.layers import Layers
 from pytest_bncheck.adapters.keras.loss import Criterion
+from pytest_bncheck.adapters.keras.modes import Ran
 from pytest_bncheck.adapters.keras.records import Record, TrainingModes, Watch, all_counted
+from pytest_bncheck.adapters.keras.rehearsal import Rehearsed, compared
 from pytest_bncheck.adapters.keras.state import Snapshot, fingerprint
 from pytest_bncheck.adapters.keras.subject import Subject
 from pytest_bncheck.adapters.random_state import RandomState
-from pytest_bncheck.types import Statistics
+from pytest_bncheck.types import Rehearsal, State, Statistics
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,14 @@ class Seen:
         The modes of the model and its other layers.
     follows
         Whether the layers got their mode from the model, which was told that it trains.
+    ran
+        What the last step ran.
     """
 
     records: list[Record]
     watch: Watch
     follows: bool
+    ran: Ran
 
     @property
     def has_unset(self) -> bool:
@@ -57,6 +65,8 @@ class Training:
         The calls of each layer with running statistics, over all steps.
     watch
         The modes in which the model and its other layers were called.
+    ran
+        What the steps ran, with the modes of the last one.
     stochastic
         Whether the first step drew random numbers.
     execution
@@ -71,12 +81,15 @@ class Training:
         self._optimizer: Any = None
         self._calls: list[Replacement] = []
         self._log: list[Tensor] = []
+        self._states: list[list[Array]] = []
+        self._rehearsed: Rehearsed | None = None
+        self._compared: tuple[Rehearsed, Tensor, Ran] | None = None
         self._history: list[Statistics] = []
         self.losses: list[Tensor] = []
         self.records = [Record() for _ in layers.tracking]
         self._shown: Seen | None = None
         self._assumed = False
-        self.watch = Watch(subject, layers)
+        self.watch, self.ran = Watch(subject, layers), Ran()
         self.stochastic = False
         self.execution = "eager"
         self.programs: CompiledSteps | None = None
@@ -99,6 +112,7 @@ class Training:
         self._step = step.make(subject, layers, self._criterion, optimizer)
         if isinstance(self._step, step.FitStep):
             self.programs = CompiledSteps(subject, layers, self._step, self.watch, expected)
+        layers.states.begin()
         self._log = [layers.packed()]
 
     def observe(self, batch: Batch) -> None:
@@ -132,19 +146,22 @@ class Training:
     ) -> Seen | None:
         """What a step, or a forward in training mode, shows; None if it raises."""
         subject, records = self._subject, [Record() for _ in self._layers.tracking]
-        seen = Seen(records, Watch(subject, self._layers), follows=own is None)
+        watch, ran = Watch(subject, self._layers), Ran()
+        seen = Seen(records, watch, follows=own is None, ran=ran)
 
         def forward(inputs: Any) -> None:
             subject.forward(batch.with_inputs(inputs), training=True)
 
         try:
-            with seen.watch.during(all_counted(self._layers.tracking, records, subject.backend)):
+            calls = all_counted(self._layers.tracking, records, subject.backend)
+            with watch.during(calls) as ran_now:
                 if own is not None:
                     own.show(batch, records)
                 elif subject.recipe.forward is not None or not subject.backend.rehearsed(
                     forward, batch.inputs
                 ):
                     forward(batch.inputs)
+            ran.add(ran_now)
         except Exception:  # no step is made, so the user has to hear nothing of it
             return None
         finally:
@@ -156,7 +173,7 @@ class Training:
         """The modes in the steps; before the first, in the one that `observe` watched."""
         if self._shown is not None and not self.losses:
             return self._shown
-        return Seen(self.records, self.watch, follows=self._subject.trains_as_fit)
+        return Seen(self.records, self.watch, self._subject.trains_as_fit, self.ran)
 
     @property
     def assumed(self) -> bool:
@@ -175,6 +192,7 @@ class Training:
         else:
             self.execution = str(self._subject.backend.compilation)
             loss, packed = program(batch.inputs, self.records)
+            self.ran.add(program.ran)
         self.losses.append(loss)
         self._log.append(packed)
         if first:
@@ -188,8 +206,12 @@ class Training:
         self._calls = self._calls or all_counted(layers.tracking, self.records, backend)
         for record in self.records:
             record.begin_step()
-        with self.watch.during(self._calls):
+        with self.watch.during(self._calls) as ran:
             loss, _ = self._step.run(batch, self.records)
+        self.ran.add(ran)
+        if self._rehearsed is not None:
+            self._compared = self._rehearsed, layers.packed(), ran
+            self._rehearsed = None
         for record in self.records:
             between: Any = keras.tree.map_structure(backend.concrete, record.between)
             # Where the user's step compiled the call, there are no values.
@@ -217,9 +239,32 @@ class Training:
     @property
     def history(self) -> list[Statistics]:
         """Running statistics before the first step and after each."""
-        unread = self._log[len(self._history) :]
-        self._history += [self._layers.unpacked(packed) for packed in unread]
+        self._read_log()
         return list(self._history)
+
+    def states(self) -> list[State]:
+        """The states that the steps moved; all of them where none was made."""
+        self._read_log()
+        return self._layers.states.found(self._states, self.ran)
+
+    def _read_log(self) -> None:
+        for packed in self._log[len(self._history) :]:
+            self._history.append(self._layers.unpacked(packed))
+            self._states.append(self._layers.states.unpacked(packed))
+
+    @property
+    def is_users(self) -> bool:
+        """Whether the step is code of the user's, and not a pass in training mode by design."""
+        return not isinstance(self._step, step.FitStep)
+
+    def rehearsed(self, after: Tensor | None, ran: Ran) -> None:
+        """Note a pass that was made just before a step; see `Rehearsed`."""
+        self._rehearsed = Rehearsed(self._log[-1], after, ran)
+
+    @property
+    def rehearsal(self) -> Rehearsal | None:
+        """The last such pass beside the step after it; None if there was none."""
+        return None if self._compared is None else compared(self._layers, *self._compared)
 
     def only_infers(self, k: int, *, with_mode: bool | None = None) -> bool:
         """Whether the layer at this position ran in inference mode only.
@@ -236,15 +281,16 @@ class Training:
     def modes(self) -> TrainingModes:
         """The layers that a step runs in training mode; before any was seen, all of them."""
         layers, seen, assumed = self._layers, self.seen, self.assumed
-        training = seen.watch.layers.training | (seen.watch.layers.unset if assumed else set())
         everything = not self.losses and self._shown is None
-        return TrainingModes(
-            [
-                layer
-                for layer, record in zip(layers.tracking, seen.records, strict=True)
-                if layer.trainable
-                and (everything or record.training or (assumed and record.without_mode))
-            ],
-            [layer for layer in layers.moded if everything or id(layer) in training],
-            follow=seen.follows and not assumed,
-        )
+        modes = {} if everything else dict(seen.ran.modes)
+        if assumed:
+            for key in seen.watch.layers.unset:
+                modes[key] = True
+        normalising = []
+        for layer, record in zip(layers.tracking, seen.records, strict=True):
+            unset = assumed and record.without_mode
+            if unset:
+                modes[id(layer)] = True
+            if layer.trainable and (everything or record.training or unset):
+                normalising.append(layer)
+        return TrainingModes(normalising, modes, follow=seen.follows and not assumed)

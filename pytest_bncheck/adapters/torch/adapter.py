@@ -1,62 +1,46 @@
-"""PyTorch: any `torch.nn.Module`, every layer in it that keeps a running mean and variance."""
+"""PyTorch: any `torch.nn.Module`, with all that rules can ask of it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pytest_bncheck.adapters.base import (
-    Adapter,
-    Mode,
-    Pass,
+    Rehearsing,
     Replicated,
     Sampling,
     Sloping,
+    Stateful,
     Streaming,
     Watching,
 )
-from pytest_bncheck.adapters.devices import pick, rounding, torch_devices
-from pytest_bncheck.adapters.hints import kind
-from pytest_bncheck.adapters.random_state import RandomState, fingerprint
-from pytest_bncheck.adapters.torch import lightning
-from pytest_bncheck.adapters.torch import step as steps
-from pytest_bncheck.adapters.torch.batch import batch_length, targets_of
-from pytest_bncheck.adapters.torch.buffers import Buffers, is_among
+from pytest_bncheck.adapters.states import Adopted
+from pytest_bncheck.adapters.torch.batch import targets_of
+from pytest_bncheck.adapters.torch.buffers import is_among
+from pytest_bncheck.adapters.torch.core import TorchCore
 from pytest_bncheck.adapters.torch.data import (
-    Raw,
     by_sample,
-    dtype_name,
     first_half,
     float_outputs,
     leaves,
     remixed,
     sizes_of,
-    to_tensors,
 )
 from pytest_bncheck.adapters.torch.dialect import DIALECT, RECALIBRATE
-from pytest_bncheck.adapters.torch.hints import hints
-from pytest_bncheck.adapters.torch.internals import as_written, require_internals
-from pytest_bncheck.adapters.torch.layers import Layers
-from pytest_bncheck.adapters.torch.loss import Criterion
-from pytest_bncheck.adapters.torch.modes import Watch, asleep, depends_on_mode, is_library_leaf
-from pytest_bncheck.adapters.torch.passes import Passes
-from pytest_bncheck.adapters.torch.record import Record
-from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, refuse_synchronised
-from pytest_bncheck.adapters.torch.replicas import Replicas
+from pytest_bncheck.adapters.torch.modes import asleep
 from pytest_bncheck.adapters.torch.slopes import slopes
-from pytest_bncheck.adapters.torch.state import Snapshot, overwrite
 from pytest_bncheck.adapters.torch.streams import streams_of
 from pytest_bncheck.adapters.torch.tracing import Tracer
 from pytest_bncheck.types import (
-    Calls,
-    Layer,
+    Moved,
     Prediction,
-    Recipe,
+    Rehearsal,
+    RunningState,
+    State,
     Statistics,
     Streams,
     Trace,
@@ -66,179 +50,10 @@ if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
 
 
-class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
-    """See `Adapter`. PyTorch stores the unbiased running variance; it leaves here as biased."""
-
-    framework = "torch"
-    backend = "torch"
-    dialect = DIALECT
-
-    @classmethod
-    def accepts(cls, model: Any) -> bool:
-        """Whether this adapter can take the model."""
-        return isinstance(model, nn.Module)
-
-    def __init__(
-        self, model: nn.Module, batches: Sequence[Any], recipe: Recipe, device: str | None
-    ) -> None:
-        self.model = model
-        self.recipe = recipe
-        refuse_model(model)
-        require_internals()
-        self._to = None if device is None else torch.device(pick(device, torch_devices()))
-        home = self._to or next((t.device for t in _tensors(model)), torch.device("cpu"))
-        self.device = str(home)
-        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-        self._layers = Layers(model)
-        self._batches = [to_tensors(batch, home, dtype) for batch in batches]
-        self._sizes = [batch_length(batch) for batch in self._batches]
-        self.batch_size = self._sizes[0]
-        if None in self._sizes and None in (recipe.forward, recipe.train_step):
-            raise hints.no_forward_and_step(
-                f"batch: no tensor or array of samples in {kind(batches[0])}; "
-                "expected (inputs, targets) or a dict, of tensors or arrays"
-            )
-        self._criterion = Criterion(recipe.loss)
-        self._custom_step = steps.is_custom(model, recipe)
-        self._log: list[Raw] = []
-        self._read_log: list[Statistics] = []
-        self._trained_on: dict[int, Pass] = {}
-        """Passes on the training path that equal those in training mode, by mini-batch."""
-        self._cleanup = ExitStack()
-        self.noise = rounding(dtype_name(dtype), self.device)
-
-    # before -----------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        __tracebackhide__ = True
-        if any(nn.parameter.is_lazy(tensor) for tensor in _tensors(self.model)):
-            self._materialise()
-        self._snapshot = Snapshot(self.model, *vars(self.recipe).values(), self._batches)
-        if self._to is not None:
-            self.model.to(self._to)
-        lightning.attach(self.model)
-        self._layers = Layers(self.model)
-        if not self._layers.are_reset_by_update_bn:
-            self.dialect = dataclasses.replace(DIALECT, recalibrate=RECALIBRATE)
-        self._passes = self._make_passes(self._snapshot.paths)
-        self._record = Record(self.model, self._snapshot)
-        self._replicas = Replicas(self.model)
-        self.follows = self._replicas.follows
-        self._step = steps.make(self.model, self.recipe, self._passes.forward, self._criterion)
-        self._cleanup.enter_context(as_written())
-
-    def _make_passes(self, paths: Mapping[nn.Module, str]) -> Passes:
-        return Passes(
-            self.model,
-            self.recipe,
-            self._layers,
-            self._criterion,
-            paths,
-            custom_step=self._custom_step,
-            needs_loss=self.expected_steps > 0 and not self._custom_step,
-        )
-
-    def _materialise(self) -> None:
-        """Give lazy modules their parameters by one forward pass, which changes nothing else."""
-        __tracebackhide__ = True
-        modes = {module: module.training for module in self.model.modules()}
-        for module in modes:
-            module.training = False
-        try:
-            with torch.no_grad(), as_written():
-                self._make_passes({}).forward(self._batches[0])
-        finally:
-            for module, training in modes.items():
-                module.training = training
-
-    def restore(self, *, keep_weights: bool = False) -> None:
-        trained: list[tuple[nn.Module, str, Tensor]] = []
-        if keep_weights:
-            trained = [
-                (module, key, tensor.detach().clone())
-                for module in self.model.modules()
-                for key, tensor in _tensors_by_name(module)
-            ]
-        self._cleanup.close()
-        self._snapshot.restore()
-        for module, key, values in trained:
-            now = getattr(module, key, None)
-            if isinstance(now, Tensor) and now.shape == values.shape:
-                overwrite(now.data, values)
-
-    # training ---------------------------------------------------------------------------------
-
-    def begin(self) -> None:
-        __tracebackhide__ = True
-        self._passes.begin()
-        refuse_synchronised(self.model, torch.device(self.device))
-        self._layers.calls.watch()
-        if not (self.expected_steps or self._layers.are_own):
-            self._meet_layers()
-        self._layers.calls.reset()
-        self._log, self._calls = [self._layers.raw()], self._layers.calls.counted()
-
-    def _meet_layers(self) -> None:
-        """A pass in which layers of unknown classes show what they do, as training steps would."""
-        __tracebackhide__ = True
-        state, batch = RandomState.capture(), self._batches[0]
-        with torch.no_grad(), self._layers.kept():
-            self._passes.in_training(lambda: self._passes.forward(batch))
-        state.restore()
-        self._layers.leave_strangers([])
-        self._passes.enter_training()
-
-    def train_step(self, index: int) -> None:
-        __tracebackhide__ = True
-        self._losses.append(self.step(index))
-        self._log.append(self._layers.raw())  # stays on the device; `history` reads it
-
-    def step(self, index: int) -> Any:
-        __tracebackhide__ = True
-        first, ran = not self._losses, Watch()
-        before = fingerprint() if first else {}
-        with torch.enable_grad(), ran.open(), self._layers.calls.during_step():
-            loss = self._step(self._batches[index])
-        self._passes.follow(ran)
-        self._record.add(ran, self._layers.calls.kept_in_step)
-        if first:
-            self.stochastic = before != fingerprint()
-            self._log = self._layers.order_by_call(self._log)
-        if self._layers.has_strangers:
-            self._log, self._read_log = self._layers.leave_strangers(self._log), []
-        self._calls = self._layers.calls.counted()
-        return loss.detach() if isinstance(loss, Tensor) else loss
-
-    @property
-    def history(self) -> list[Statistics]:
-        for raw in self._log[len(self._read_log) :]:
-            self._read_log.append(self._layers.biased(raw))
-        return self._read_log
-
-    @property
-    def calls(self) -> Calls:
-        return self._calls
-
-    @property
-    def kept(self) -> list[list[float]]:
-        return self._record.kept(self._layers)
-
-    def gather(self) -> list[Statistics]:
-        self._replicas.stop_broadcasts()
-        each = self._replicas.gather(self._layers.raw())
-        return [self._layers.biased(raw) for raw in each]
-
-    def agree(self, value: bool) -> bool:
-        return self._replicas.agree(value, torch.device(self.device))
-
-    @property
-    def streams(self) -> Mapping[str, Streams]:
-        return streams_of(self._layers, *self._log[-2:]) if self._losses else {}
-
-    # layers and their statistics --------------------------------------------------------------
-
-    def not_finite(self, index: int) -> str | None:
-        return not_finite(self._batches[index])
+class TorchAdapter(
+    TorchCore, Watching, Sampling, Streaming, Replicated, Sloping, Stateful, Rehearsing
+):
+    """See `Adapter`: the required members are in `TorchCore`, the capabilities here."""
 
     @property
     def idle(self) -> list[str]:
@@ -263,134 +78,8 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             if not all(is_among(t, saved) for t in (module.running_mean, module.running_var))
         ]
 
-    def layers(self) -> list[Layer]:
-        begun, idle = self._passes.modes, set(self._record.idle())
-        resting = [m for m, training in self._passes.last_modes.items() if not training]
-        # A layer that rests is frozen by design, unless it trained when training began and learns.
-        in_eval = {id(m) for m in resting if not (begun.get(m, False) and m in idle)}
-        return self._layers.describe(in_eval, self._record.frozen(self._layers))
-
-    def read(self, *, exact: bool = False) -> Statistics:
-        return self._layers.biased(self._layers.raw(), exact)
-
-    def write(self, statistics: Statistics, *, exact: bool = False) -> None:
-        self._layers.write(statistics, exact)
-
-    # passes -----------------------------------------------------------------------------------
-
-    def run(self, index: int, mode: Mode, *, observe: bool = True) -> Pass:
-        __tracebackhide__ = True
-        match mode:
-            case Mode.EVAL:
-                return Pass(self._predict(index, observe))
-            case Mode.BATCH_STATISTICS:
-                return self._with_batch_statistics(self._batches[index], self._sizes[index])
-            case Mode.TRAINING:
-                return self._trained_on.get(index) or self._in_training(index)
-            case Mode.TRAINING_PATH:
-                return self._on_training_path(index)
-
-    def _predict(self, index: int, observe: bool) -> Prediction:
-        __tracebackhide__ = True
-        batch, size = self._batches[index], self._sizes[index]
-        self._passes.enter_eval()
-        if not observe:
-            return self._passes.run(batch, size, observe=False)
-        watch, statistics = Watch(), Buffers(self._layers.places())
-        with watch.open():
-            prediction = self._passes.run(batch, size)
-        if watch.low_precision is not None:  # autocast, whatever the parameters' dtype
-            self.noise = rounding(dtype_name(watch.low_precision), self.device)
-        in_training = [
-            self._snapshot.paths[module]
-            for module in watch.training
-            if module in self._snapshot.paths and depends_on_mode(module)
-        ]
-        return dataclasses.replace(
-            prediction,
-            mutated=(*prediction.mutated, *statistics.moved()),
-            in_training=tuple(in_training),
-        )
-
-    def _with_batch_statistics(self, batch: Any, size: int | None) -> Pass:
-        __tracebackhide__ = True
-        self._passes.enter_eval()
-        active = self._active()
-        for module in active.values():
-            module.training = True
-        return self._with_statistics(active, lambda: self._passes.run(batch, size))
-
-    def _in_training(self, index: int) -> Pass:
-        __tracebackhide__ = True
-        active = self._active()
-
-        def forward() -> None:
-            self._passes.forward(self._batches[index])
-
-        def run() -> Pass:
-            with self._passes.as_trained(), torch.no_grad():
-                return self._with_statistics(active, forward)
-
-        return self._passes.in_training(run)
-
-    def _on_training_path(self, index: int) -> Pass:
-        __tracebackhide__ = True
-        self._passes.enter_training()
-        active = self._active()
-        live = {id(module) for module in active.values()}
-        other = False
-        for module in self.model.modules():
-            if is_library_leaf(module):
-                other |= module.training != (id(module) in live) and depends_on_mode(module)
-                module.training = id(module) in live
-        batch, size = self._batches[index], self._sizes[index]
-        try:
-            with self._passes.as_trained():
-                found = self._with_statistics(active, lambda: self._passes.run(batch, size))
-        except Exception:
-            if not self._custom_step:
-                raise
-            return Pass(None)  # in training mode the model needs more than its inputs
-        if not other and found.prediction is not None and not found.prediction.random:
-            # Then this is the whole pass in training mode.
-            self._trained_on[index] = dataclasses.replace(found, prediction=None)
-        return found
-
-    def _with_statistics(self, active: Iterable[str], run: Callable[[], Prediction | None]) -> Pass:
-        """A pass with the batch statistics of the active layers, which start from zero."""
-        __tracebackhide__ = True
-        with self._layers.emptied(active):
-            self._layers.calls.reset()
-            prediction = run()
-            filled = self._replicas.broadcast(self._layers.raw())
-            calls = self._layers.calls.counted()
-        return Pass(prediction, self._layers.batch_statistics(filled, active), calls)
-
-    def _active(self) -> dict[str, Any]:
-        """The layers that used batch statistics in training, or would have."""
-        pairs = zip(self._layers.modules.items(), self._calls.training, strict=True)
-        return {
-            name: module
-            for (name, module), calls in pairs
-            if (calls or not self._losses)
-            and self._passes.last_modes.get(module, True)
-            and not self._layers.is_constant(name)
-        }
-
-    # other passes -----------------------------------------------------------------------------
-
-    def predict_half(self, index: int) -> Prediction | None:
-        half = first_half(self._batches[index], self._sizes[index])
-        if half is None:
-            return None
-        self.model.eval()
-        try:
-            return self._passes.run(half, (self._sizes[index] or 0) // 2)
-        except Exception:  # the model takes one batch size only
-            return None
-
     def trace(self, index: int) -> list[Trace]:
-        self.model.eval()
+        self._passes.enter_eval()
         with torch.no_grad():
             return Tracer(self._snapshot.paths).run(
                 lambda: self._passes.forward(self._batches[index])
@@ -409,6 +98,16 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._passes.enter_training()
         return attributes.sticky(lambda: self._passes.in_training(outputs), self.noise)
 
+    def predict_half(self, index: int) -> Prediction | None:
+        half = first_half(self._batches[index], self._sizes[index])
+        if half is None:
+            return None
+        self._passes.enter_eval()
+        try:
+            return self._passes.run(half, (self._sizes[index] or 0) // 2)
+        except Exception:  # the model takes one batch size only
+            return None
+
     def predict_remixed(self, batches: int) -> list[Prediction]:
         __tracebackhide__ = True
         sizes = [size for size in self._sizes[:batches] if size is not None]
@@ -416,6 +115,18 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         with self._layers.calls.keeping_values():
             passes = [self._with_batch_statistics(batch, size) for batch, size in mixed]
         return [found.prediction for found in passes if found.prediction is not None]
+
+    @property
+    def streams(self) -> Mapping[str, Streams]:
+        return streams_of(self._layers, *self._log[-2:]) if self._losses else {}
+
+    def gather(self) -> list[Statistics]:
+        self._replicas.stop_broadcasts()
+        each = self._replicas.gather(self._layers.raw())
+        return [self._layers.biased(raw) for raw in each]
+
+    def agree(self, value: bool) -> bool:
+        return self._replicas.agree(value, torch.device(self.device))
 
     def slopes(self, index: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
         __tracebackhide__ = True
@@ -432,13 +143,48 @@ class TorchAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         """Numbers of samples; see `sizes_of`."""
         return sizes_of(self._sizes[index], targets_of(self.model, self._batches[index]))
 
+    def states(self) -> list[State]:
+        return self._states.found()
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+    def adopt(self, found: Sequence[RunningState]) -> None:
+        self._adopted = Adopted(found, self._states.found() if found else ())
+        own = bool(found) or not self._layers.are_reset_by_update_bn
+        self.dialect = dataclasses.replace(DIALECT, recalibrate=RECALIBRATE) if own else DIALECT
 
+    def train_from(
+        self,
+        index: int,
+        states: Mapping[str, Array] | None = None,
+        *,
+        passes: int = 1,
+        draw: int | None = None,
+    ) -> Moved:
+        __tracebackhide__ = True
+        with self._passes.as_trained():  # once: what one pass counts, the next goes on from
+            return self._states.run(
+                lambda: self._train_again(index, draw), states, passes, draw or 0
+            )
 
-def _tensors_by_name(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a module itself registers."""
-    yield from module.named_parameters(recurse=False)
-    yield from module.named_buffers(recurse=False)
+    def _train_again(self, index: int, draw: int | None) -> Prediction | None:
+        """A pass in training mode that leaves its traces in the model."""
+        __tracebackhide__ = True
+        batch, size = self._batches[index], self._sizes[index]
+        if draw is None:
+            self._enter_training_path(self._active())
+            return self._passes.run(batch, size, observe=False)
+        with torch.no_grad():
+            self._passes.in_training(lambda: self._passes.forward(batch))
+        return None
+
+    def rehearse(self, index: int) -> None:
+        """Only of a step that is the user's code: another is the pass itself, with a gradient."""
+        __tracebackhide__ = True
+        if self._custom_step:
+            batch = self._batches[index]
+            self._rehearsals.rehearse(
+                lambda: self._passes.in_training(lambda: self._passes.forward(batch))
+            )
+
+    @property
+    def rehearsal(self) -> Rehearsal | None:
+        return self._rehearsals.last

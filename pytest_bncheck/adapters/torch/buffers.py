@@ -1,21 +1,31 @@
-"""Buffers by owner and name: layers reassign them, so a tensor object does not stand for one."""
+"""Tensors of a model by owner and name: layers reassign them, so no object stands for one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from pytest_bncheck.adapters.containers import container_type, members_of
 from pytest_bncheck.adapters.torch.internals import plain_name
+from pytest_bncheck.adapters.torch.state import is_walked
 
-Place = tuple[str, nn.Module, str]
-"""The name of a buffer in the state of the model, its owner, and its name there."""
+Place: TypeAlias = tuple[str, Any, Any]
+"""The path of a tensor in the model, its owner, and its name or index there."""
+
+_HOSTS = {"accelerate", "lightning", "lightning_fabric", "pytorch_lightning", "transformers"}
+"""Packages whose objects drive a training and hold more than a model's state."""
+
+DEEP = 3
+"""Containers and helper objects within each other that are looked into."""
 
 
 class Buffers:
-    """Some buffers as they are now: which tensors, and their values.
+    """Some tensors as they are now: which objects, and their values.
 
     Parameters
     ----------
@@ -27,24 +37,24 @@ class Buffers:
         self._kept = [
             (place, tensor, tensor.detach().clone())
             for place in places
-            if isinstance(tensor := getattr(place[1], place[2], None), Tensor)
+            if isinstance(tensor := held(place[1], place[2]), Tensor)
         ]
 
     def moved(self) -> list[str]:
-        """Names of the buffers that hold other values now, compared in one transfer."""
+        """Paths of the tensors that hold other values now, compared in one transfer."""
         return [name for (name, _, _), _, _ in self._changed()]
 
     def put_back(self) -> None:
         """Every owner gets its tensors back, with the values that they had."""
         for (_, owner, key), tensor, values in self._kept:
-            _assign(owner, key, tensor)
+            assign(owner, key, tensor)
             tensor.data.copy_(values)
 
     def put_back_moved(self) -> None:
         """As `put_back`, without a write to what holds the same values."""
         changed = self._changed()
         for (_, owner, key), tensor, values in changed:
-            _assign(owner, key, tensor)
+            assign(owner, key, tensor)
             tensor.data.copy_(values)
 
     def _changed(self) -> list[tuple[Place, Tensor, Tensor]]:
@@ -52,22 +62,100 @@ class Buffers:
             return []
         home = self._kept[0][2].device
         same = torch.stack(
-            [
-                _same(getattr(owner, key, None), values).to(home)
-                for (_, owner, key), _, values in self._kept
-            ]
+            [_same(held(owner, key), values).to(home) for (_, owner, key), _, values in self._kept]
         ).tolist()
         return [kept for kept, equals in zip(self._kept, same, strict=True) if not equals]
 
 
 def places(model: nn.Module) -> list[Place]:
-    """Every registered buffer of a model once, also one that several modules share."""
-    found = {
-        id(buffer): (plain_name(f"{path}.{key}" if path else key), module, key)
-        for path, module in reversed(list(model.named_modules()))
-        for key, buffer in reversed(list(module.named_buffers(recurse=False)))
-    }
-    return list(reversed(found.values()))
+    """Every tensor of a model once that is no parameter, also one that several modules share.
+
+    Registered buffers, attributes, and what lists, dictionaries and helper objects hold.
+    """
+    found: dict[int, Place] = {}
+    for path, module in model.named_modules():
+        for name, owner, key in _of_module(module, plain_name(path)):
+            found.setdefault(id(held(owner, key)), (name, owner, key))
+    return list(found.values())
+
+
+def parameter_places(model: nn.Module) -> list[Place]:
+    """Every parameter of a model once."""
+    return [
+        (plain_name(f"{path}.{key}" if path else key), module, key)
+        for path, module in model.named_modules()
+        for key, parameter in module.named_parameters(recurse=False)
+        if not nn.parameter.is_lazy(parameter)
+    ]
+
+
+def _of_module(module: nn.Module, path: str) -> Iterator[Place]:
+    start = f"{path}." if path else ""
+    for key, _ in module.named_buffers(recurse=False):
+        yield f"{start}{key}", module, key
+    for key, value in vars(module).items():
+        if not key.startswith("_") or not isinstance(value, dict):  # no registry of PyTorch
+            yield from _of(module, key, value, f"{start}{key}")
+
+
+@dataclass(frozen=True)
+class _Tuple:
+    """A tuple that an attribute holds: writing to it replaces it."""
+
+    owner: Any
+    key: Any
+
+    def read(self) -> tuple[Any, ...]:
+        now = held(self.owner, self.key)
+        return now if isinstance(now, tuple) else ()
+
+    def write(self, index: int, tensor: Tensor) -> None:
+        now = self.read()
+        parts = [*now[:index], tensor, *now[index + 1 :]]
+        make = getattr(type(now), "_make", tuple)  # a named one
+        assign(self.owner, self.key, make(parts))
+
+
+def _of(owner: Any, key: Any, value: Any, path: str, deep: int = DEEP) -> Iterator[Place]:
+    """The tensors at a place, or within what is there: a container, or a helper object."""
+    if isinstance(value, Tensor):
+        if not isinstance(value, nn.Parameter):
+            yield path, owner, key
+    elif deep == 0 or isinstance(value, nn.Module):
+        return
+    elif container_type(value) in (list, dict):
+        pairs = members_of(value) if container_type(value) is dict else enumerate(value)
+        for inner, child in pairs:
+            yield from _of(value, inner, child, f"{path}[{inner!r}]", deep - 1)
+    elif isinstance(value, tuple):
+        for inner, child in enumerate(value):
+            yield from _of(_Tuple(owner, key), inner, child, f"{path}[{inner}]", deep - 1)
+    elif _is_helper(value):
+        for inner, child in vars(value).items():
+            yield from _of(value, inner, child, f"{path}.{inner}", deep - 1)
+
+
+def _is_helper(value: Any) -> bool:
+    """Whether an object may hold state of a module: neither a trainer nor an optimizer."""
+    if isinstance(value, types.SimpleNamespace):
+        return True
+    apart = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
+    if isinstance(value, apart) or type(value).__module__.partition(".")[0] in _HOSTS:
+        return False
+    return is_walked(value)
+
+
+def held(owner: Any, key: Any) -> Any:
+    """What a place holds; None where there is no such place any more."""
+    if isinstance(owner, _Tuple):
+        now = owner.read()
+        return now[key] if key < len(now) else None
+    if container_type(owner) is not None:
+        try:
+            return owner[key]
+        except (LookupError, TypeError):
+            return None
+    return getattr(owner, key, None)
 
 
 def equal(left: Tensor, right: Tensor) -> Tensor:
@@ -88,10 +176,16 @@ def _same(now: Any, then: Tensor) -> Tensor:
     return equal(now, then)
 
 
-def _assign(owner: nn.Module, key: str, tensor: Tensor) -> None:
-    if getattr(owner, key, None) is tensor:
+def assign(owner: Any, key: Any, tensor: Any) -> None:
+    """Let a place hold a tensor, unless it is fixed."""
+    if held(owner, key) is tensor:
         return
     try:
-        setattr(owner, key, tensor)
-    except AttributeError:  # a property that gives a view of something else
+        if isinstance(owner, _Tuple):
+            owner.write(key, tensor)
+        elif container_type(owner) is None:
+            setattr(owner, key, tensor)
+        else:
+            owner[key] = tensor
+    except (AttributeError, LookupError, TypeError):  # a property that views something else
         return

@@ -113,6 +113,24 @@ class CallCounter:
         finally:
             self._in_step = False
 
+    def in_step(self) -> tuple[int, ...]:
+        """Calls in the last training step that updated each layer."""
+        return tuple(
+            len(self.step[name].sizes) if name in self.step else 0 for name in self._layers
+        )
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Count the calls of a ``with`` block by themselves, and go on as before it after it."""
+        counts = self._training, self._inference, self._unmoved, self.kept
+        last, values, changing = dict(self.rates.last), dict(self.values), self.changing
+        self.reset()
+        try:
+            yield
+        finally:
+            self._training, self._inference, self._unmoved, self.kept = counts
+            self.rates.last, self.values, self.changing = last, values, changing
+
     @contextmanager
     def keeping_values(self) -> Iterator[None]:
         """For passes over batches of other sizes: keep the numbers of values seen in training."""

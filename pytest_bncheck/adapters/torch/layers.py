@@ -78,7 +78,7 @@ class Layers:
             return Statistics((), ())
         ends = np.cumsum(self._sizes())[:-1]
         mean, var = (np.split(t.cpu().double().numpy(), ends) for t in raw)
-        factors = [1.0 if exact else bessel(self.calls.values.get(name)) for name in self.modules]
+        factors = [1.0 if exact else self._factor(name) for name in self.modules]
         return Statistics(
             tuple(mean), tuple(v / factor for v, factor in zip(var, factors, strict=True))
         )
@@ -94,9 +94,13 @@ class Layers:
     def write(self, statistics: Statistics, exact: bool) -> None:
         """Store statistics; with `exact` the biased variances as they are."""
         for k, (name, module) in enumerate(self.modules.items()):
-            factor = 1.0 if exact else bessel(self.calls.values.get(name))
+            factor = 1.0 if exact else self._factor(name)
             _fill(module.running_mean, statistics.mean[k])
             _fill(module.running_var, statistics.var[k] * factor)
+
+    def _factor(self, name: str) -> float:
+        """What turns the biased variance into the one that a layer stores."""
+        return 1.0 if name in self.rates.biased else bessel(self.calls.values.get(name))
 
     def batch_statistics(self, filled: Raw, active: Iterable[str]) -> Statistics:
         """B = r1 / (1 - w) of the active layers, from zeroed statistics of which w was kept."""
@@ -197,19 +201,16 @@ class Layers:
         frozen
             Names of the layers whose parameters, and those before them, did not change.
         """
-        modules = list(self.modules.values())
-        rows = zip(self.modules.items(), _trained(modules), _counted(modules), strict=True)
+        rows = zip(self.modules.items(), _counted([*self.modules.values()]), strict=True)
         return [
             dataclasses.replace(
-                self._describe(name, module, id(module) in in_eval, trained, counted),
+                self._describe(name, module, id(module) in in_eval, counted),
                 frozen_parameters=name in frozen,
             )
-            for (name, module), trained, counted in rows
+            for (name, module), counted in rows
         ]
 
-    def _describe(
-        self, name: str, module: Any, in_eval: bool, trained: bool, counted: int | None
-    ) -> Layer:
+    def _describe(self, name: str, module: Any, in_eval: bool, counted: int | None) -> Layer:
         rate = self.rates.last[name]
         return Layer(
             name=name,
@@ -219,7 +220,6 @@ class Layers:
             eps=float(getattr(module, "eps", 0.0)),
             frozen=in_eval or self.is_constant(name),
             stock=self.rates.is_stock(name),
-            trained=trained,
             resolution=torch.finfo(module.running_var.dtype).eps,
             dtype=dtype_name(module.running_var.dtype),
             counted=counted,
@@ -250,20 +250,6 @@ def _updated(module: nn.Module) -> list[str]:
 def _has_statistics(module: nn.Module) -> bool:
     mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     return isinstance(mean, Tensor) and isinstance(var, Tensor)
-
-
-def _trained(modules: Sequence[Any]) -> list[bool]:
-    """Whether scale or offset differ from 1 and 0, for each module; read in one transfer."""
-    flags = [
-        (k, (value.detach() != start).any())
-        for k, module in enumerate(modules)
-        for key, start in (("weight", 1.0), ("bias", 0.0))
-        if isinstance(value := getattr(module, key, None), Tensor)
-    ]
-    home = flags[0][1].device if flags else None
-    differ = torch.stack([flag.to(home) for _, flag in flags]).tolist() if flags else []
-    trained = {k for (k, _), differs in zip(flags, differ, strict=True) if differs}
-    return [k in trained for k in range(len(modules))]
 
 
 def _fill(buffer: Tensor, values: Any) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_bncheck.adapters.hints import kind as in_words
+from pytest_bncheck.adapters.targets import is_binary, is_one_hot, wrong_label
 from pytest_bncheck.adapters.torch.data import dtype_name, leaves
 from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.adapters.torch.internals import last_operation
@@ -182,12 +183,12 @@ def columns_of(output: Any) -> int | None:
 def cross_entropy(output: Tensor, targets: Tensor, kind: str) -> Loss | None:
     """The cross-entropy of outputs of this kind, or None if the targets are no classes of it."""
     if classes(output, targets):
-        if not _in_range(output, targets):
+        if _wrong_label(output, targets) is not None:
             return None
         return lambda out, to: _cross_entropy(main_output(out), to, kind)
     if targets.shape == output.shape and _is_one_hot(targets):
         return lambda out, to: _cross_entropy(main_output(out), to.argmax(dim=1), kind)
-    if _is_one_column(output) and targets.numel() == output.numel() and _is_binary(targets):
+    if _is_one_column(output) and targets.numel() == output.numel() and is_binary(targets):
         entropy = (
             functional.binary_cross_entropy
             if kind == "sigmoid"
@@ -210,14 +211,14 @@ def accuracy(outputs: Any, targets: Any, kind: str | None) -> float | None:
             return None
         right = (output == targets)[targets != IGNORED]
     elif classes(output, targets):
-        if not _in_range(output, targets):
+        if _wrong_label(output, targets) is not None:
             return None
         counted = targets != IGNORED
         right = (output.argmax(dim=1) == targets)[counted]
     elif targets.shape == output.shape and _is_one_hot(targets):
         right = output.argmax(dim=1) == targets.argmax(dim=1)
     elif kind and _is_one_column(output) and targets.numel() == output.numel():
-        if not _is_binary(targets):
+        if not is_binary(targets):
             return None
         threshold = 0.5 if kind == "sigmoid" else 0.0
         right = (output > threshold) == (targets.reshape(output.shape) > 0.5)
@@ -239,24 +240,22 @@ def classes(output: Tensor, targets: Tensor) -> bool:
 
 def check_labels(output: Tensor, targets: Tensor) -> None:
     """Raise an InputError if a class index has no output."""
-    counted = targets[targets != IGNORED]
-    if not counted.numel():
+    if not (targets != IGNORED).any():
         raise InputError(
             f"the batch's targets are {IGNORED} throughout, which cross-entropy leaves out; "
             "at least one label is needed"
         )
-    if counted.min() < 0 or counted.max() >= output.shape[1]:
-        wrong = counted[(counted < 0) | (counted >= output.shape[1])][0].item()
+    wrong = _wrong_label(output, targets)
+    if wrong is not None:
         raise InputError(
             f"the batch's targets hold the label {wrong}, but the model has {output.shape[1]} "
             f"outputs: labels from 0 to {output.shape[1] - 1} are allowed"
         )
 
 
-def _in_range(output: Tensor, targets: Tensor) -> bool:
-    """Whether every class index that counts has an output."""
-    counted = targets[targets != IGNORED]
-    return not counted.numel() or bool(((counted >= 0) & (counted < output.shape[1])).all())
+def _wrong_label(output: Tensor, targets: Tensor) -> int | None:
+    """The first class index that counts and has no output."""
+    return wrong_label(targets[targets != IGNORED], output.shape[1])
 
 
 def _close(value: float, expected: float) -> bool:
@@ -289,17 +288,8 @@ def _is_one_column(output: Tensor) -> bool:
     return output.dim() == 1 or math.prod(output.shape[1:]) == 1
 
 
-def _is_binary(targets: Tensor) -> bool:
-    return bool(((targets == 0) | (targets == 1)).all())
-
-
 def _is_one_hot(targets: Tensor) -> bool:
-    return (
-        targets.dim() >= 2
-        and targets.shape[1] >= 2
-        and _is_binary(targets)
-        and bool((targets.sum(dim=1) == 1).all())
-    )
+    return targets.dim() >= 2 and targets.shape[1] >= 2 and is_one_hot(targets, axis=1)
 
 
 def _unclear(outputs: Any, targets: Any) -> InputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -50,8 +51,10 @@ class Watch:
         Modules that ran in this mode, in the order of their first call.
     order
         All of them in that order.
-    learning
-        Those that ran in inference mode with gradients on.
+    learning, taught
+        Those that ran in inference mode, and in training mode, with gradients on.
+    calls
+        How often each ran in training mode.
     low_precision
         The 16-bit type in which some module got its input, or None.
     """
@@ -61,6 +64,8 @@ class Watch:
         self.inference: dict[nn.Module, None] = {}
         self.order: dict[nn.Module, None] = {}
         self.learning: dict[nn.Module, None] = {}
+        self.taught: dict[nn.Module, None] = {}
+        self.calls: Counter[nn.Module] = Counter()
         self.low_precision: torch.dtype | None = None
 
     @contextmanager
@@ -76,8 +81,9 @@ class Watch:
         if inputs and getattr(inputs[0], "dtype", None) in (torch.float16, torch.bfloat16):
             self.low_precision = inputs[0].dtype
         self.order.setdefault(module)
-        if torch.is_grad_enabled() and not module.training:
-            self.learning.setdefault(module)
+        self.calls[module] += module.training
+        if torch.is_grad_enabled():
+            (self.taught if module.training else self.learning).setdefault(module)
         (self.training if module.training else self.inference).setdefault(module)
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from pytest_bncheck.adapters.attributes import PlainAttributes
 from pytest_bncheck.adapters.base import TooFewValues
 from pytest_bncheck.adapters.random_state import fingerprint
+from pytest_bncheck.adapters.signatures import forwarded
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import loss as losses
 from pytest_bncheck.adapters.torch.batch import refuse_arguments, targets_of, understand
-from pytest_bncheck.adapters.torch.buffers import Buffers, places
+from pytest_bncheck.adapters.torch.buffers import Buffers, held, places
 from pytest_bncheck.adapters.torch.data import (
     describe,
     float_outputs,
@@ -78,6 +79,7 @@ class Passes:
         self.modes: dict[nn.Module, bool] = {}
         self.last_modes: dict[nn.Module, bool] = {}
         self.attributes: PlainAttributes | None = None
+        self._trains = True
 
     # modes ------------------------------------------------------------------------------------
 
@@ -104,6 +106,14 @@ class Passes:
         if self.attributes is None:  # the first pass in eval mode is the first to change them
             self.attributes = PlainAttributes(self._paths.items(), without={"training"})
         self._model.eval()
+        self._trains = False
+
+    def resume(self) -> None:
+        """Go on with the training: in its modes, and with its attributes."""
+        if self.attributes is not None:
+            self.attributes.put_back()
+            self.attributes = None
+        self.enter_training()
 
     def as_trained(self) -> AbstractContextManager[None]:
         """Temporarily restore attributes that eval passes changed."""
@@ -111,6 +121,7 @@ class Passes:
 
     def enter_training(self) -> None:
         """Give every module the mode that it has in a training step."""
+        self._trains = True
         if not self.mixed:
             self._model.train()
         for module, training in self.last_modes.items():
@@ -164,7 +175,7 @@ class Passes:
     def _call(self, batch: Any) -> Any:
         __tracebackhide__ = True
         if self._recipe.forward is not None:
-            return self._recipe.forward(self._model, batch)
+            return forwarded(self._recipe.forward, self._model, batch, training=self._trains)
         call = understand(self._model, batch, targets=self._needs_loss)
         if not lightning.has_forward(self._model):
             raise hints.no_forward(
@@ -226,11 +237,11 @@ class Passes:
         return None if loss is None else number(loss)
 
     def _other_buffers(self) -> Buffers:
-        own = {id(getattr(owner, key)) for _, owner, key in self._layers.places()}
+        own = {id(held(owner, key)) for _, owner, key in self._layers.places()}
         return Buffers(
             (name, owner, key)
             for name, owner, key in places(self._model)
-            if id(getattr(owner, key)) not in own
+            if id(held(owner, key)) not in own
         )
 
 

@@ -42,10 +42,13 @@ class Measured:
         α in [0, 1], or None where there is none: the statistics do not move towards a batch's.
     depends
         Whether the output in training mode depends on the statistics.
+    variance
+        The variance towards which it moves them, shape (channels,); None without a rate.
     """
 
     rate: float | None
     depends: bool
+    variance: Tensor | None = None
 
 
 class Rates:
@@ -62,6 +65,8 @@ class Rates:
         The rate of each layer's last call that updated it; None for the cumulative average.
     strange
         Names of the layers that are no batch normalisation.
+    biased
+        Names of the layers that store the biased variance, unlike PyTorch's own.
     """
 
     def __init__(self, layers: Mapping[str, Any]) -> None:
@@ -69,6 +74,7 @@ class Rates:
             name: _momentum(module) for name, module in layers.items()
         }
         self.strange: set[str] = set()
+        self.biased: set[str] = set()
         self._own = {name for name, module in layers.items() if is_own(module)}
         self._constant: set[str] = set()
         self._measured: dict[str, list[float]] = {}
@@ -88,7 +94,10 @@ class Rates:
         """The rate of a call in training mode that is about to be made."""
         if not self._is_known(name):
             try:
-                self._learn(name, module, measure(module, args, kwargs))
+                found = measure(module, args, kwargs)
+                self._learn(name, module, found)
+                if found.variance is not None and _is_biased(found.variance, args):
+                    self.biased.add(name)
             except Exception:  # the call itself will say what is wrong
                 return self.last[name]
         rate = self._rate(name, module)
@@ -157,7 +166,25 @@ def measure(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Meas
         for start, end in zip(starts[1:], ends[1:], strict=True)
     )
     rate = 1.0 - kept
-    return Measured(min(rate, 1.0) if straight and 0.0 < rate <= 1.0 + STRAIGHT else None, depends)
+    if not (straight and 0.0 < rate <= 1.0 + STRAIGHT):
+        return Measured(None, depends)
+    return Measured(min(rate, 1.0), depends, ends[1][module.running_mean.numel() :] / rate)
+
+
+def _is_biased(variance: Tensor, args: Sequence[Any]) -> bool:
+    """Whether a variance is the biased one of the values in each channel of the input."""
+    values = args[0] if args and isinstance(args[0], Tensor) else None
+    if values is None or values.dim() < 2 or values.shape[1] != variance.numel():
+        return False
+    channels = values.detach().transpose(0, 1).reshape(variance.numel(), -1).cpu().double()
+    n = channels.shape[1]
+    if n < 2:
+        return False
+    biased = channels.var(1, unbiased=False)
+    to_biased, to_unbiased = (
+        float((variance - each).abs().sum()) for each in (biased, biased * n / (n - 1))
+    )
+    return to_biased < to_unbiased
 
 
 def _run(

@@ -107,7 +107,7 @@ class Snapshot:
 
 def _attributes(item: Any) -> list[dict[str, Any]]:
     """The dictionaries that hold an object's attributes, if it is walked into."""
-    if not _is_walked(item):
+    if not is_walked(item):
         return []
     return [*(registries(item) if isinstance(item, nn.Module) else ()), item.__dict__]
 
@@ -259,7 +259,7 @@ def _is_foreign(module: str | None) -> bool:
     return (module or "").split(".")[0] in _FOREIGN
 
 
-def _is_walked(item: Any) -> bool:
+def is_walked(item: Any) -> bool:
     """Whether an object's attributes belong to the user's state."""
     if isinstance(item, _NOT_STATE) or not isinstance(getattr(item, "__dict__", None), dict):
         return False

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
-from keras_nets import Deaf
+from keras_nets import SEED, Deaf
 from pytest_bncheck import check
 
 BACKEND = keras.backend.backend()
@@ -108,23 +108,37 @@ def test_figures_are_those_of_every_backend(case):
         assert found[key] == pytest.approx(expected[key], rel=2e-3, abs=1e-4), key
 
 
+THREE_IMAGES = """
+import json
+import keras
+from images import three_images
+from model import build_resnet
+from pytest_bncheck import check
+
+keras.utils.set_random_seed(0)
+optimizer = keras.optimizers.Adam(1e-4)
+report = check(build_resnet(), three_images(), steps=5, optimizer=optimizer)
+print(json.dumps(report.to_dict()))
+"""
+
+
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="tests/test_fixtures.py runs the whole repo")
-def test_three_images_are_caught(tmp_path):
-    """The story of the model repo, whose ResNet-50 is initialised anew on each backend."""
-    report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error"]
+def test_three_images_are_caught():
+    """The story of the model repo, whose ResNet-50 is initialised anew on each backend.
+
+    At a tenth of Adam's default rate, where how a processor rounds does not decide what is learned.
+    """
+    command = [sys.executable, "-W", "error"]
     # Keras' own, on torch with numpy 2.4.
     command += ["-W", "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"]
-    command += ["--bncheck", f"--bncheck-json={report}", "test_caught.py"]
     # Optimisation costs small nets more than it gains, and a ResNet less.
-    dropped = ("PYTEST_ADDOPTS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
-    environment = {k: v for k, v in os.environ.items() if k not in dropped}
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
     done = subprocess.run(
-        command, cwd=FIXTURES / "three_images_keras", env=environment, capture_output=True,
-        text=True, timeout=600,
+        [*command, "-c", THREE_IMAGES], cwd=FIXTURES / "three_images_keras", env=environment,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
-    assert done.returncode == 1, done.stdout + done.stderr
-    (found,) = json.loads(report.read_text())["checks"]
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
     shown = found["predictions"]
     assert (found["backend"], found["steps"]) == (BACKEND, 5)
     assert [finding["code"] for finding in found["findings"]] == ["BN101"]
@@ -154,7 +168,7 @@ def functional():
 
 
 @pytest.mark.parametrize("build", [functional, Subclassed])
-@pytest.mark.parametrize("seed", [0, 1])
+@SEED
 def test_a_mode_lost_in_a_layer_is_what_fit_makes_of_it(build, seed):
     """The context passes it on in some versions and on some backends; where not, nothing trains."""
     rng = np.random.default_rng(seed)
@@ -198,7 +212,8 @@ def test_padding_does_not_count(recurrent):
     tokens[:, 3:] = 0
     model = tagger(recurrent)
     loss = keras.losses.SparseCategoricalCrossentropy(True)
-    model.compile(keras.optimizers.Adam(0.03), loss)
+    # Eagerly: in a graph, Keras 3.7 does not pass a mask through TimeDistributed.
+    model.compile(keras.optimizers.Adam(0.03), loss, run_eagerly=BACKEND == "tensorflow")
     report = check(model, (tokens.astype("int32"), classes), steps=20, restore=False)
     shown = report.predictions
     assert report.layers[0].values_per_channel == 16 * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,7 +132,8 @@ def test_one_error_says_which_fixture_to_override_with_code_to_paste(name):
 
 def pasted(code):
     """The names that the code of an error defines."""
-    scope = {"pytest": pytest, "keras": keras}
+    # A fixture is the function that it decorates: what pytest makes of it differs by version.
+    scope = {"pytest": SimpleNamespace(fixture=lambda function: function), "keras": keras}
     backend = keras.backend.backend()
     scope["tf" if backend == "tensorflow" else backend] = pytest.importorskip(backend)
     exec(textwrap.dedent(code), scope)
@@ -153,9 +155,7 @@ def test_code_from_an_error_works():
     )
     scope = pasted(code)
 
-    def made(name):
-        return scope[name]._get_wrapped_function()()
-
-    report = check(net(), (X, X, X, Y), steps=10, train_step=made(STEP), forward=made(FORWARD))
+    own = {"train_step": scope[STEP](), "forward": scope[FORWARD]()}
+    report = check(net(), (X, X, X, Y), steps=10, **own)
     assert report.training.loss[-1] < report.training.loss[0]
     assert report.layers[0].updates == 10

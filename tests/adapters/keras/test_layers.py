@@ -65,14 +65,6 @@ def test_without_steps_all_trainable_layers_use_batch_statistics():
     lab.restore()
 
 
-def test_trained_tells_a_checkpoint_from_a_fresh_model():
-    model = functional()
-    model.get_layer("pool_bn").gamma.assign([2.0] * 4)
-    lab = adapter(model)
-    assert [layer.trained for layer in lab.layers()] == [False, True]
-    lab.restore()
-
-
 def test_frozen_parameters():
     def build(*frozen):
         model = keras.Sequential(

@@ -31,7 +31,7 @@ def test_training_path_shows_user_code_that_knows_the_mode():
 
 def test_training_path_is_the_same_with_layers_of_keras():
     inputs = keras.Input((6, 8))
-    x = L.SpectralNormalization(L.Dense(8))(L.BatchNormalization()(inputs))
+    x = L.Dense(8)(L.BatchNormalization()(inputs))
     x = L.MultiHeadAttention(2, 4, dropout=0.5)(x, x)
     x = L.LSTM(4, dropout=0.5, recurrent_dropout=0.5)(L.GaussianNoise(1.0)(x))
     model = keras.Model(inputs, L.Dense(2)(L.Dropout(0.5)(x)))
@@ -42,6 +42,15 @@ def test_training_path_is_the_same_with_layers_of_keras():
     assert not path.random
     assert not path.mutated
     np.testing.assert_array_equal(output(path), output(trained))
+    lab.restore()
+
+
+def test_training_path_runs_spectral_normalization_as_training_does():
+    model = keras.Sequential([keras.Input((8,)), L.SpectralNormalization(L.Dense(3))])
+    lab = adapter(model, (np.ones((8, 8), "float32"), np.arange(8) % 3), steps=2)
+    kernel = bits(model.variables)
+    assert on_training_path(lab).mutated == ("spectral_normalization.vector_u",)
+    assert bits(model.variables) == kernel
     lab.restore()
 
 

@@ -103,10 +103,9 @@ def test_noise_before_normalisation_is_no_error(kind, seed):
     [
         lambda name: L.LayerNormalization(name=name),
         lambda name: L.GroupNormalization(4, name=name),
-        lambda name: L.RMSNormalization(name=name),
         lambda name: L.UnitNormalization(name=name),
     ],
-    ids=["layer", "group", "rms", "unit"],
+    ids=["layer", "group", "unit"],
 )
 @KIND
 def test_normalisation_per_sample(kind, norm):

@@ -64,7 +64,7 @@ def test_towers_with_inputs_alike(kind, seed):
     passes(Towers(kind, seed, lambda x: 0.9 * x + 0.1), data(kind, seed), steps=100, seed=seed)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@SEED
 def test_a_layer_at_several_depths_that_costs_decisions(seed):
     """Less than half a standard deviation apart, and yet nothing else can be why eval fails."""
     torch.manual_seed(seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -72,6 +72,41 @@ def wide_type(tensors: Sequence[Tensor]) -> str:
     """The dtype that holds the values of all floating tensors exactly."""
     dtypes = {keras.backend.standardize_dtype(t.dtype) for t in tensors}
     return "float64" if "float64" in dtypes else "float32"
+
+
+class Loose:
+    """A tensor in a container or in the attributes of an object, by its place.
+
+    It has the few members of a variable of Keras that the adapter uses. Code may put another
+    tensor there at any time.
+    """
+
+    def __init__(self, holder: Any, key: Any) -> None:
+        self._holder, self._key = holder, key
+        self._first = holder[key]
+        self.shape = self._first.shape
+
+    @property
+    def value(self) -> Tensor:
+        """The tensor that is there now; the first one where there is none any more."""
+        try:
+            now = self._holder[self._key]
+        except LookupError:
+            return self._first
+        return now if hasattr(now, "shape") else self._first
+
+    @property
+    def dtype(self) -> str:
+        """Its type's name."""
+        return keras.backend.standardize_dtype(self._first.dtype)  # type: ignore[no-any-return]
+
+    def assign(self, value: Tensor) -> None:
+        """Put a tensor there."""
+        self._put(keras.ops.cast(value, self.dtype))
+
+    def _put(self, value: Tensor) -> None:
+        if isinstance(self._holder, (list, MutableMapping)):  # a tuple keeps what it has
+            self._holder[self._key] = value
 
 
 class Backend(ABC):
@@ -137,9 +172,16 @@ class Backend(ABC):
     def change(self, variables: Sequence[Variable]) -> Callable[[], bool]:
         """A function that returns whether the variables changed since this call."""
 
-    def untracked_variables(self, value: object) -> list[Variable]:
-        """The variables in a layer's attribute that Keras does not track."""
-        return []
+    @abstractmethod
+    def loose(self, holder: Any, key: Any) -> Variable | None:
+        """A tensor or variable of the backend in a container or a `vars`; None if it is none."""
+
+    def buffers(self, layer: Any) -> Iterator[tuple[Any, str, str, Variable]]:
+        """The buffers of a layer that is a module of the backend, and of the modules inside it.
+
+        Each with the module, its path in the layer, and the buffer's name.
+        """
+        return iter(())
 
     def untracked_seeds(self, value: object) -> list[Variable]:
         """States of the random generators in a layer's attribute that Keras does not track."""
@@ -195,6 +237,8 @@ class Backend(ABC):
 
     def from_host(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
         """Arrays of one type as tensors, in one transfer."""
+        if len(arrays) == 1:
+            return [keras.ops.convert_to_tensor(arrays[0])]
         ends = np.cumsum([array.size for array in arrays])
         packed = keras.ops.convert_to_tensor(np.concatenate([array.ravel() for array in arrays]))
         parts = keras.ops.split(packed, ends[:-1].tolist())

@@ -13,7 +13,14 @@ import keras
 import numpy as np
 
 from pytest_bncheck.adapters.keras.backends import jax_internals as internals
-from pytest_bncheck.adapters.keras.backends.base import Backend, Losses, Tensor, Variable, wide_type
+from pytest_bncheck.adapters.keras.backends.base import (
+    Backend,
+    Loose,
+    Losses,
+    Tensor,
+    Variable,
+    wide_type,
+)
 from pytest_bncheck.adapters.keras.internals import (
     clear_losses,
     get_keras_mask,
@@ -70,6 +77,12 @@ class Jax(Backend):
         before = list(map(_current, variables))
         return lambda: any(a is not b for a, b in zip(before, map(_current, variables)))  # noqa: B905
 
+    def loose(self, holder: Any, key: Any) -> Variable | None:
+        value = holder[key]
+        concrete = isinstance(value, jax.Array) and not internals.is_traced(value)
+        # A key of JAX's random numbers is an array too, and none of numbers.
+        return Loose(holder, key) if concrete and jnp.issubdtype(value.dtype, jnp.number) else None
+
     def flags(self) -> Callable[[], None]:
         return internals.remember_settings()
 
@@ -86,6 +99,7 @@ class Jax(Backend):
     ) -> tuple[Any, list[Tensor | None]]:
         __tracebackhide__ = True
         updated: list[Variable] = []
+        trained = set(map(id, variables))
         depends = True
 
         def compute(values: list[Tensor]) -> tuple[Tensor, tuple[Any, list[Any], list[Tensor]]]:
@@ -94,7 +108,8 @@ class Jax(Backend):
             with _Scope(variables, values) as scope:
                 first, total = losses()
             depends = internals.is_traced(total)
-            updated.extend(scope.updated.values())
+            # The training step of Keras drops what a forward assigns to trained variables.
+            updated.extend(v for key, v in scope.updated.items() if key not in trained)
             values = [scope.get_current_value(v) for v in updated]
             return total if depends else 0.0, (first, _masks_of(first), values)
 

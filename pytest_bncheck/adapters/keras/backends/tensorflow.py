@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from pytest_bncheck.adapters.keras.backends import tensorflow_internals as internals
-from pytest_bncheck.adapters.keras.backends.base import Backend, Losses, Tensor, Variable
+from pytest_bncheck.adapters.keras.backends.base import Backend, Loose, Losses, Tensor, Variable
 from pytest_bncheck.adapters.keras.state import contents, value_of
 
 
@@ -51,8 +51,13 @@ class TensorFlow(Backend):
     def concrete(self, tensor: Tensor) -> Tensor | None:
         return None if tf.is_symbolic_tensor(tensor) else tensor
 
-    def untracked_variables(self, value: object) -> list[Variable]:
-        return [value] if isinstance(value, tf.Variable) else []
+    def loose(self, holder: Any, key: Any) -> Variable | None:
+        value = holder[key]
+        if isinstance(value, tf.Variable):
+            return value
+        eager = isinstance(value, tf.Tensor) and not tf.is_symbolic_tensor(value)
+        numbers = eager and (value.dtype.is_floating or value.dtype.is_integer)
+        return Loose(holder, key) if numbers else None
 
     def untracked_seeds(self, value: object) -> list[Variable]:
         return [value.state] if isinstance(value, tf.random.Generator) else []

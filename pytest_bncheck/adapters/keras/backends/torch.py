@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -11,7 +11,14 @@ import torch
 
 from pytest_bncheck.adapters.devices import torch_devices
 from pytest_bncheck.adapters.keras.backends import torch_internals as internals
-from pytest_bncheck.adapters.keras.backends.base import Backend, Losses, Tensor, Variable, wide_type
+from pytest_bncheck.adapters.keras.backends.base import (
+    Backend,
+    Loose,
+    Losses,
+    Tensor,
+    Variable,
+    wide_type,
+)
 from pytest_bncheck.adapters.keras.state import contents
 from pytest_bncheck.adapters.torch.draws import Draws, function_name
 from pytest_bncheck.adapters.torch.internals import force_eager
@@ -24,7 +31,7 @@ class Torch(Backend):
     name = "torch"
 
     def __init__(self) -> None:
-        self._wrappers: dict[int, Any] = {}
+        self._generators: dict[int, Any] = {}
 
     def devices(self) -> list[str]:
         return torch_devices()
@@ -70,22 +77,30 @@ class Torch(Backend):
         wide = getattr(torch, wide_type(tensors))
         return torch.cat([tensor.detach().reshape(-1).to(wide) for tensor in tensors])
 
-    def untracked_variables(self, value: object) -> list[Variable]:
-        # Plain tensors, buffers of a layer, and the tensors of a torch module that Keras wraps.
-        if isinstance(value, torch.Tensor):
-            return [self._wrapped(value, _PlainTensor)]
-        if isinstance(value, dict):
-            return [v for item in value.values() for v in self.untracked_variables(item)]
-        if isinstance(value, torch.nn.Module) and not isinstance(value, keras.Layer):
-            return [self._wrapped(t, _PlainTensor) for t in value.buffers()]
-        return []
+    def loose(self, holder: Any, key: Any) -> Variable | None:
+        value = holder[key]
+        plain = isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter)
+        return _PlainTensor(holder, key) if plain else None
+
+    def buffers(self, layer: Any) -> Iterator[tuple[Any, str, str, Variable]]:
+        for key in internals.buffers_of(layer):
+            yield layer, "", key, _PlainTensor(internals.buffers_of(layer), key)
+        for name, child in layer.named_children():
+            if isinstance(child, (keras.Layer, torch.nn.ParameterDict)):
+                continue
+            for path, module in child.named_modules():
+                wrapped = isinstance(layer, keras.layers.TorchModuleWrapper)
+                inside = path if wrapped else ".".join(filter(None, (name, path)))
+                for holder in (internals.buffers_of(module), vars(module)):
+                    for key in holder:
+                        if self.loose(holder, key) is not None:
+                            yield module, inside.replace(".", "/"), key, self.loose(holder, key)
 
     def untracked_seeds(self, value: object) -> list[Variable]:
-        return [self._wrapped(value, _Generator)] if isinstance(value, torch.Generator) else []
-
-    def _wrapped(self, owner: Any, wrapper: Callable[[Any], Variable]) -> Variable:
-        # Each holds its owner, so that no other object can get the same id.
-        return self._wrappers.setdefault(id(owner), wrapper(owner))
+        if not isinstance(value, torch.Generator):
+            return []
+        # Each holds its generator, so that no other object can get the same id.
+        return [self._generators.setdefault(id(value), _Generator(value))]
 
     def gradients(
         self, losses: Losses, variables: Sequence[Variable]
@@ -164,15 +179,15 @@ def _shape_alone(value: Any) -> Any:
     return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
-class _PlainTensor:
-    """A tensor of the user, with the few members of a Keras variable that the adapter uses."""
+class _PlainTensor(Loose):
+    """A tensor of the user, which keeps its memory."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.value = tensor
-        self.shape = tensor.shape
-
-    def assign(self, value: torch.Tensor) -> None:
-        self.value.data.copy_(value)
+    def _put(self, value: torch.Tensor) -> None:
+        first: torch.Tensor = self._first
+        if value.shape == first.shape:
+            first.data.copy_(value)
+            value = first
+        super()._put(value)
 
 
 class _Generator:

@@ -1,0 +1,301 @@
+"""Running state by what it does: found by training passes from several starts, whatever its name.
+
+The weights stay as they are and every pass draws the same random numbers, so what a pass makes of a
+state depends on the state alone. See `maths.settling`. The number of passes does not depend on the
+number of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pytest_bncheck.adapters.base import Stateful
+from pytest_bncheck.maths import settling
+from pytest_bncheck.types import Moved, RunningState, State
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array
+
+    Values = Mapping[str, Array]
+
+SELDOM = 0.75
+"""Share of the steps below which a state moves every few steps only."""
+
+LONGEST = 16
+"""The most steps between two moves that are looked for."""
+
+KINDS = 4
+"""Kinds of states that are displaced one by one, where displacing all of them tells nothing."""
+
+ROUNDS = 4
+"""Times that the settled values are sought again, where states depend on each other."""
+
+DRAWS = 4
+"""Passes that the settled values are averaged over, where training draws random numbers."""
+
+FIRST_UPDATE = 0.5
+"""Share of the way in the first step from which on a state forgets its start with it."""
+
+DIGITS = 4
+"""Significant digits of a rate that was measured."""
+
+ALIKE = 1e-3
+"""Largest relative difference of two rates that count as one."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One state with its rate over `passes` passes."""
+
+    state: State
+    rate: float
+    calls: int
+
+
+def find(adapter: Stateful, steps: int, *, stochastic: bool) -> list[RunningState]:
+    """The running state of a model besides its known layers; empty where there is none.
+
+    Parameters
+    ----------
+    steps
+        Training steps that were made.
+    stochastic
+        Whether training draws random numbers: the settled values are then a mean over draws.
+    """
+    __tracebackhide__ = True
+    states = {state.name: state for state in adapter.states() if state.moves or not steps}
+    if not states:
+        return []
+    passes = _between_moves(states.values(), steps)
+    first = adapter.train_from(0, passes=passes)
+    movers = {
+        name: state
+        for name, state in states.items()
+        if name in first.states and not _same(first.states[name], state.stop)
+    }
+    if not movers:
+        return []
+    found = [
+        _Found(movers[name], rate, first.calls.get(name, 0))
+        for name, rate in _rates(adapter, movers, first, passes).items()
+    ]
+    settled = _settle(adapter, 0, found, passes, first.states)
+    if stochastic:
+        settled = _mean_over_draws(adapter, 0, found, passes, settled)
+    confirmed = [each for each in found if each.state.name in settled]
+    return _grouped(confirmed, settled, passes, steps)
+
+
+def settled_on(
+    adapter: Stateful, index: int, found: Sequence[RunningState], *, stochastic: bool
+) -> list[Array]:
+    """The values towards which another mini-batch moves what was found, a row for each."""
+    states = {state.name: state for state in adapter.states()}
+    rates = {
+        name: 1.0 - (1.0 - _rate(each)) ** max(each.calls, 1)
+        for each in found
+        for name in each.states
+    }
+    singles = [_Found(states[name], rate, 1) for name, rate in rates.items()]
+    near = dict(_apart(found))
+    ends = adapter.train_from(index, near).states
+    reached = {
+        each.state.name: settling.settled(near[each.state.name], ends[each.state.name], each.rate)
+        for each in singles
+    }
+    if stochastic:
+        reached = _mean_over_draws(adapter, index, singles, 1, reached)
+    return [np.concatenate([reached[name] for name in each.states]) for each in found]
+
+
+def _rate(found: RunningState) -> float:
+    if found.update_rate is not None:
+        return found.update_rate
+    return 1.0 / (found.updates + 1)
+
+
+def _apart(found: Iterable[RunningState]) -> Iterable[tuple[str, Array]]:
+    for each in found:
+        rows = np.split(each.settled, np.cumsum(each.sizes)[:-1])
+        yield from zip(each.states, rows, strict=True)
+
+
+# rates ------------------------------------------------------------------------------------------
+
+
+def _between_moves(states: Iterable[State], steps: int) -> int:
+    """Passes that let every state move once: more than one where some move every few steps."""
+    seldom = [state.moves for state in states if 1 < state.moves < SELDOM * steps]
+    return min(LONGEST, round(steps / min(seldom))) if seldom else 1
+
+
+def _rates(
+    adapter: Stateful, movers: Mapping[str, State], first: Moved, passes: int
+) -> dict[str, float]:
+    """The rate of every state that moves like an average."""
+    rates: dict[str, float] = {}
+    zeros = {name: np.zeros_like(state.stop) for name, state in movers.items()}
+    far = {name: settling.away(state.stop) for name, state in movers.items()}
+    ends = [adapter.train_from(0, start, passes=passes).states for start in (zeros, far)]
+    for name, state in movers.items():
+        starts = (state.stop, zeros[name], far[name])
+        rate = settling.rate(
+            starts, (first.states[name], *(end[name] for end in ends)), state.resolution
+        )
+        if rate is not None:
+            rates[name] = rate
+    return rates | _one_by_one(
+        adapter, {n: s for n, s in movers.items() if n not in rates}, first, passes
+    )
+
+
+def _one_by_one(
+    adapter: Stateful, doubtful: Mapping[str, State], first: Moved, passes: int
+) -> dict[str, float]:
+    """The rates of states that depend on each other: one of each kind is displaced alone."""
+    rates: dict[str, float] = {}
+    kinds: dict[tuple[str, str, int], list[str]] = {}
+    for name, state in doubtful.items():
+        kind = state.type, name.rpartition(".")[2], first.calls.get(name, 0)
+        kinds.setdefault(kind, []).append(name)
+    for names in list(kinds.values())[:KINDS]:
+        state = doubtful[names[0]]
+        far = settling.away(state.stop)
+        starts = [far, (state.stop + far) / 2.0]
+        ends = [
+            adapter.train_from(0, {state.name: start}, passes=passes).states[state.name]
+            for start in starts
+        ]
+        rate = settling.rate(
+            (state.stop, *starts), (first.states[state.name], *ends), state.resolution
+        )
+        if rate is not None:
+            rates.update(dict.fromkeys(names, rate))
+    return rates
+
+
+# settled values ---------------------------------------------------------------------------------
+
+
+def _settle(
+    adapter: Stateful, index: int, found: Sequence[_Found], passes: int, first: Values
+) -> dict[str, Array]:
+    """The values at which passes leave the states; only of those that one more pass confirms."""
+    here = {each.state.name: each.state.stop for each in found}
+    ends: Values = first
+    left = list(found)
+    for _ in range(ROUNDS):
+        if not left:
+            return {}
+        here = {
+            each.state.name: settling.settled(
+                here[each.state.name], ends[each.state.name], each.rate
+            )
+            for each in left
+        }
+        left = [each for each in left if np.isfinite(here[each.state.name]).all()]
+        here = {each.state.name: here[each.state.name] for each in left}
+        ends = adapter.train_from(index, here, passes=passes).states
+        if all(_is_settled(each, here, ends) for each in left):
+            return here
+    return {
+        each.state.name: here[each.state.name] for each in left if _is_settled(each, here, ends)
+    }
+
+
+def _is_settled(each: _Found, here: Values, ends: Values) -> bool:
+    name, state = each.state.name, each.state
+    far = max(float(np.linalg.norm(values)) for values in (here[name] - state.stop, here[name]))
+    return settling.is_settled(here[name], ends[name], each.rate, far, state.resolution)
+
+
+def _mean_over_draws(
+    adapter: Stateful, index: int, found: Sequence[_Found], passes: int, near: Values
+) -> dict[str, Array]:
+    """The values towards which passes with stochastic layers on move the states, on average."""
+    draws = [adapter.train_from(index, near, passes=passes, draw=k).states for k in range(DRAWS)]
+    return {
+        each.state.name: np.mean(
+            [
+                settling.settled(near[each.state.name], ends[each.state.name], each.rate)
+                for ends in draws
+            ],
+            axis=0,
+        )
+        for each in found
+        if each.state.name in near
+    }
+
+
+# rows -------------------------------------------------------------------------------------------
+
+
+def _grouped(
+    found: Sequence[_Found], settled: Values, passes: int, steps: int
+) -> list[RunningState]:
+    """The states of each owner that move at one rate, as one running state."""
+    groups: list[list[_Found]] = []
+    for each in found:
+        for group in groups:
+            if group[0].state.owner == each.state.owner and _alike(group[0].rate, each.rate):
+                group.append(each)
+                break
+        else:
+            groups.append([each])
+    owners = [group[0].state.owner for group in groups]
+    return [
+        _running_state(group, settled, passes, steps, alone=owners.count(owner) == 1)
+        for group, owner in zip(groups, owners, strict=True)
+    ]
+
+
+def _running_state(
+    group: Sequence[_Found], settled: Values, passes: int, steps: int, *, alone: bool
+) -> RunningState:
+    first = group[0]
+    state = first.state
+    seldom = passes > 1 and 1 < state.moves < SELDOM * steps
+    in_pass = 1 if seldom else max(first.calls, 1)
+    updates = state.moves if seldom else (state.calls or state.moves)
+    single = settling.per_update(first.rate, in_pass * (1 if seldom else passes))
+    rate: float | None = float(f"{single:.{DIGITS}g}")
+    if _is_cumulative(first, settled[state.name], single, updates):
+        rate = None
+    return RunningState(
+        name=(state.owner or state.type) if alone else state.name,
+        type=state.type,
+        states=tuple(each.state.name for each in group),
+        sizes=tuple(each.state.stop.size for each in group),
+        update_rate=rate,
+        updates=updates,
+        calls=in_pass,
+        settled=np.concatenate([settled[each.state.name] for each in group]),
+        resolution=state.resolution,
+        dtype=state.dtype,
+    )
+
+
+def _is_cumulative(found: _Found, settled: Array, rate: float, updates: int) -> bool:
+    """Whether the next update counts as much as each before: a mean over all of them.
+
+    A constant rate can have the same value by chance; only a mean forgets its start at once.
+    """
+    state = found.state
+    if not updates or abs(1.0 / rate - (updates + 1)) > 0.02 * (updates + 1):
+        return False
+    if not state.log or state.start is None:
+        return False
+    way = float(np.linalg.norm(settled - state.start))
+    return float(np.linalg.norm(state.log[0] - state.start)) > FIRST_UPDATE * way
+
+
+def _alike(one: float, other: float) -> bool:
+    return abs(one - other) <= ALIKE * max(one, other)
+
+
+def _same(one: Array, other: Array) -> bool:
+    return np.array_equal(one, other, equal_nan=True)

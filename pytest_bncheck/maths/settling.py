@@ -1,0 +1,86 @@
+r"""What a training pass does to a state s: :math:`f(s) = s + α(b - s)`, or no average at all.
+
+Measured, not read: the same pass from several starts gives the rate α and the value b towards which
+the state moves, whatever the code calls them and however settled the state is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array
+
+STRAIGHT = 1e-3
+"""Largest difference of 1-α over the values of a state, without rounding."""
+
+ROUNDINGS = 8.0
+"""Spacings of floating-point numbers that count as rounding."""
+
+CONFIRMED = 1e-3
+"""Share of an update, from a settled state, that it may still move by."""
+
+
+def away(state: Array) -> Array:
+    """A start that is clearly apart from both `state` and 0, and positive."""
+    displaced: Array = 1.0 + 2.0 * np.abs(state)
+    return displaced
+
+
+def rate(starts: Sequence[Array], ends: Sequence[Array], resolution: float) -> float | None:
+    r"""The update rate α in (0, 1] with which all starts move; None where there is none.
+
+    .. math:: 1 - α = \frac{f(s') - f(s)}{s' - s}
+
+    between the starts that lie farthest apart, as one number for all values of the state and for
+    every other start.
+
+    Parameters
+    ----------
+    starts, ends
+        The state before and after the same pass, two or more of each.
+    resolution
+        Spacing of the floating-point numbers around 1 that hold it.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        shifts = [start - starts[0] for start in starts[1:]]
+        moves = [end - ends[0] for end in ends[1:]]
+        far = max(range(len(shifts)), key=lambda k: float(np.square(shifts[k]).sum()))
+        shift, move = shifts[far], moves[far]
+        if not all(np.isfinite(end).all() for end in ends) or not shift.any():
+            return None
+        kept = float((move * shift).sum() / np.square(shift).sum())
+        size = np.max(np.abs([*starts, *ends]), axis=0)
+        for each, moved in zip(shifts, moves, strict=True):
+            allowed = STRAIGHT * np.abs(shift) + ROUNDINGS * resolution * size
+            if not (np.abs(moved - kept * each) <= allowed).all():
+                return None
+    found = 1.0 - kept
+    smallest = ROUNDINGS * resolution
+    return min(found, 1.0) if smallest < found <= 1.0 + STRAIGHT else None
+
+
+def settled(start: Array, end: Array, rate: float) -> Array:
+    """The value towards which a pass moves a state: ``s + (f(s) - s)/α``."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return start + (end - start) / rate
+
+
+def is_settled(state: Array, end: Array, rate: float, way: float, resolution: float) -> bool:
+    """Whether a pass from `state` moves it by next to nothing.
+
+    Parameters
+    ----------
+    way
+        How far it came, in the units of the state, as a norm.
+    """
+    allowed = CONFIRMED * rate * way + ROUNDINGS * resolution * float(np.linalg.norm(state))
+    return bool(np.isfinite(end).all()) and float(np.linalg.norm(end - state)) <= allowed
+
+
+def per_update(rate: float, updates: float) -> float:
+    """The rate of one of several equal updates that together have `rate`: ``1-(1-α)^(1/n)``."""
+    return float(1.0 - (1.0 - rate) ** (1.0 / updates)) if updates > 0 else rate
