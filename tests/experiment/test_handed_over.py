@@ -190,7 +190,7 @@ def test_a_shortcut_through_batches_of_one(seed: int) -> None:
             optimizer.zero_grad()
             F.cross_entropy(model(one[0]), one[1]).backward()
             optimizer.step()
-    assert sole(check(model, batches=ones, steps=0), "BN109").severity == "error"
+    assert sole(check(model, batches=ones[8:], steps=0), "BN109").severity == "error"
 
 
 # healthy ----------------------------------------------------------------------------------------

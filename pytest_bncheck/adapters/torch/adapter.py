@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pytest_bncheck.adapters.base import (
+    Mode,
     Rehearsing,
     Replicated,
     Sampling,
@@ -84,6 +85,10 @@ class TorchAdapter(
             return Tracer(self._snapshot.paths).run(
                 lambda: self._passes.forward(self._batches[index])
             )
+
+    def draws(self, index: int) -> list[Trace]:
+        found = Tracer(self._snapshot.paths).run(lambda: self.run(index, Mode.TRAINING))
+        return [trace for trace in found if trace.kind == "random"]
 
     def sticky(self, index: int) -> list[str]:
         attributes = self._passes.attributes

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn
 
+from common_nets import silent
 from pytest_bncheck import check
 from torch_nets import (
     CLASSES,
@@ -61,7 +62,6 @@ def test_average_that_trails_fast_weights(kind, seed):
     model = Net(kind, seed, momentum=None)
     report = check(model, data(kind, seed), steps=40, seed=seed, optimizer=partial(FAST, lr=2e-2))
     finding = sole(report, "BN102")
-    assert finding.severity in ("error", "warning")
     assert set(finding.layers) <= set(NORMS)
     assert finding.layers
     assert "cumulative average" in finding.cause
@@ -78,6 +78,9 @@ def test_a_layer_without_updates_does_not_change_the_cause(way, seed):
     else:
         model.unused = extra
     report = check(model, data("mlp", seed), steps=50, seed=seed, optimizer=partial(FAST, lr=2e-2))
+    if report.predictions.gap <= 0.1:  # nothing to explain
+        silent(report)
+        return
     finding = sole(report, "BN102")
     assert finding.evidence["largest_initial_weight"] < 0.01
 
