@@ -15,7 +15,7 @@ import numpy as np
 
 from pytest_bncheck.adapters.base import Stateful
 from pytest_bncheck.maths import settling
-from pytest_bncheck.types import RunningState, State
+from pytest_bncheck.types import Moved, RunningState, State
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
@@ -81,7 +81,7 @@ def find(adapter: Stateful, steps: int, *, stochastic: bool) -> list[RunningStat
         return []
     found = [
         _Found(movers[name], rate, first.calls.get(name, 0))
-        for name, rate in _rates(adapter, movers, first.states, passes).items()
+        for name, rate in _rates(adapter, movers, first, passes).items()
     ]
     settled = _settle(adapter, 0, found, passes, first.states)
     if stochastic:
@@ -134,7 +134,7 @@ def _between_moves(states: Iterable[State], steps: int) -> int:
 
 
 def _rates(
-    adapter: Stateful, movers: Mapping[str, State], first: Values, passes: int
+    adapter: Stateful, movers: Mapping[str, State], first: Moved, passes: int
 ) -> dict[str, float]:
     """The rate of every state that moves like an average."""
     rates: dict[str, float] = {}
@@ -143,7 +143,9 @@ def _rates(
     ends = [adapter.train_from(0, start, passes=passes).states for start in (zeros, far)]
     for name, state in movers.items():
         starts = (state.stop, zeros[name], far[name])
-        rate = settling.rate(starts, (first[name], *(end[name] for end in ends)), state.resolution)
+        rate = settling.rate(
+            starts, (first.states[name], *(end[name] for end in ends)), state.resolution
+        )
         if rate is not None:
             rates[name] = rate
     return rates | _one_by_one(
@@ -152,13 +154,14 @@ def _rates(
 
 
 def _one_by_one(
-    adapter: Stateful, doubtful: Mapping[str, State], first: Values, passes: int
+    adapter: Stateful, doubtful: Mapping[str, State], first: Moved, passes: int
 ) -> dict[str, float]:
     """The rates of states that depend on each other: one of each kind is displaced alone."""
     rates: dict[str, float] = {}
-    kinds: dict[tuple[str, str], list[str]] = {}
+    kinds: dict[tuple[str, str, int], list[str]] = {}
     for name, state in doubtful.items():
-        kinds.setdefault((state.type, name.rpartition(".")[2]), []).append(name)
+        kind = state.type, name.rpartition(".")[2], first.calls.get(name, 0)
+        kinds.setdefault(kind, []).append(name)
     for names in list(kinds.values())[:KINDS]:
         state = doubtful[names[0]]
         far = settling.away(state.stop)
@@ -167,7 +170,9 @@ def _one_by_one(
             adapter.train_from(0, {state.name: start}, passes=passes).states[state.name]
             for start in starts
         ]
-        rate = settling.rate((state.stop, *starts), (first[state.name], *ends), state.resolution)
+        rate = settling.rate(
+            (state.stop, *starts), (first.states[state.name], *ends), state.resolution
+        )
         if rate is not None:
             rates.update(dict.fromkeys(names, rate))
     return rates

@@ -18,6 +18,7 @@ from pytest_bncheck.rules.bn107_frozen_layer_drifts import FrozenLayerDrifts
 from pytest_bncheck.rules.bn108_mixed_streams import MixedStreams
 from pytest_bncheck.rules.bn109_batch_shortcut import BatchShortcut
 from pytest_bncheck.rules.bn110_dropout_shifts_variance import DropoutShiftsVariance
+from pytest_bncheck.rules.bn111_oversized_eps import OversizedEps
 from pytest_bncheck.rules.bn201_eval_path_differs import EvalPathDiffers
 from pytest_bncheck.rules.bn202_training_inconclusive import TrainingInconclusive
 from pytest_bncheck.rules.bn301_module_ignores_mode import ModuleIgnoresMode
@@ -53,6 +54,7 @@ ORDER: tuple[Rule, ...] = (
     EvalPathDiffers(),
     TrainingInconclusive(),
     MomentumSuspicious(),
+    OversizedEps(),
     FrozenLayerDrifts(),
     ModeSticks(),
 )

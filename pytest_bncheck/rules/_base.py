@@ -19,7 +19,9 @@ class Rule(ABC):
     code, name
         Both are accepted wherever a user names a rule, and both are printed.
     severity
-        The gravest that the rule reports.
+        The usual one; a milder case of an error is a warning or a note.
+    error_when
+        When a warning is an error, as the end of a sentence; empty if it never is.
     needs
         Capabilities of an adapter without which the rule never finds anything.
     intended
@@ -29,13 +31,21 @@ class Rule(ABC):
     code: ClassVar[str]
     name: ClassVar[str]
     severity: ClassVar[Severity]
+    error_when: ClassVar[str] = ""
     needs: ClassVar[frozenset[Capability]] = frozenset()
     intended: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def page(self) -> str:
         """The rule's documentation, as `--bncheck-explain` prints it."""
-        return f"{self.code} {self.name} ({self.severity})\n\n{inspect.getdoc(type(self))}\n"
+        return f"{self.code} {self.name} ({self.severities})\n\n{inspect.getdoc(type(self))}\n"
+
+    @property
+    def severities(self) -> str:
+        """``warning; error when ...``, as README, docs and page say it."""
+        return (
+            f"{self.severity}; error when {self.error_when}" if self.error_when else self.severity
+        )
 
     @abstractmethod
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:

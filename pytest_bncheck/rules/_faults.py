@@ -49,9 +49,18 @@ def severity(evidence: Evidence, explained: Set[str]) -> Severity | None:
     # Another path in eval mode explains a gap that no layer's statistics do.
     if evidence.takes_another_path and not evidence.distorted():
         return None
-    if verdict == "degraded":
+    if verdict == "degraded" or _predicts_worse_without(evidence):
         return "warning"
     return "note" if _is_noticed(evidence) else None
+
+
+def _predicts_worse_without(evidence: Evidence) -> bool:
+    """Whether layers lost their statistics, and the prediction is far off at a higher loss."""
+    judged, train, gap = evidence.judged, evidence.train, evidence.judged_gap
+    if evidence.steps or judged is None or train is None or gap is None:
+        return False
+    costs = judged.loss is not None and train.loss is not None and judged.loss > train.loss
+    return costs and not gap <= evidence.gap_limit and bool(untouched(evidence))
 
 
 def _is_noticed(evidence: Evidence) -> bool:
@@ -76,6 +85,19 @@ def closes_the_gap(evidence: Evidence) -> bool:
     if gap is None or floor is None:
         return not evidence.fails(evidence.recalibrated)
     return floor <= 0.5 * gap or (gap != gap and floor == floor)
+
+
+def predicts_untrained(evidence: Evidence) -> bool:
+    """Whether layers predict that the step did not train, and training mode itself does worse.
+
+    By more than half of what the loss fell.
+    """
+    rehearsal, losses = evidence.training.rehearsal, evidence.training.losses
+    loss = evidence.train.loss if evidence.train else None
+    if rehearsal is None or not rehearsal.is_of_others or loss is None:
+        return False
+    fall = losses[0] - losses[-1]
+    return predictions.achieved(losses[0], losses[-1]) and loss - losses[-1] > 0.5 * fall
 
 
 def cost_of_other_path(evidence: Evidence) -> Prediction | None:
@@ -143,7 +165,9 @@ def inherited(evidence: Evidence) -> Inherited | None:
     long trails behind, and what forgets within a few updates does not.
     """
     past = evidence.training.past
-    if past is None or evidence.bn_verdict not in ("broken", "degraded"):
+    if past is None or evidence.bn_verdict is None:
+        return None
+    if evidence.bn_verdict == "healthy" and not _predicts_worse_without(evidence):
         return None
     if untouched(evidence):
         return "lost"

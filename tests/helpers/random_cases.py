@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from own_layers import CONVENTIONS, PLACES, READS, RULES, OwnNorm, own_norm
+from own_steps import Distilled, Steps
 from pytest_bncheck import check
 from pytest_bncheck.types import Finding
 from random_nets import (
@@ -28,6 +30,7 @@ from random_nets import (
     OtherPath,
     Poisoned,
     Shifts,
+    TimeFirst,
     norms,
 )
 
@@ -46,7 +49,8 @@ class Case:
     code
         The rule that has to fire; empty for a healthy net.
     gravity
-        ``"error"`` or ``"warning"``; ``"either"`` where it depends on what the fault costs.
+        ``"error"`` or ``"warning"``; ``"either"`` where it depends on what the fault costs, and
+        ``"any"`` where it may cost nothing.
     layers
         Names of the layers that are at fault, where the finding has to name them exactly.
     """
@@ -76,6 +80,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "classes": functional.cross_entropy,
     "one column": functional.binary_cross_entropy_with_logits,
     "regression": functional.mse_loss,
+    "time first": lambda y, t: functional.cross_entropy(y.flatten(0, 1), t.T.flatten()),
 }
 
 
@@ -248,16 +253,197 @@ def mode_sticks(b: Builder) -> Case:
     return _case(b, b.insert(Merges()), code="BN306", gravity="warning")
 
 
+# by hand ----------------------------------------------------------------------------------------
+
+
+def _draws_norm(b: Builder, rate: float, *, reads: bool = False, **choices: Any) -> None:
+    """The net is to be normalised by hand, in some way."""
+    rules = [rule for rule in RULES if reads or rule not in READS]
+    b.by_hand = own_norm(
+        "OwnNorm",
+        rule=b.rng.choice(rules),
+        place=b.rng.choice(PLACES),
+        convention=b.rng.choice(list(CONVENTIONS)),
+        spelling=b.rng.randrange(5),
+        rate=rate,
+        **choices,
+    )
+
+
+def own_settled(b: Builder) -> Case:
+    _draws_norm(b, b.rng.choice((0.1, 0.2, 0.3)), reads=True)
+    return _case(b, b.net(b.blocks()), steps=b.rng.randint(80, 120))
+
+
+def own_seldom(b: Builder) -> Case:
+    """Statistics that move at every n-th call."""
+    every = b.rng.choice((2, 3, 4))
+    _draws_norm(b, 0.1 * every, every=every)
+    return _case(b, b.net(b.blocks(kinds=("plain", "before", "residual"))), steps=120)
+
+
+def _any_norm(b: Builder) -> None:
+    if b.rng.random() < 0.5:
+        _draws_norm(b, 0.2)
+
+
+def teacher(b: Builder) -> Case:
+    """A teacher in training mode that follows its student."""
+    _any_norm(b)
+    model = Distilled(b.net(b.blocks()))
+    return _case(b, model, steps=100, train_step=_steps(b).distilling)
+
+
+def frozen_teacher(b: Builder) -> Case:
+    """A teacher in eval mode, trained before."""
+    _any_norm(b)
+    student, batch = b.net(b.blocks()), b.batch()
+    train(student, batch, 60, b.task)
+    model, steps = Distilled(student), _steps(b)
+    model.teacher.requires_grad_(b.rng.random() < 0.5)
+
+    def step(model: Any, batch: Any) -> Tensor:
+        model.train()
+        model.teacher.eval()
+        steps.start(model.student)
+        with torch.no_grad():
+            taught = model.teacher(batch[0])
+        outputs = model(batch[0])
+        loss = steps.loss(outputs, batch[1]) + 0.1 * (outputs - taught).square().mean()
+        loss.backward()
+        steps.optimizer.step()
+        return loss
+
+    return _case(b, model, batch, steps=80, train_step=step)
+
+
+def scheduled(b: Builder) -> Case:
+    """A momentum that falls while the net trains."""
+    model, steps = b.net(b.blocks()), _steps(b)
+    first, fall = b.rng.choice((0.3, 0.5)), b.rng.choice((0.97, 0.985))
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        for _, norm in norms(model):
+            norm.momentum = max(0.05, first * fall**steps.made)
+        return steps.plain(model, batch)
+
+    return _case(b, model, steps=120, train_step=step)
+
+
+def sharpness_aware(b: Builder) -> Case:
+    """Two forwards in a step, of which the second does not record."""
+    model, steps = b.net(b.blocks()), _steps(b)
+    momentum = b.momentum
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        for _, norm in norms(model):
+            norm.momentum = momentum
+        loss = steps.plain(model, batch)
+        for _, norm in norms(model):
+            norm.momentum = 0.0
+        steps.start(model)
+        steps.loss(model(batch[0]), batch[1]).backward()
+        steps.optimizer.step()
+        return loss
+
+    return _case(b, model, steps=100, train_step=step)
+
+
+def frozen_late(b: Builder) -> Case:
+    """Constant statistics in the last steps."""
+    _any_norm(b)
+    model, steps = b.net(b.blocks()), _steps(b)
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        model.train()
+        if steps.made >= 60:
+            for module in model.modules():
+                if isinstance(module, OwnNorm) or hasattr(module, "running_mean"):
+                    module.eval()
+        return steps.plain(model, batch)
+
+    return _case(b, model, steps=90, train_step=step)
+
+
+def time_first(b: Builder) -> Case:
+    """Outputs of shape (T, N, C)."""
+    return _time_first(b, steps=100)
+
+
+def _time_first(b: Builder, **more: Any) -> Case:
+    b.dims, b.task = 1, "time first"
+    if "code" not in more:
+        _any_norm(b)
+    body = b.blocks()
+    model = nn.Sequential(*body, nn.Conv1d(b.channels, b.classes, 1), TimeFirst())
+    generator = torch.Generator().manual_seed(b.rng.randrange(1000))
+    labels = torch.randint(b.classes, (b.samples, b.size), generator=generator)
+    centres = 2.0 * torch.randn(b.classes, 3, generator=generator)
+    noise = torch.randn(b.samples, 3, b.size, generator=generator)
+    inputs = centres[labels].transpose(1, 2) + noise + b.rng.choice((-4.0, 3.0, 8.0))
+    return _case(b, model, (inputs, labels), loss=LOSSES["time first"], **more)
+
+
+def own_slow(b: Builder) -> Case:
+    rate, steps = b.rng.choice(((0.01, 30), (0.01, 50), (0.003, 60), (0.001, 100)))
+    _draws_norm(b, rate)
+    return _case(b, b.net(b.blocks()), code="BN101", gravity="any", steps=steps)
+
+
+def own_other_path(b: Builder) -> Case:
+    _draws_norm(b, 0.2)
+    return _case(b, b.insert(OtherPath()), code="BN201", gravity="either", steps=100)
+
+
+def scheduled_slow(b: Builder) -> Case:
+    """The training takes the momentum away that the layers were built with."""
+    model, steps = b.net(b.blocks()), _steps(b)
+    rate = b.rng.choice((0.002, 0.005))
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        for _, norm in norms(model):
+            norm.momentum = rate * 0.99**steps.made
+        return steps.plain(model, batch)
+
+    return _case(b, model, code="BN101", gravity="any", steps=40, train_step=step)
+
+
+def taught_slow(b: Builder) -> Case:
+    """A student with slow statistics beside a teacher that follows it."""
+    b.momentum = 0.005
+    model = Distilled(b.net(b.blocks()))
+    step = _steps(b).distilling
+    return _case(b, model, code="BN101", gravity="any", steps=40, train_step=step)
+
+
+def time_first_slow(b: Builder) -> Case:
+    b.momentum, steps = b.rng.choice(((0.01, 30), (0.003, 60)))
+    return _time_first(b, code="BN101", gravity="any", steps=steps)
+
+
+def _steps(b: Builder) -> Steps:
+    return Steps(LOSSES[b.task], 3e-3)
+
+
 HEALTHY = (default, default, default, long_training, cumulative, dropout_in_the_head,
            no_batchnorm, checkpointed, spectral, frozen, planned, loaded)  # fmt: skip
 FAULTS = (slow, slow, slow, never_updated, updates_lost, statistics_not_loaded, poisoned,
           single_value, swapped_convention, frozen_drifts, other_path, shifted, hidden,
           always_dropout, batch_statistics, eval_mutates, trained_in_eval, mode_sticks)  # fmt: skip
+HEALTHY_BY_HAND = (own_settled, own_settled, own_settled, own_seldom, teacher, frozen_teacher,
+                   scheduled, sharpness_aware, frozen_late, time_first)  # fmt: skip
+FAULTS_BY_HAND = (own_slow, own_slow, own_slow, own_other_path, scheduled_slow, taught_slow,
+                  time_first_slow)  # fmt: skip
+BY_HAND = 100_000
+"""The first seed of nets that may be by hand; those before stay as they were."""
 
 
 def plan_of(builder: Builder) -> Callable[[Builder], Case]:
     """What will become of a net; healthy ones and faults are equally likely."""
-    return builder.rng.choice(builder.rng.choice((HEALTHY, FAULTS)))
+    plans = builder.rng.choice((HEALTHY, FAULTS))
+    if builder.seed >= BY_HAND and builder.rng.random() < 0.5:
+        plans = HEALTHY_BY_HAND if plans is HEALTHY else FAULTS_BY_HAND
+    return builder.rng.choice(plans)
 
 
 def draw(seed: int) -> Case:
@@ -297,8 +483,9 @@ class Outcome:
 
 def judge(case: Case) -> Outcome:
     """Check a case and compare the verdict with the truth."""
-    untrained = copy.deepcopy(case.model) if case.gravity == "either" else None
-    report = check(case.model, case.batch, **case.options, restore=case.gravity != "either")
+    measured = case.gravity in ("either", "any")
+    untrained = copy.deepcopy(case.model) if measured else None
+    report = check(case.model, case.batch, **case.options, restore=not measured)
     found = {finding.code: finding for finding in report.findings}
     own = found.pop(case.code, None)
     others = [f"{f.code} ({f.severity})" for f in found.values()]
@@ -306,7 +493,8 @@ def judge(case: Case) -> Outcome:
     wrong = f"{', '.join(others)} beside the truth" if strange else ""
     if case.code and own is None:
         inconclusive = "BN202" in found and not _learns(case)
-        wrong = "" if inconclusive else f"{case.code} is missing"
+        harmless = case.gravity == "any" and _gravities(case, untrained) != {"error"}
+        wrong = "" if inconclusive or harmless else f"{case.code} is missing"
     elif own is not None and case.layers and sorted(own.layers) != sorted(case.layers):
         wrong = f"{own.layers} are blamed, not {case.layers}"
     elif own is not None:
@@ -331,12 +519,19 @@ def _is_true(finding: Finding, case: Case) -> bool:
     with torch.no_grad():
         right = again.model.train()(inputs)
         for name in finding.layers:
-            again.model.get_submodule(name).eval()
+            _layer(again.model, name).eval()
         blamed = again.model(inputs)
     if again.task == "regression":
         loss = LOSSES[again.task]
         return float(loss(blamed, again.batch[1])) > 1.2 * float(loss(right, again.batch[1]))
     return _accuracy(again, right) - _accuracy(again, blamed) >= 0.05
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    """The layer of this name, or that by hand which holds it."""
+    found = model.get_submodule(name)
+    above = model.get_submodule(name.rpartition(".")[0])
+    return above if isinstance(above, OwnNorm) else found
 
 
 def _learns(case: Case) -> bool:
@@ -356,13 +551,14 @@ def _learns(case: Case) -> bool:
     return first - last > 0.12 * abs(first)
 
 
-def _gravities(case: Case, untrained: nn.Module) -> set[str]:
+def _gravities(case: Case, untrained: Any) -> set[str]:
     """How grave a fault is by what it costs, measured with plain code; both on the border."""
     inputs, targets = case.batch
+    samples = 1 if case.task == "time first" else 0
     with torch.no_grad():
         first = untrained.train()(inputs)
         evaluated, trained = case.model.eval()(inputs), case.model.train()(inputs)
-        constant = trained.mean(dim=0, keepdim=True).expand_as(trained)
+        constant = trained.mean(dim=samples, keepdim=True).expand_as(trained)
         losses = [
             float(LOSSES[case.task](y, targets)) for y in (first, constant, trained, evaluated)
         ]
@@ -381,6 +577,8 @@ def _gravities(case: Case, untrained: nn.Module) -> set[str]:
 
 def _accuracy(case: Case, outputs: Tensor) -> float:
     targets = case.batch[1]
+    if case.task == "time first":
+        return float((outputs.argmax(-1) == targets.T).float().mean())
     right = (
         outputs.argmax(1) == targets if case.task == "classes" else (outputs > 0) == (targets > 0)
     )

@@ -104,6 +104,13 @@ class Merges(nn.Module):
         return x.flip(1) if self.merged else x
 
 
+class TimeFirst(nn.Module):
+    """(N, C, T) to (T, N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(2, 0, 1)
+
+
 class Hidden(nn.Module):
     """Keeps its part where neither `train()` nor `eval()` reaches it."""
 
@@ -151,7 +158,7 @@ class Builder:
     """Draws one net: its shape, its blocks, its data."""
 
     def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
+        self.seed, self.rng = seed, random.Random(seed)
         torch.manual_seed(seed)
         self.dims = self.rng.choice((0, 1, 2, 2, 3))
         self.classes = self.rng.randint(2, 5)
@@ -161,8 +168,11 @@ class Builder:
         self.task = self.rng.choice(("classes", "classes", "one column", "regression"))
         self.momentum: float | None = self.rng.choice((0.1, 0.1, 0.15, 0.2, 0.3))
         self.affine = 0.8
+        self.by_hand: Callable[[int], nn.Module] | None = None
 
     def norm(self, channels: int) -> nn.Module:
+        if self.by_hand:
+            return self.by_hand(channels)
         return NORMS[max(self.dims, 1)](
             channels,
             eps=self.rng.choice((1e-5, 1e-5, 1e-3)),

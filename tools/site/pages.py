@@ -237,7 +237,8 @@ def json_page() -> str:
 
 def rules_page() -> str:
     rows = [
-        f"| {_link(code, '')} | {rule.severity} | {_title(rule)} |" for code, rule in RULES.items()
+        f"| {_link(code, '')} | {rule.severities} | {_title(rule)} |"
+        for code, rule in RULES.items()
     ]
     order = " · ".join(rule.code for rule in ORDER)
     return "\n".join(
@@ -262,7 +263,7 @@ def _title(rule: Rule) -> str:
 
 def rule_page(rule: Rule) -> str:
     designs = [f"`{design}`" for design, codes in INTENDED.items() if rule.code in codes]
-    facts = f"`{rule.code}` · `{rule.name}` · {rule.severity}"
+    facts = f"`{rule.code}` · `{rule.name}` · {rule.severities}"
     if designs:
         facts += f" · silenced by [intended](../reference/options.md#intended) {', '.join(designs)}"
     parts = [f"# {rule.code} {rule.name}", facts, markdown(type(rule)), "## As a test has it"]

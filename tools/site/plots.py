@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from pytest_bncheck.maths import attribution, predictions, running, verdict
+from pytest_bncheck.maths import attribution, predictions, running, settling, verdict
 from pytest_bncheck.types import Statistics
 
 INK = "#808080"
@@ -31,7 +31,7 @@ EPS = 1e-5
 
 def all_plots() -> dict[str, str]:
     """Every plot as SVG, by its path."""
-    draws = (forgetting, distortion, projection, judged, shares)
+    draws = (forgetting, distortion, projection, judged, shares, starts)
     return {f"plots/{draw.__name__}.svg": _svg(draw) for draw in draws}
 
 
@@ -181,3 +181,23 @@ def shares(axes: Any) -> None:
 
 def _channel(mean: float, variance: float) -> Statistics:
     return Statistics((np.array([mean]),), (np.array([variance]),))
+
+
+def starts(axes: Any) -> None:
+    """State after a training pass against the state before it, and what three starts tell."""
+    batch, state = 2.0, 0.6
+    before = np.linspace(-0.2, 2.6, 50)
+    axes.plot(before, before, color=INK, linestyle=":", label="settled")
+    for color, alpha in (("C0", 0.5), ("C1", 0.1)):
+        after = before + alpha * (batch - before)
+        some = [np.array([s]) for s in (state, 0.0, float(settling.away(np.array([state]))[0]))]
+        ends = [s + alpha * (batch - s) for s in some]
+        rate = settling.rate(some, ends, 1e-7)
+        label = "no average" if rate is None else f"measured rate {rate:.2g}"
+        axes.plot(before, after, color=color, label=label)
+        axes.plot(np.concatenate(some), np.concatenate(ends), "o", color=color)
+        if rate is not None:
+            reached = settling.settled(some[0], ends[0], rate)
+            axes.plot(reached, reached, "s", color=INK)
+    axes.set(xlabel="state before a training pass", ylabel="state after it")
+    axes.legend(loc="upper left")

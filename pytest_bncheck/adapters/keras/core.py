@@ -378,6 +378,11 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             forward = self._subject.forward
             return tracer.run(lambda: forward(self._batches[index], training=False))
 
+    def draws(self, index: int) -> list[Trace]:
+        tracer = Tracer(self._layers, self._subject.backend)
+        found = tracer.run(lambda: self.run(index, Mode.TRAINING))
+        return [trace for trace in found if trace.kind == "random"]
+
     def sticky(self, index: int) -> list[str]:
         attributes, seeds = self._passes.attributes, self._layers.seeds
 

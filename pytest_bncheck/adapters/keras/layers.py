@@ -60,6 +60,9 @@ DIALECT = Dialect(
     copy_statistics="copy.set_weights(model.get_weights())  # not trainable_weights alone",
     freeze="Freeze layers instead of variables, which stops the statistics too:\n"
     "layer.trainable = False",
+    per_sample="GroupNormalization or LayerNormalization",
+    shuffle="dataset.shuffle(...) before batch(...)",
+    drop_last="dataset.batch(..., drop_remainder=True)",
     counter="optimizer.iterations",
     running_in_eval="Let it use the moving statistics in eval mode (training=training)",
 )
