@@ -120,7 +120,8 @@ class Passes:
                 changes.enter_context(ran.watching(layers.owners, backend))
             watched = layers.watched(statistics=mode is Mode.EVAL) if observe else {}
             random = fingerprint(layers.seeds) if observe else ()
-            before = contents(watched.values())
+            weights = layers.weights if observe and mode is Mode.EVAL else {}
+            before, fixed = contents(watched.values()), contents(weights.values())
             outputs, ran = self._outputs(batch, mode, records, ran, collect=collect)
             after = contents(watched.values())
             return Outcome(
@@ -131,6 +132,13 @@ class Passes:
                 mutated=tuple(
                     name
                     for name, old, new in zip(watched, before, after, strict=True)
+                    if old != new
+                ),
+                rewritten=tuple(
+                    name
+                    for name, old, new in zip(
+                        weights, fixed, contents(weights.values()), strict=True
+                    )
                     if old != new
                 ),
             )
