@@ -237,6 +237,12 @@ def _mean_over_draws(
 # rows -------------------------------------------------------------------------------------------
 
 
+def _accumulating(found: Sequence[_Found]) -> list[_Found]:
+    """Without the owners that only remember their last pass, as a cache does."""
+    owners = {each.state.owner for each in found if each.rate < FORGETS}
+    return [each for each in found if each.state.owner in owners]
+
+
 def _grouped(
     found: Sequence[_Found], settled: Values, passes: int, steps: int
 ) -> list[RunningState]:
