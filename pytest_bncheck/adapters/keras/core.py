@@ -434,4 +434,5 @@ def _without_loss(outcome: Outcome, size: int | None, sizes: Sequence[int]) -> P
         structure=structure(outcome.outputs, size),
         random=outcome.random,
         mutated=outcome.mutated,
+        rewritten=outcome.rewritten,
     )

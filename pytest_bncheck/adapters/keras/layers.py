@@ -166,6 +166,15 @@ class Layers:
         return {n: v for n, v in self.buffers.items() if statistics or id(v) not in running}
 
     @property
+    def weights(self) -> dict[str, Variable]:
+        """Variables made to be trained: ``head.kernel``."""
+        return {
+            f"{path}.{variable.name}" if path else variable.name: variable
+            for layer, path in self.named
+            for variable in internals.trainable_variables(layer)
+        }
+
+    @property
     def kept_by_programs(self) -> list[Variable]:
         """The variables that a program reads and changes: all of Keras, also untracked ones."""
         return [v for v in (*self.variables, *self.seeds) if isinstance(v, keras.Variable)]

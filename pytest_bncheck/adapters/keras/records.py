@@ -135,8 +135,8 @@ class Outcome:
         The calls of each layer with running statistics, and all that ran, in training mode.
     random
         Whether random numbers were drawn.
-    mutated
-        Names of the buffers that changed.
+    mutated, rewritten
+        Names of the buffers, and of the weights, that changed.
     """
 
     outputs: Any
@@ -144,6 +144,7 @@ class Outcome:
     ran: Ran = field(default_factory=Ran)
     random: bool = False
     mutated: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
 
     def first(self, samples: int, size: int | None) -> Outcome:
         """The outcome with the outputs of the first samples only, in a batch of `size`."""

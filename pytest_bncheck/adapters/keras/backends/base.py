@@ -122,12 +122,15 @@ class Backend(ABC):
         Whether even a single forward pass is quicker compiled.
     steps_to_pay
         From this many steps on, compiling pays for itself.
+    drops_trainable
+        Whether Keras drops what a forward assigns to trainable variables.
     """
 
     name: str
     compilation: str | None = None
     compiles_passes: bool = False
     steps_to_pay: int = 0
+    drops_trainable: bool = False
 
     # devices ----------------------------------------------------------------------------------
 
