@@ -50,6 +50,9 @@ NOTES = {
 }  # fmt: skip
 """Attributes of layers in which Keras itself takes notes during a call."""
 
+TRACKING = "_self_"
+"""Beginning of the names of attributes in which TensorFlow lists what an object holds."""
+
 PUBLIC = {"keras.src.random": "keras.random", "tensorflow.python.ops": "tf.random"}
 """Beginnings of the names of modules with random functions, and where users import these from."""
 

@@ -167,9 +167,7 @@ class Layers:
 
     @property
     def weights(self) -> dict[str, Variable]:
-        """The trainable variables, where a pass in eval mode can change them."""
-        if not self._backend.keeps_weights:
-            return {}
+        """Variables made to be trained: ``head.kernel``."""
         return {
             f"{path}.{variable.name}" if path else variable.name: variable
             for layer, path in self.named

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
+
+import keras
 
 from pytest_bncheck.adapters.attributes import PlainAttributes
 from pytest_bncheck.adapters.base import Mode
+from pytest_bncheck.adapters.keras.backends.base import Variable
 from pytest_bncheck.adapters.keras.calls import replaced_calls, without_idle_draws
 from pytest_bncheck.adapters.keras.compilation import CompiledPasses
 from pytest_bncheck.adapters.keras.data import Batch
@@ -20,7 +23,13 @@ from pytest_bncheck.adapters.keras.records import (
     TrainingModes,
     counted,
 )
-from pytest_bncheck.adapters.keras.state import attributes_kept, contents, fingerprint, put_back
+from pytest_bncheck.adapters.keras.state import (
+    attributes_kept,
+    contents,
+    fingerprint,
+    put_back,
+    value_of,
+)
 from pytest_bncheck.adapters.keras.subject import Subject
 
 KerasLayer: TypeAlias = Any
@@ -52,9 +61,9 @@ class Passes:
     ) -> Outcome:
         """One forward pass and what is seen in it.
 
-        Batch statistics are recorded in `Mode.BATCH_STATISTICS` and `Mode.TRAINING`. All variables
-        go back, except for the states of random generators, and in every mode but eval mode
-        everything else on the layers.
+        Batch statistics are recorded in `Mode.BATCH_STATISTICS` and `Mode.TRAINING`. In every mode
+        but eval mode everything on the layers goes back, except for the states of random
+        generators; in eval mode what the framework itself drops.
 
         Parameters
         ----------
@@ -69,7 +78,7 @@ class Passes:
             self.attributes = PlainAttributes(layers.named)
         with contextlib.ExitStack() as back:
             if mode is Mode.EVAL:
-                back.enter_context(put_back(layers.variables, self._subject.backend))
+                back.enter_context(put_back(self._dropped, self._subject.backend))
             else:
                 back.enter_context(self.kept())
             return self.go_on(batch, mode, modes, observe=observe)
@@ -79,6 +88,12 @@ class Passes:
         if self.attributes is not None:
             self.attributes.put_back()
             self.attributes = None
+
+    @property
+    def _dropped(self) -> list[Variable]:
+        """Variables to which no forward of the framework can assign for good."""
+        drops = self._subject.backend.drops_trainable
+        return list(self._subject.model.trainable_variables) if drops else []
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -120,8 +135,8 @@ class Passes:
                 changes.enter_context(ran.watching(layers.owners, backend))
             watched = layers.watched(statistics=mode is Mode.EVAL) if observe else {}
             random = fingerprint(layers.seeds) if observe else ()
-            weights = layers.weights if observe and mode is Mode.EVAL else {}
-            before, fixed = contents(watched.values()), contents(weights.values())
+            before = contents(watched.values())
+            moved = self._moved_weights() if observe and mode is Mode.EVAL else tuple
             outputs, ran = self._outputs(batch, mode, records, ran, collect=collect)
             after = contents(watched.values())
             return Outcome(
@@ -134,14 +149,21 @@ class Passes:
                     for name, old, new in zip(watched, before, after, strict=True)
                     if old != new
                 ),
-                rewritten=tuple(
-                    name
-                    for name, old, new in zip(
-                        weights, fixed, contents(weights.values()), strict=True
-                    )
-                    if old != new
-                ),
+                rewritten=tuple(moved()),
             )
+
+    def _moved_weights(self) -> Callable[[], Iterable[str]]:
+        """A function that returns the names of the weights that changed since this call."""
+        backend = self._subject.backend
+        if backend.drops_trainable:
+            return tuple
+        weights = self._layers.weights
+        before = {name: backend.copy(variable) for name, variable in weights.items()}
+        return lambda: [
+            name
+            for name, variable in weights.items()
+            if bool(keras.ops.any(keras.ops.not_equal(before[name], value_of(variable))))
+        ]
 
     def run_half(self, batch: Batch) -> Outcome:
         """Eval mode on the first half of the samples, of which there are two or more."""

@@ -82,7 +82,7 @@ def _loose(
     """Owner, its path, name in it, and variable."""
     seen: set[int] = set()
     for name, value in vars(layer).items():
-        if name not in _attributes_of_keras():
+        if name not in _attributes_of_keras() and not name.startswith(internals.TRACKING):
             for inner, variable in _held(vars(layer), name, value, name, backend, seen):
                 yield layer, path, inner, variable
     for module, inside, name, variable in backend.buffers(layer):

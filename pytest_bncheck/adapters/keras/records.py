@@ -136,7 +136,7 @@ class Outcome:
     random
         Whether random numbers were drawn.
     mutated, rewritten
-        Names of the buffers, and of the trainable variables, that changed.
+        Names of the buffers, and of the weights, that changed.
     """
 
     outputs: Any

@@ -11,6 +11,7 @@ from keras_nets import (
     KIND,
     NORMS,
     SEED,
+    WIDTH,
     Always,
     DeafModel,
     batch_norm,
@@ -60,7 +61,15 @@ class Centre(L.Layer):
     def call(self, x, training=None):
         if training or not self.minds_mode:
             self.mean.assign(0.9 * self.mean + 0.1 * keras.ops.mean(x, axis=0))
-        return x
+        return x - 0.1 * self.mean
+
+
+class Decaying(L.Dense):
+    """Writes its weights in every call."""
+
+    def call(self, x):
+        self.kernel.assign(0.99 * self.kernel)
+        return x @ self.kernel
 
 
 @KIND
@@ -69,6 +78,16 @@ def test_state_that_inference_changes(kind, seed):
     finding = sole(run(net(kind, seed, extra=Centre(False)), kind, seed), "BN304")
     assert "centre.mean" in finding.message
     silent(run(net(kind, seed, extra=Centre(True)), kind, seed))
+
+
+@KIND
+def test_weights_that_inference_changes(kind):
+    """On JAX Keras drops what a forward assigns to weights."""
+    report = run(net(kind, 0, extra=Decaying(WIDTH, name="decaying")), kind, 0)
+    if keras.backend.backend() == "jax":
+        silent(report)
+    else:
+        assert "`decaying.kernel`" in sole(report, "BN304").message
 
 
 def step(optimizer, **mode):

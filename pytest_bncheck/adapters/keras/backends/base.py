@@ -124,6 +124,8 @@ class Backend(ABC):
         Whether even a single forward pass is quicker compiled.
     steps_to_pay
         From this many steps on, compiling pays for itself.
+    drops_trainable
+        Whether Keras drops what a forward assigns to trainable variables.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Backend(ABC):
     compilation: str | None = None
     compiles_passes: bool = False
     steps_to_pay: int = 0
+    drops_trainable: bool = False
 
     # devices ----------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ class Jax(Backend):
     compilation = "jit"
     compiles_passes = True  # eager operations are compiled too, one by one
     steps_to_pay = 1
+    drops_trainable = True
 
     def devices(self) -> list[str]:
         return list(_devices())
