@@ -21,7 +21,6 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
-from own_layers import CONVENTIONS, PLACES, READS, RULES, OwnNorm, own_norm
+from own_layers import CONVENTIONS, PLACES, READS, RULES, own_norm
 from own_steps import Distilled, Steps, own_norms
 from pytest_bncheck import check
 from random_nets import Checkpointed, Twins
@@ -326,7 +325,7 @@ def _rate(case: Case, model: nn.Module, name: str) -> float | None:
 def _weights(case: Case, model: nn.Module) -> dict[str, float]:
     """What training left of a change of the initial state; by the formula where it reads it."""
     if case.design.choices.get("rule") in READS:
-        return {n: (1 - (case.rate or 1.0)) ** case.steps for n in own_norms(model)}
+        return dict.fromkeys(own_norms(model), (1 - (case.rate or 1.0)) ** case.steps)
     others = own_norms(case.train(change=1.0)[0])
     return {
         name: float((others[name].state()[-1] - layer.state()[-1]).mean())
@@ -389,7 +388,9 @@ def _numbers(report: Any, measured: Truth, row: Row) -> str:
                 wrong.append(f"{name}: rate {layer.update_rate}, truth {rate:.5f}")
     found = report.findings[0]
     blamed = [
-        name for name in measured.weights if not any(f"{o}.".startswith(f"{name}.") for o in found.layers)
+        name
+        for name in measured.weights
+        if not any(f"{o}.".startswith(f"{name}.") for o in found.layers)
     ]
     if blamed:
         wrong.append(f"{', '.join(blamed)} not named")
