@@ -17,7 +17,7 @@ def check(
     loss: Callable[[Any, Any], Any] | None = None,
     optimizer: Any = None,
     train_step: Callable[[Any, Any], Any] | None = None,
-    forward: Callable[[Any, Any], Any] | None = None,
+    forward: Callable[..., Any] | None = None,
     **options: Any,
 ) -> Report:
     """Train a model briefly and compare its predictions in eval mode with those of training.
@@ -41,7 +41,8 @@ def check(
     train_step
         ``train_step(model, batch)``: the whole step; returns the loss.
     forward
-        ``forward(model, batch)``: returns the outputs.
+        ``forward(model, batch)``: returns the outputs; a third parameter, ``training``, is told
+        the mode of each pass.
     **options
         `steps`, `planned_updates`, `device`, `seed`, `select`, `ignore`, `gap_tolerance`,
         `distortion_tolerance`, `strict`, `intended`, `restore`: see the documentation.

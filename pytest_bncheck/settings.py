@@ -160,9 +160,19 @@ def _function(arguments: int) -> Callable[[Any], Any]:
     return parse
 
 
-def _takes(function: Any, arguments: int) -> bool:
+def _forward(value: Any) -> Any:
+    """A function of model and batch, and perhaps of the mode."""
+    if not callable(value):
+        raise TypeError
+    fits = _takes(value, 2) or _takes(value, 3) or _takes(value, 2, training=True)
+    if inspect.isroutine(value) and not fits:
+        raise TypeError
+    return value
+
+
+def _takes(function: Any, arguments: int, **named: Any) -> bool:
     try:
-        inspect.signature(function).bind(*range(arguments))
+        inspect.signature(function).bind(*range(arguments), **named)
     except TypeError:
         return False
     except ValueError:  # a builtin without a signature
@@ -242,7 +252,11 @@ OPTIONS: Mapping[str, Option] = {
         _optimizer, "a function optimizer(params) or an optimizer of the model's framework"
     ),
     "train_step": Option(_function(2), "a function train_step(model, batch) that returns the loss"),
-    "forward": Option(_function(2), "a function forward(model, batch) that returns the outputs"),
+    "forward": Option(
+        _forward,
+        "a function forward(model, batch) or forward(model, batch, training) that "
+        "returns the outputs",
+    ),
 }
 
 RECIPE = ("loss", "optimizer", "train_step", "forward")

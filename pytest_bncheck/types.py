@@ -95,13 +95,13 @@ class Recipe:
     train_step
         ``train_step(model, batch)``: the whole step; returns the loss.
     forward
-        ``forward(model, batch)``: returns the outputs.
+        ``forward(model, batch)`` or ``forward(model, batch, training)``: returns the outputs.
     """
 
     loss: Callable[[Any, Any], Any] | None = None
     optimizer: Any = None
     train_step: Callable[[Any, Any], Any] | None = None
-    forward: Callable[[Any, Any], Any] | None = None
+    forward: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -281,6 +281,11 @@ class Rehearsal:
     step_loss: float | None = None
     comparable: bool = True
 
+    @property
+    def is_of_others(self) -> bool:
+        """Whether the pass ran other layers than those that the step trained."""
+        return bool(self.absent and self.untrained)
+
 
 @dataclass(frozen=True)
 class RunningState:
@@ -407,6 +412,10 @@ class Dialect:
         Code that resets running statistics, if `recalibrate` does not do so itself.
     copy_statistics
         Code that copies running statistics along with the parameters.
+    per_sample
+        Normalisation layers that do not look across the batch.
+    shuffle, drop_last
+        How a loader mixes samples, and leaves out the last, smaller batch.
     unbiased
         Whether the framework stores the unbiased variance.
     counter
@@ -422,6 +431,9 @@ class Dialect:
     running_in_eval: str = "Let it use running statistics in eval mode"
     reset: str = ""
     copy_statistics: str = ""
+    per_sample: str = "group or layer normalisation"
+    shuffle: str = "a loader that shuffles"
+    drop_last: str = "a loader that drops it"
     unbiased: bool = False
     counter: str = "the counter"
 

@@ -56,9 +56,9 @@ def project(pytester, monkeypatch):
     return Project(pytester)
 
 
-@pytest.fixture(params=["", "-n0", "-n2"], ids=["alone", "n0", "n2"])
+@pytest.fixture(params=["", "-n2"], ids=["alone", "n2"])
 def xdist_args(request):
-    """Without processes of pytest-xdist, with it but none, and with two."""
+    """Without processes of pytest-xdist, and with two."""
     if request.param:
         pytest.importorskip("xdist")
     return [request.param] if request.param else []

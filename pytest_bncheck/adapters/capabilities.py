@@ -54,6 +54,10 @@ class Watching(ABC):
     def trace(self, index: int) -> list[Trace]:
         """The calls in one eval pass that behave as in training."""
 
+    def draws(self, index: int) -> list[Trace]:
+        """The calls in one pass in training mode that draw random numbers."""
+        return []
+
     @abstractmethod
     def sticky(self, index: int) -> list[str]:
         """Attributes that an eval pass changed and did not set back, and that change training.

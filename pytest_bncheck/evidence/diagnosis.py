@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pytest_bncheck.types import Prediction
+from pytest_bncheck.types import Prediction, Trace
 
 MOST_OF_GAP = 0.8
 """Share of the gap that makes further layers unimportant."""
@@ -70,6 +70,9 @@ class Diagnosis:
     after_each
         One prediction per mini-batch: eval mode on the typical one, had that one been trained on
         last. Only if some layer is forgetful.
+    draws
+        Calls in a pass in training mode that draw random numbers; looked for only where layers see
+        another distribution without them.
     attribution, remedies
         Empty where they were not asked for.
     """
@@ -78,5 +81,6 @@ class Diagnosis:
     debiased: Prediction | None = None
     remixed: Prediction | None = None
     after_each: Sequence[Prediction] = ()
+    draws: Sequence[Trace] = ()
     attribution: Attribution = field(default_factory=Attribution)
     remedies: Remedies = field(default_factory=Remedies)

@@ -329,6 +329,8 @@ class Judgement:
         """The verdict as the numbers give it, whether or not training achieved anything."""
         if self.judged is None or self.passes.is_random:
             return None
+        if not self.layers:  # nothing runs along that could be wrong
+            return "healthy"
         return self.judge(self.scores(self.judged, self.judged_statistics))
 
     @property

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pytest_bncheck import rules
-from pytest_bncheck.adapters.base import Adapter, Rehearsing, Sampling, Stateful, TooFewValues
+from pytest_bncheck.adapters.base import (
+    Adapter,
+    Rehearsing,
+    Sampling,
+    Stateful,
+    TooFewValues,
+    Watching,
+)
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.evidence import (
     Attribution,
@@ -39,6 +46,7 @@ from pytest_bncheck.types import (
     Recipe,
     Settings,
     Statistics,
+    Trace,
 )
 
 Progress: TypeAlias = Callable[[int, int, bool, Callable[[], float]], None]
@@ -289,7 +297,18 @@ def _diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Comp
         debiased = _without_initial_value(typical, judgement)
     if judgement.conclusive_verdict == "broken":
         cure = remedies.work_out(judgement.typical, typical.predict_with)
-    return judgement.compared, Diagnosis(replaced, debiased, remixed, after_each, attribution, cure)
+    draws = _draws(adapter, measured)
+    return judgement.compared, Diagnosis(
+        replaced, debiased, remixed, after_each, draws, attribution, cure
+    )
+
+
+def _draws(adapter: Adapter, measured: Judgement) -> Sequence[Trace]:
+    """What draws random numbers in training, where layers see another distribution without it."""
+    seen = bool((measured.shifts > measured.distortion_limit).any())
+    if not (seen and measured.training.stochastic and isinstance(adapter, Watching)):
+        return ()
+    return adapter.draws(0)
 
 
 def _may_explain_path(measured: Judgement) -> bool:

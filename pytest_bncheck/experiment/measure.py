@@ -256,7 +256,9 @@ def _repeat(
     apart = gap is not None and gap > adapter.noise
     if not (evaluated.random or evaluated.mutated or evaluated.rewritten or apart):
         return None, None, ()
-    again, half_again = adapter.predict(0), None
+    changed = evaluated.mutated and not evaluated.random
+    again = adapter.predict_again(0) if changed else adapter.predict(0)
+    half_again = None
     if evaluated.random and half is not None and isinstance(adapter, Sampling):
         half_again = adapter.predict_half(0)
     return again, half_again, adapter.trace(0) if isinstance(adapter, Watching) else ()

@@ -43,6 +43,9 @@ FIRST_UPDATE = 0.5
 DIGITS = 4
 """Significant digits of a rate that was measured."""
 
+FORGETS = 1.0 - 1e-6
+"""Rate from which on a pass leaves nothing of what was there."""
+
 ALIKE = 1e-3
 """Largest relative difference of two rates that count as one."""
 
@@ -86,7 +89,7 @@ def find(adapter: Stateful, steps: int, *, stochastic: bool) -> list[RunningStat
     settled = _settle(adapter, 0, found, passes, first.states)
     if stochastic:
         settled = _mean_over_draws(adapter, 0, found, passes, settled)
-    confirmed = [each for each in found if each.state.name in settled]
+    confirmed = _accumulating([each for each in found if each.state.name in settled])
     return _grouped(confirmed, settled, passes, steps)
 
 
@@ -232,6 +235,12 @@ def _mean_over_draws(
 
 
 # rows -------------------------------------------------------------------------------------------
+
+
+def _accumulating(found: Sequence[_Found]) -> list[_Found]:
+    """Without the owners that only remember their last pass, as a cache does."""
+    owners = {each.state.owner for each in found if each.rate < FORGETS}
+    return [each for each in found if each.state.owner in owners]
 
 
 def _grouped(

@@ -107,6 +107,7 @@ class Results:
         quiet = self.config.option.verbose < 0
         entries = list(self._entries())
         lines = [*([] if quiet else self.written), *self.problems]
+        lines += [] if quiet else self._explained()
         if entries or lines:
             terminalreporter.write_sep("=", "bncheck")
         for entry in entries:
@@ -137,6 +138,16 @@ class Results:
             entry = summary.entry(check, verbosity=verbosity, width=width, expected=expected)
             if entry is not None:
                 yield entry
+
+    def _explained(self) -> list[str]:
+        """What the measures mean, once, where a check failed."""
+        if not any(check["verdict"] == "fail" for check in self.collected.checks()):
+            return []
+        from pytest_bncheck.reports.layout import wrap
+        from pytest_bncheck.reports.sentences import MEASURES
+
+        width = self.config.get_terminal_writer().fullwidth
+        return [line for text in MEASURES for line in wrap(text, hanging="  ", width=width)]
 
     def _annotations(self) -> Iterator[str]:
         """Commands to GitHub Actions, for what is wrong and was not expected to be."""

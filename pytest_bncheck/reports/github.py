@@ -82,13 +82,14 @@ def step_summary(
 def _row(check: Mapping[str, Any], note: str) -> str:
     predictions = check["predictions"]
     judged = predictions["projected"] or predictions["eval"]
+    when = " (projected)" if predictions["projected"] else ""
     cells = (
         f"{MARKS[check['verdict']]} {check['verdict']}{note}",
         f"<code>{_escape(title(check))}</code>",
         "<br>".join(_escape(f"{f['code']} {f['name']}") for f in check["findings"]),
         percent(predictions["train"]["accuracy"]),
-        percent(judged["accuracy"]),
-        number(predictions["gap"]),
+        percent(judged["accuracy"]) + when,
+        number((predictions["projected"] or predictions)["gap"]) + when,
     )
     return f"| {' | '.join(cells)} |"
 

@@ -189,8 +189,8 @@ def _modes(check: Mapping[str, Any]) -> list[dict[str, Any]]:
     predictions = check["predictions"]
     names = {
         "train": "Training mode",
-        "eval": "Eval mode",
-        "projected": f"Eval mode after {check['planned_updates']} updates",
+        "eval": "Eval mode" + (", measured" if predictions["projected"] else ""),
+        "projected": f"Eval mode, projected to {check['planned_updates']} updates",
         "recalibrated": "Recalibrated",
     }
     return [

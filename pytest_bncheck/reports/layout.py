@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from pytest_bncheck.wording import number, percent
@@ -14,11 +15,11 @@ TEXT_WIDTH = 72
 MOST_ROWS = 5
 """Layers that a table shows."""
 
-SHOWN, TELLING = 0.005, 1.5
-"""The largest share must lie between them for a table to show the shares."""
+SHOWN, OFF = 0.005, 0.1
+"""The largest share that a table leaves out as nothing, and by how much shares may miss 100 %."""
 
 NAME = 27
-"""Columns for a layer's name, which is cut on its left."""
+"""Columns for a layer's name."""
 
 
 def wrap(text: str, indent: str = "", hanging: str = "", width: int = TEXT_WIDTH) -> list[str]:
@@ -58,26 +59,42 @@ def remedy_lines(remedy: str) -> Iterator[str]:
             yield f"    {line}"
 
 
-def table(rows: Sequence[Mapping[str, Any]], most: int | None = MOST_ROWS) -> Iterator[str]:
-    """A table of layers, in their order; no line if `rows` is empty.
+def worst_first(layers: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Layers by distortion; unknown is less than any number, "nan" and "inf" are more."""
+
+    def distortion(layer: Mapping[str, Any]) -> float:
+        value = layer["distortion"]
+        return -1.0 if value is None else float("inf") if isinstance(value, str) else value
+
+    return sorted(layers, key=distortion, reverse=True)
+
+
+def table(
+    layers: Iterable[Mapping[str, Any]],
+    most: int | None = MOST_ROWS,
+    among: Sequence[Mapping[str, Any]] | None = None,
+) -> Iterator[str]:
+    """A table of layers, the worst first; no line if there is none.
 
     Parameters
     ----------
-    rows
-        Layers as in the JSON report.
+    layers
+        As in the JSON report.
     most
         Show at most this many rows, and how many more there are; None for all.
+    among
+        All layers of the model, whose shares have to add up; None if these are all.
     """
+    rows = worst_first(layers)
     if not rows:
         return
     visible = rows[:most]
-    shares = are_telling([row["attribution"] for row in visible])
+    shares = are_telling([row["attribution"] for row in (rows if among is None else among)])
     heading = "layer" if len(visible) == len(rows) else "worst layers"
     yield _line(heading, "momentum", "updates", "initial", "distortion", *["share"] * shares)
-    for row in visible:
-        name = row["name"]
+    for row, name in zip(visible, cut([row["name"] for row in visible]), strict=True):
         yield _line(
-            name if len(name) <= NAME else "..." + name[3 - NAME :],
+            name,
             number(row["momentum"], "g", "None"),
             str(row["updates"]),
             percent(row["initial_weight"], 1),
@@ -86,15 +103,41 @@ def table(rows: Sequence[Mapping[str, Any]], most: int | None = MOST_ROWS) -> It
         )
     if len(visible) < len(rows):
         yield f"and {len(rows) - len(visible)} more"
+    if shares:
+        yield "share: the part of the difference that a layer's statistics make"
+
+
+def cut(names: Sequence[str], width: int = NAME) -> list[str]:
+    """Names in so many columns, cut on the left; elsewhere where that would make two alike.
+
+    Then what the names begin alike with goes, and what follows stays with the end.
+    """
+    short = [_tail(name, width) for name in names]
+    for text in {each for each in short if short.count(each) > 1}:
+        alike = [k for k, each in enumerate(short) if each == text]
+        letters = zip(*(names[k] for k in alike), strict=False)
+        begin = sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, letters))
+        begin = 0 if begin < len("...") else begin
+        for k in alike:
+            head = ("..." if begin else "") + names[k][begin : begin + width // 2 - 3]
+            rest = names[k][begin + width // 2 - 3 :]
+            short[k] = head + _tail(rest, width - len(head))
+    return short
+
+
+def _tail(name: str, width: int) -> str:
+    return name if len(name) <= width else "..." + name[3 - width :]
 
 
 def are_telling(shares: Sequence[float | str | None]) -> bool:
-    """Whether shares explain anything: not all are 0 %, and none is 600 % against another's -500 %.
+    """Whether shares explain anything: of several layers, all known, none negative, about 100 %.
 
-    The first happens where the outputs do not react to small changes any more.
+    They are slopes: where the outputs bend, or do not react any more, they do not add up.
     """
-    known = [abs(share) for share in shares if isinstance(share, (int, float))]
-    return bool(known) and SHOWN <= max(known) <= TELLING
+    known = [share for share in shares if isinstance(share, (int, float))]
+    if len(known) < 2 or len(known) < len(shares):
+        return False
+    return min(known) > -SHOWN and abs(sum(known) - 1.0) <= OFF
 
 
 def _line(name: str, *cells: str) -> str:

@@ -10,6 +10,15 @@ from pytest_bncheck.wording import plural
 WORST_FIRST = ("error", "fail", "warn", "pass")
 """The verdicts, in the order in which reports show checks."""
 
+MEASURES = (
+    "gap: by how much eval mode's predictions differ from those of training mode, in units of "
+    "their spread over the batch.",
+    "distortion: by how much a layer's output is off in eval mode, in standard deviations (sigma) "
+    "of its normalised values.",
+    "retained: how much of what training gained in loss eval mode keeps; 1 is all of it.",
+)
+"""What the measures mean, a sentence each; said once in a run with a failure."""
+
 NOT_ALIGNED = "The outputs of the two modes cannot be aligned"
 
 
@@ -50,7 +59,8 @@ def agreement(check: Mapping[str, Any]) -> str:
     unknown = check["bn_verdict"] is None and check["layers"]
     if check["suppressed"] or "modes" in check or unknown:
         return "against training mode"
-    gap, curves = check["predictions"]["gap"], check["curves"]
+    compared, curves = check["predictions"]["projected"] or check["predictions"], check["curves"]
+    gap = compared["gap"]
     apart = isinstance(gap, float) and curves and gap > curves["gap_limit"]
     return f"{'decides like' if apart else 'repeats'} training mode"
 

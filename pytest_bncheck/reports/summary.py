@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pytest_bncheck.reports.layout import printable, remedy_lines, table, wrap
+from pytest_bncheck.reports.layout import MOST_ROWS, printable, remedy_lines, table, wrap
 from pytest_bncheck.reports.sentences import (
     assumed,
     not_checked,
@@ -15,7 +15,7 @@ from pytest_bncheck.reports.sentences import (
     suppressed,
     title,
 )
-from pytest_bncheck.wording import number, percent
+from pytest_bncheck.wording import number, percent, plural
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "error": "red"}
 """The colour of a verdict."""
@@ -60,7 +60,8 @@ def entry(
     check
         As in the JSON report.
     verbosity
-        Below 0 one line without figures, and none for a check that passed; 1 adds figures, the
+        Below 0 one line, without figures for a failure, which shows them itself, and none for a
+        check that passed; 1 adds figures, the
         worst layers, notes and what a warning says, 2 all layers, suppressed findings, rules
         that were not applied, and times.
     width
@@ -76,7 +77,7 @@ def entry(
     if verbosity < 0:
         if check["verdict"] == "pass":
             return None
-        line = f"{name}: {' '.join(f['code'] for f in check['findings']) or gist(check)}{mark}"
+        line = f"{name}: {_in_brief(check)}{mark}"
         line = line if len(line) <= room else line[: room - 3] + "..."
         return Entry(word, colour, printable(line))
     result = gist(check) + mark
@@ -106,15 +107,25 @@ def gist(check: Mapping[str, Any]) -> str:
     return (f"{codes}; " if codes else "") + figures + suppressed(check)
 
 
+def _in_brief(check: Mapping[str, Any]) -> str:
+    """The codes that were found; of a warning the figures too, as nothing else shows them."""
+    codes = " ".join(finding["code"] for finding in check["findings"])
+    if not codes:
+        return gist(check)
+    return f"{codes}; {_figures(check)}; -v says more" if check["verdict"] == "warn" else codes
+
+
 def _figures(check: Mapping[str, Any]) -> str:
-    predictions = check["predictions"]
-    modes = [
-        _quality(predictions["train"]),
-        _quality(predictions["projected"] or predictions["eval"]),
-    ]
+    predictions, projected = check["predictions"], check["predictions"]["projected"]
+    judged = projected or predictions["eval"]
+    modes = [_quality(predictions["train"]), _quality(judged)]
+    when = f" projected to {check['planned_updates']} updates" if projected else ""
     if None in modes:
-        return f"gap {number(predictions['gap'], missing='unknown')}"
-    return f"train {modes[0]}, eval {modes[1]}"
+        gap = (projected or predictions)["gap"]
+        return f"gap {number(gap, missing='unknown')}{when}"
+    measured = _quality(predictions["eval"])
+    now = f" (measured after {plural(check['steps'], 'step')}: {measured})" if when else ""
+    return f"train {modes[0]}, eval {modes[1]}{when}{now}"
 
 
 def _quality(scored: Mapping[str, Any]) -> str | None:
@@ -131,6 +142,11 @@ def _warnings(check: Mapping[str, Any]) -> Iterator[str]:
         yield from remedy_lines(finding["remedy"])
 
 
+def _measures(compared: Mapping[str, Any]) -> str:
+    figures = {name: number(compared[name], ".3g") for name in ("gap", "distortion", "retained")}
+    return ", ".join(f"{name} {figure}" for name, figure in figures.items() if figure)
+
+
 def _notes(check: Mapping[str, Any]) -> Iterator[str]:
     for note in check["notes"]:
         yield from wrap(f"Note {note['code']} {note['name']}: {note['message']} {note['cause']}")
@@ -138,8 +154,12 @@ def _notes(check: Mapping[str, Any]) -> Iterator[str]:
 
 def _details(check: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
     predictions, layers = check["predictions"], check["layers"]
-    figures = {name: number(predictions[name], ".3g") for name in ("gap", "distortion", "retained")}
-    yield ", ".join(f"{name} {figure}" for name, figure in figures.items() if figure)
+    projected = predictions["projected"]
+    if projected:
+        yield f"projected to {check['planned_updates']} updates: {_measures(projected)}"
+        yield f"measured after {plural(check['steps'], 'step')}: {_measures(predictions)}"
+    else:
+        yield _measures(predictions)
     yield setting(check)
     if everything:
         yield "seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in check["seconds"].items())
@@ -148,14 +168,4 @@ def _details(check: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
         yield from wrap(assumed(check))
         for sentence in not_checked(check):
             yield from wrap(sentence)
-        yield from table(layers, most=None)
-    else:
-        yield from table(sorted(layers, key=_distortion, reverse=True))
-
-
-def _distortion(layer: Mapping[str, Any]) -> float:
-    """For sorting: unknown is less than any number, "nan" and "inf" are more."""
-    distortion = layer["distortion"]
-    if distortion is None:
-        return -1.0
-    return float("inf") if isinstance(distortion, str) else distortion
+    yield from table(layers, most=None if everything else MOST_ROWS)

@@ -16,6 +16,9 @@ from pytest_bncheck.reports.sentences import (
 )
 from pytest_bncheck.wording import number, plural
 
+BEFORE = "pytest_bncheck.CheckFailed: "
+"""What pytest writes before the first line of a failure, behind an indent of four."""
+
 
 def check_lines(check: Mapping[str, Any]) -> list[str]:
     """Everything that a person needs to know about one check.
@@ -31,7 +34,7 @@ def check_lines(check: Mapping[str, Any]) -> list[str]:
         The headline, then lines of at most 72 columns, but for code and names that cannot be
         broken.
     """
-    lines = [*wrap(headline(check)), *wrap(_counts(check))]
+    lines = [*_first(headline(check)), *wrap(_counts(check))]
     if not check["findings"]:
         lines += wrap(_without_findings(check), "  ")
     for finding in check["findings"]:
@@ -44,6 +47,21 @@ def check_lines(check: Mapping[str, Any]) -> list[str]:
     for sentence in not_checked(check):
         lines += ["", *wrap(sentence)]
     return lines
+
+
+def _first(text: str) -> list[str]:
+    """The headline; its first line leaves room for what pytest writes before it."""
+    first, *more = wrap(BEFORE + text, width=80 - len("E   "))
+    known = first.removeprefix(BEFORE.rstrip()).lstrip()
+    return [line for line in (known, *wrap(" ".join(more))) if line]
+
+
+def _tells(layer: Mapping[str, Any] | None) -> bool:
+    """Whether a layer's row shows anything: not of one that did not update and is not off."""
+    if layer is None:
+        return False
+    off = layer["distortion"]
+    return bool(layer["updates"]) or isinstance(off, str) or (off or 0.0) >= 0.005
 
 
 def _counts(check: Mapping[str, Any]) -> str:
@@ -93,7 +111,12 @@ def _finding_lines(finding: Mapping[str, Any], check: Mapping[str, Any]) -> Iter
         yield ""
     yield from wrap(f"Cause: {finding['cause']}", "  ")
     by_name = {layer["name"]: layer for layer in check["layers"]}
-    rows = list(table([by_name[name] for name in finding["layers"] if name in by_name]))
+    rows = list(
+        table(
+            (by_name[name] for name in finding["layers"] if _tells(by_name.get(name))),
+            among=check["layers"],
+        )
+    )
     if rows:
         yield ""
         yield from (f"  {line}" for line in rows)

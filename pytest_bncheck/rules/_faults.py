@@ -87,6 +87,19 @@ def closes_the_gap(evidence: Evidence) -> bool:
     return floor <= 0.5 * gap or (gap != gap and floor == floor)
 
 
+def predicts_untrained(evidence: Evidence) -> bool:
+    """Whether layers predict that the step did not train, and training mode itself does worse.
+
+    By more than half of what the loss fell.
+    """
+    rehearsal, losses = evidence.training.rehearsal, evidence.training.losses
+    loss = evidence.train.loss if evidence.train else None
+    if rehearsal is None or not rehearsal.is_of_others or loss is None:
+        return False
+    fall = losses[0] - losses[-1]
+    return predictions.achieved(losses[0], losses[-1]) and loss - losses[-1] > 0.5 * fall
+
+
 def cost_of_other_path(evidence: Evidence) -> Prediction | None:
     """The prediction on the eval path that decides worse than the training path, or None.
 

@@ -24,7 +24,8 @@ class RunningStatsUnderconverged(Rule):
     Trains on a batch, then compares the prediction with batch statistics (training mode) and with
     running statistics (eval mode) on the same batch. It fires when eval mode is far off, decides
     worse, would be right with converged statistics, and the initial value is what keeps them from
-    converging: its weight after t updates is (1 - α)^t, α = torch's momentum = 1 - Keras's.
+    converging: its weight after t updates is (1 - α)^t, α = torch's momentum = 1 - Keras's. The
+    rate of home-made layers is measured by what training does to their state.
 
     Why it is bad
     -------------

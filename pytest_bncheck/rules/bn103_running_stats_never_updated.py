@@ -112,8 +112,8 @@ def _cause(evidence: Evidence, layer: Layer) -> str:
     k, name = evidence.layers.index(layer), f"Layer {layer.name}"
     if layer.update_rate == 0.0:
         return (
-            f"At momentum {layer.momentum:g} a batch has no weight: {words.layer(layer.name)} "
-            "never takes anything in."
+            f"At momentum {layer.momentum:g} a batch has no weight: the statistics of "
+            f"{words.layer(layer.name)} stay at their initial value."
         )
     if not evidence.training.updates[k]:
         return f"{name} ran in inference mode during training: it was not told to train."

@@ -61,8 +61,8 @@ class MomentumSuspicious(Rule):
         )
         losses = [each.loss for each in evidence.diagnosis.after_each if each.loss is not None]
         return self.finding(
-            f"{words.n_of_m(names, evidence, 'have')} a momentum at which the last batch makes "
-            f"{words.percent(rate)} of the running statistics; the first is "
+            f"In {words.n_of_m(names, evidence, '')} the last batch alone makes "
+            f"{words.percent(rate)} of the running statistics. The first is "
             f"{words.layer(names[0])}.{_spread(losses)}",
             cause=_cause(evidence, first.momentum or 0.0, rate),
             remedy=words.bullets(advice),

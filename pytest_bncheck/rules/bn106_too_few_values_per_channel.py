@@ -165,15 +165,15 @@ def _remedy(evidence: Evidence, n: int) -> str:
     enough = math.ceil(values * size / n) if size else None
     images = _has_images(evidence)
     return words.bullets(
-        f"Use batches of at least {enough} samples ({values} values per channel), and "
-        "drop_last=True for the rest of an epoch."
+        f"Use batches of at least {enough} samples ({values} values per channel), and leave out "
+        f"the smaller rest of an epoch ({evidence.dialect.drop_last})."
         if enough
         else f"Use batches with at least {values} values per channel.",
         "Or use larger images in the test, if those of the real training are larger: each layer "
         "gets more values from them."
         if images
         else None,
-        "Or use GroupNorm or LayerNorm there, which do not look across the batch.",
+        f"Or use {evidence.dialect.per_sample} there, which do not look across the batch.",
     )
 
 

@@ -95,7 +95,7 @@ class MixedStreams(Rule):
                 "Make one call on all streams together, so that they share their statistics in "
                 "training too.",
                 "Or give each stream a normalisation layer of its own.",
-                "Or use GroupNorm or LayerNorm there, which do not look across the batch.",
+                f"Or use {evidence.dialect.per_sample} there, which do not look across the batch.",
             ),
             severity=grade,
             layers=names,  # of the others only the input is another than in training

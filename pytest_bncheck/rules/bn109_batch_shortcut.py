@@ -80,7 +80,7 @@ class BatchShortcut(Rule):
         single = evidence.training.batch_size == 1
         return self.finding(
             f"{words.headline(evidence)}. Training mode too is right only on the mini-batches as "
-            f"they are: {'put together' if single else 'dealt anew'}, the same samples give "
+            f"they are. {_mixed(single)} the same samples give "
             f"{words.how_good(mixed) or 'other predictions'}.",
             cause="What a sample is can be told from the batch statistics, since "
             + (
@@ -89,12 +89,14 @@ class BatchShortcut(Rule):
                 else f"the mini-batches differ: in {words.layer(names[0])} their statistics lie "
                 f"{spreads[names[0]]:.2f} standard deviations around their mean"
             )
-            + ". Running statistics know nothing of it, however long the training.",
+            + ". Running statistics are of all batches and do not show it, however long "
+            "the training.",
             remedy=words.bullets(
                 "Train on batches of several samples."
                 if single
-                else "Shuffle the samples, so that each batch holds all classes (shuffle=True).",
-                "Or use GroupNorm or LayerNorm, which do not look across the batch.",
+                else f"Shuffle the samples, so that each batch holds all classes "
+                f"({evidence.dialect.shuffle}).",
+                f"Or use {evidence.dialect.per_sample}, which do not look across the batch.",
             ),
             layers=names,
             mini_batches=len(passes.batches),
@@ -102,6 +104,10 @@ class BatchShortcut(Rule):
             remixed_accuracy=mixed.accuracy,
             spread=spreads[names[0]],
         )
+
+
+def _mixed(single: bool) -> str:
+    return "Put together in one batch," if single else "Shuffled into other mini-batches,"
 
 
 def _is_chance(evidence: Evidence, spreads: dict[str, float]) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths import running
 from pytest_bncheck.maths.verdict import USUAL_GAP
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
-from pytest_bncheck.types import Finding, Severity
+from pytest_bncheck.types import Finding, Severity, Trace
 
 FAR = 2.0
 """How many times the training pass's distortion, and the limit, count as far above."""
@@ -68,20 +68,30 @@ class DropoutShiftsVariance(Rule):
         if not shifted:
             return None
         names = sorted(shifted, key=lambda name: -shifted[name])
+        draws = evidence.diagnosis.draws
         return self.finding(
             f"{words.n_of_m(names, evidence, 'see')} another distribution in eval mode than in "
-            f"training; the worst is {words.layer(names[0])}, by {shifted[names[0]]:.2f} standard "
+            f"training. The worst is {words.layer(names[0])}, by {shifted[names[0]]:.2f} standard "
             f"deviations (up to {least:g} is usual).",
-            cause="A dropout or other stochastic layer before raises the variance in "
-            "training, and the running statistics keep the raised one.",
+            cause=f"{_source(draws)} before changes what a layer sees in training, and the running "
+            "statistics keep that.",
             remedy=words.bullets(
-                "Move dropout behind the last normalisation layer, or leave it out.",
-                "Or re-estimate the statistics with dropout off before predicting.",
+                "Move it behind the last normalisation layer, or leave it out.",
+                "Or re-estimate the statistics with it off before predicting.",
             ),
             severity=_grade(evidence),
             layers=names,
             distortion_without_dropout=shifted[names[0]],
+            calls=[words.place(trace) for trace in draws],
         )
+
+
+def _source(draws: Sequence[Trace]) -> str:
+    """What draws the random numbers, as far as that is known."""
+    if not draws:
+        return "A dropout or other stochastic layer"
+    named = "; ".join(words.place(trace) for trace in draws[:3])
+    return f"What draws random numbers in training ({named})"
 
 
 def _grade(evidence: Evidence) -> Severity:

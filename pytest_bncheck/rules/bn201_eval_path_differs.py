@@ -52,7 +52,31 @@ class EvalPathDiffers(Rule):
     intended = frozenset({"mode-dependent-path"})
 
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
-        return self._by_path(evidence) or self._by_survival(evidence, explained)
+        return (
+            self._by_other_layers(evidence)
+            or self._by_path(evidence)
+            or self._by_survival(evidence, explained)
+        )
+
+    def _by_other_layers(self, evidence: Evidence) -> Finding | None:
+        """What predicts is not what was trained, and has not caught up with it."""
+        rehearsal, train = evidence.training.rehearsal, evidence.train
+        if rehearsal is None or train is None or not faults.predicts_untrained(evidence):
+            return None
+        trained, runs = words.code(rehearsal.absent, 3), words.code(rehearsal.untrained, 3)
+        return self.finding(
+            f"The training step trains {trained}, and the prediction runs {runs} instead: loss "
+            f"{evidence.training.losses[-1]:.3g} in the step, {train.loss:.3g} in the prediction.",
+            cause="The layers that predict are a copy, or another part of the model, that is "
+            "behind those that were trained.",
+            remedy=words.bullets(
+                "Train until the copy has caught up, or let it follow faster.",
+                "Or predict with the layers that were trained: forward=, or bncheck_forward.",
+            ),
+            trained=list(rehearsal.absent),
+            predicts=list(rehearsal.untrained),
+            by="other layers",
+        )
 
     def _by_path(self, evidence: Evidence) -> Finding | None:
         path, train = evidence.passes.path, evidence.passes.first
@@ -72,9 +96,9 @@ class EvalPathDiffers(Rule):
         which = "the same batch statistics" if other is train else "converged statistics"
         seen = other if evidence.stream else evidence.recalibrated or other
         return self.finding(
-            f"The model's own code computes something else in eval mode: with {which} the "
-            f"predictions differ by {gap:.2g} of their spread over the batch (up to {allowed:g} "
-            f"is rounding){_how_good(path, seen)}.",
+            f"The model's own code computes something else in eval mode{_how_good(path, seen)}. "
+            f"With {which} the predictions differ by {gap:.2g} of their spread over the batch (up "
+            f"to {allowed:g} is rounding).",
             cause=f"The model's own code depends on the mode ({evidence.dialect.mode}), outside of "
             "dropout and normalisation layers.",
             remedy=words.bullets(
@@ -98,9 +122,9 @@ class EvalPathDiffers(Rule):
         tracking = [x.name for x in evidence.layers if x.type.startswith("InstanceNorm")]
         cause, advice = _cause(evidence, tracking)
         return self.finding(
-            "Eval mode differs from training mode for a reason other than converging statistics: "
-            f"{_with_which(evidence)} the predictions still differ by {gap:.2g} of their "
-            f"spread over the batch (up to {allowed:g} is rounding){_how_good(train, replaced)}.",
+            "Eval mode differs from training mode for a reason other than converging statistics"
+            f"{_how_good(train, replaced)}. {_with_which(evidence)} the predictions still differ "
+            f"by {gap:.2g} of their spread over the batch (up to {allowed:g} is rounding).",
             cause=cause,
             remedy=words.bullets(
                 advice,
@@ -116,8 +140,8 @@ class EvalPathDiffers(Rule):
 def _with_which(evidence: Evidence) -> str:
     """With which statistics the modes still differ."""
     if evidence.training.changes_data:
-        return "with the statistics of the training steps"
-    return "with the batch's own statistics"
+        return "With the statistics of the training steps"
+    return "With the batch's own statistics"
 
 
 def _cause(evidence: Evidence, tracking: list[str]) -> tuple[str, str]:

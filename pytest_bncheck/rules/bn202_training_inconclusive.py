@@ -6,6 +6,7 @@ import math
 from collections.abc import Set
 
 from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.rules import _faults as faults
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
@@ -52,7 +53,7 @@ class TrainingInconclusive(Rule):
     def _not_trained(self, evidence: Evidence) -> Finding | None:
         """What predicts is not what was trained: a copy, or another part of the model."""
         rehearsal = evidence.training.rehearsal
-        if rehearsal is None or not rehearsal.absent or not rehearsal.untrained:
+        if rehearsal is None or not rehearsal.is_of_others or faults.predicts_untrained(evidence):
             return None
         trained, runs = words.code(rehearsal.absent, 3), words.code(rehearsal.untrained, 3)
         return self.finding(
@@ -69,7 +70,7 @@ class TrainingInconclusive(Rule):
         )
 
     def _no_progress(self, evidence: Evidence) -> Finding | None:
-        if not evidence.inconclusive or not evidence.steps:
+        if not evidence.inconclusive or not evidence.steps or faults.predicts_untrained(evidence):
             return None
         losses = evidence.training.losses
         first, last = losses[0], losses[-1]
@@ -77,13 +78,14 @@ class TrainingInconclusive(Rule):
         finite = math.isfinite(first) and math.isfinite(last)
         now = last if train is None else train
         return self.finding(
-            f"Training went from loss {first:.3g} to {now:.3g} in "
-            f"{words.plural(evidence.steps, 'step')}: no verdict is possible.",
-            cause="The loss fell by less than a tenth of its first value."
-            if finite
-            else "The loss is not finite.",
+            f"Training achieved nothing in {words.plural(evidence.steps, 'step')}, so no verdict "
+            f"is possible. {_course(first, now)}",
+            cause=_cause(first, now),
             remedy=words.bullets(
-                "Train for more steps, or with the optimizer and loss of the real training "
+                "Lower the learning rate, or use the optimizer and loss of the real training "
+                "(bncheck_optimizer, bncheck_loss)."
+                if finite and now > first
+                else "Train for more steps, or with the optimizer and loss of the real training "
                 "(bncheck_optimizer, bncheck_loss)."
                 if finite
                 else "Lower the learning rate (bncheck_optimizer), or look for the operation "
@@ -92,3 +94,21 @@ class TrainingInconclusive(Rule):
             first_loss=first,
             last_loss=now,
         )
+
+
+def _course(first: float, now: float) -> str:
+    """First and last loss, with as many digits as tell them apart."""
+    digits = next((d for d in range(3, 7) if f"{first:.{d}g}" != f"{now:.{d}g}"), 3)
+    return f"The loss was {first:.{digits}g} at the first step and is {now:.{digits}g} now."
+
+
+def _cause(first: float, now: float) -> str:
+    if not (math.isfinite(first) and math.isfinite(now)):
+        return "The loss is not finite."
+    if now > first:
+        return "The loss rose."
+    return (
+        "The loss fell by less than a tenth of its first value."
+        if now < first
+        else ("The loss did not fall.")
+    )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
-from pytest_bncheck.types import Finding
+from pytest_bncheck.types import Finding, Trace
 
 
 class StochasticEval(Rule):
@@ -72,7 +72,7 @@ class StochasticEval(Rule):
             if not traces
             else f"{traces[0].call} draws random numbers whatever the mode.",
             remedy=words.bullets(
-                f"Make it depend on the mode (training={evidence.dialect.mode}).",
+                *_advice(traces, evidence.dialect.mode),
                 "If it is the design, as Monte Carlo dropout is, declare it: "
                 'intended="stochastic-eval".',
             ),
@@ -80,3 +80,21 @@ class StochasticEval(Rule):
             gap=repeat,
             calls=[words.place(trace) for trace in traces],
         )
+
+
+def _advice(traces: Sequence[Trace], mode: str) -> list[str]:
+    """What to do at each kind of call: not all of them can be told the mode."""
+    return list(dict.fromkeys(_told(trace.call, mode) for trace in traces[:3])) or [
+        f"Draw random numbers under `if {mode}` only."
+    ]
+
+
+def _told(call: str, mode: str) -> str:
+    name = call.partition("(")[0]
+    if "scaled_dot_product" in name:
+        return f"Switch its dropout off in eval mode:\n{name}(..., dropout_p=p if {mode} else 0.0)"
+    if name.startswith("F.") and ("dropout" in name or name == "F.rrelu"):
+        return f"Tell it the mode:\n{name}(..., training={mode})"
+    if name.startswith("keras.layers."):
+        return f"Tell it the mode:\n{call.replace('training=True', f'training={mode}')}"
+    return f"{name} cannot be told the mode: call it under `if {mode}` only."

@@ -64,8 +64,7 @@ class EvalDependsOnBatch(Rule):
             if traces
             else "Something in the model looks across the batch in eval mode.",
             remedy=words.bullets(
-                f"{evidence.dialect.running_in_eval}, or normalise per sample (GroupNorm, "
-                "LayerNorm).",
+                f"{evidence.dialect.running_in_eval}, or use {evidence.dialect.per_sample}.",
                 'If it is the design, declare it: intended="batch-statistics-in-eval".',
             ),
             layers=[trace.module for trace in traces],

@@ -71,8 +71,8 @@ class ReplicasDiverge(Rule):
             return None
         names = sorted(apart, key=lambda name: -apart[name])
         return self.finding(
-            f"{words.n_of_m(names, evidence, 'have')} other running statistics in each of "
-            f"{len(replicas)} processes; in {words.layer(names[0])} they are "
+            f"The {len(replicas)} processes have different running statistics in "
+            f"{words.n_of_m(names, evidence, '')}; in {words.layer(names[0])} they are "
             f"{apart[names[0]]:.2g} standard deviations apart.",
             cause="Each process averages the statistics of its own batches, and nothing brings the "
             "averages together.",

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
+from common_nets import SEED
 from pytest_bncheck import check
 
 
@@ -57,7 +58,7 @@ def shares(report: Any) -> dict[str, float]:
     return {layer.name: layer.attribution for layer in report.layers}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@SEED
 @pytest.mark.parametrize("culprit", ["stem.1", "blocks.1.0.1", "blocks.3.2.1"])
 def test_the_culprit_is_named_and_not_the_decoy(culprit: str, seed: int) -> None:
     model = net(seed)

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
+from common_nets import SEED
 from pytest_bncheck import check
 from pytest_bncheck.experiment import remedies
 from pytest_bncheck.experiment.remedies import RATES
@@ -67,7 +68,7 @@ def optimizer(params: Any) -> Any:
     return torch.optim.Adam(params, lr=3e-3)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@SEED
 @pytest.mark.parametrize("name", NETS)
 def test_the_momentum_would_really_have_sufficed_and_the_next_worse_not(
     name: str, seed: int
@@ -95,7 +96,7 @@ def observed_updates(model: nn.Module, batch: Any, report: Any) -> int:
     return updates
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@SEED
 @pytest.mark.parametrize("name", NETS)
 def test_the_further_updates_really_suffice_with_frozen_weights(name: str, seed: int) -> None:
     model, batch = build(name, 0.02, seed), noise(seed)
@@ -177,7 +178,7 @@ def observed_stream_updates(model: nn.Module, batches: list[Any]) -> int:
     raise AssertionError("never")
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@SEED
 @pytest.mark.parametrize("name", NETS)
 def test_what_is_tried_on_one_mini_batch_holds_for_all(name: str, seed: int) -> None:
     model, batches = build(name, 0.01, seed), stream(seed)

@@ -4,7 +4,7 @@ A clause is a piece of state: how to read it, and a change that a user's code co
 tests of each framework add its own clauses to those of the process, and hold every clause against
 every ending; none is in a list without being tested, since the tests are made from the lists:
 
-- `test_left_as_found`: each clause after each ending;
+- `test_left_as_found`: all clauses after each ending;
 - `test_a_change_is_seen`: the reading of each clause tells its change;
 - `test_a_change_is_undone`: a check in which the user's code makes that change undoes it.
 """
@@ -49,7 +49,7 @@ class Mistake(Exception):
     """An error of the user's."""
 
 
-NOT_IN = "contextlib", "jax", "tensorflow"
+NOT_IN = "contextlib", "jax", "tensorflow", "weakref"
 
 INTERRUPTIONS: dict[str, BaseException] = {
     "Ctrl-C": KeyboardInterrupt(),
@@ -220,7 +220,8 @@ def in_time(seconds: float, error: BaseException) -> Iterator[None]:
 
     Not in the middle of what no check can put in order, whoever runs it: the compiled parts of
     TensorFlow and JAX swallow some of what is raised in them, and a context manager of TensorFlow's
-    that is interrupted on its way out leaves a graph open. There it waits for the next millisecond.
+    that is interrupted on its way out leaves a graph open; and Python swallows what is raised in a
+    callback of a weak reference. There it waits for the next millisecond.
     What is swallowed elsewhere, as by a bare ``except`` of Keras', is raised again.
     """
 

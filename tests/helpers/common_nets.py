@@ -1,14 +1,19 @@
-"""What the small networks of every framework are tested with: batches, findings, lines of code."""
+"""What the small networks of every framework are tested with: seeds, batches, findings, lines."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 CLASSES = 4
+SEEDS = range(int(os.environ.get("BNCHECK_SEEDS", "1")))
+"""Draws of weights and data; one by default, since test_fuzz.py draws a hundred nets."""
+SEED = pytest.mark.parametrize("seed", SEEDS)
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -37,9 +42,10 @@ def waves(
 
 
 def sole(report: Any, code: str) -> Any:
-    """The only finding of a check."""
-    assert [finding.code for finding in report.findings] == [code], str(report)
-    return report.findings[0]
+    """The only finding of a check, or the only note where there is none."""
+    said = report.findings or report.notes
+    assert [finding.code for finding in said] == [code], str(report)
+    return said[0]
 
 
 def silent(report: Any) -> None:

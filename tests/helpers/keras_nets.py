@@ -11,6 +11,7 @@ import pytest
 from keras import layers
 
 from common_nets import CLASSES as CLASSES
+from common_nets import SEED as SEED
 from common_nets import Batch, blobs, waves
 from common_nets import line as line
 from common_nets import silent as silent
@@ -18,10 +19,7 @@ from common_nets import sole as sole
 from pytest_bncheck import check
 
 KINDS = ("functional", "subclassed")
-# The nets start from the same weights on every backend, so that one seed tells of the others.
-SEEDS = (0, 1) if keras.backend.backend() == "tensorflow" else (0,)
 KIND = pytest.mark.parametrize("kind", KINDS)
-SEED = pytest.mark.parametrize("seed", SEEDS)
 WIDTH = 12
 NORMS = {"functional": ["norm1", "norm2"], "subclassed": ["block1/norm", "block2/norm"]}
 

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common_nets import CLASSES as CLASSES
+from common_nets import SEED as SEED
 from common_nets import Batch, blobs, silent, waves
 from common_nets import line as line
 from common_nets import sole as sole
 from pytest_bncheck import check
 
 KINDS = ("mlp", "conv", "residual")
-SEEDS = (0, 1)
 KIND = pytest.mark.parametrize("kind", KINDS)
-SEED = pytest.mark.parametrize("seed", SEEDS)
 WIDTH = 16
 NORMS = ["blocks.0.norm", "blocks.1.norm"]
 

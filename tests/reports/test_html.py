@@ -183,7 +183,7 @@ def test_every_number_of_the_check_is_there():
     page = Page(html.page(document(PROJECTED)))
     text = " ".join(page.select("main"))
     for part in (
-        "100 %", "33 %", "50 %", "1e-07", "10.7", "Eval mode after 250 updates", "1.05", "0.6",
+        "100 %", "33 %", "50 %", "1e-07", "10.7", "projected to 250 updates", "1.05", "0.6",
         "515 further updates", "Momentum 0.3 would have sufficed",
         "1 of 3 samples changes its decision",
         "ignored: known", "BN104", "34 of 53 layers are over the limit of 0.1 sigma", "nan",

@@ -58,8 +58,9 @@ def test_one_line_if_it_fits_and_two_if_not() -> None:
         ({"predictions": Predictions()}, "gap unknown"),
         ({"predictions": Predictions(1, train=Scored(0.1), eval=Scored(float("inf")))},
          "train loss 0.1, eval loss inf"),
-        ({"predictions": Predictions(1, train=Scored(0.1, 1.0), projected=Projected(0.2, 0.9))},
-         "train 100 %, eval 90 %"),
+        ({"predictions": Predictions(1, train=Scored(0.1, 1.0), eval=Scored(2.0, 0.5),
+                                      projected=Projected(0.2, 0.9)), "planned_updates": 250},
+         "train 100 %, eval 90 % projected to 250 updates (measured after 5 steps: 50 %)"),
         ({"suppressed": [Suppressed("BN106", "too-few", "ignored", "Few.")]}, "(BN106 suppressed)"),
     ],
 )  # fmt: skip
@@ -80,6 +81,21 @@ def test_quiet_shows_one_line_for_what_did_not_pass() -> None:
     assert line.endswith("...")
 
 
+def test_quiet_keeps_the_figures_of_a_warning() -> None:
+    (line,) = entry(dataclasses.replace(REPORT, verdict="warn"), verbosity=-1, width=100)
+    assert line == "WARN  test_model.py::test_resnet: BN101; train 100 %, eval 33 %; -v says more"
+
+
+def test_planned_figures_say_what_they_are() -> None:
+    projected = Projected(0.2, 0.9, 0.1, 0.05, 0.02, 0.99)
+    measured = dataclasses.replace(REPORT.predictions, projected=projected)
+    lines = entry(
+        dataclasses.replace(REPORT, predictions=measured, planned_updates=250), verbosity=1
+    )
+    assert "      projected to 250 updates: gap 0.1, distortion 0.02, retained 0.99" in lines
+    assert "      measured after 5 steps: gap 1.05, distortion 3.5" in lines
+
+
 def names(lines: list[str]) -> list[str]:
     return [line.split()[0] for line in lines if "block" in line]
 
@@ -94,12 +110,13 @@ def test_verbose_shows_the_worst_layers_first() -> None:
 
 
 def test_shares_of_the_layers_where_they_are_known() -> None:
-    shared = [dataclasses.replace(one, attribution=0.25) for one in REPORT.layers[:1]]
-    lines = entry(dataclasses.replace(REPORT, layers=[*shared, *REPORT.layers[1:2]]), verbosity=1)
-    assert lines[-3:] == [
+    shared = [dataclasses.replace(one, attribution=0.5) for one in REPORT.layers[:2]]
+    lines = entry(dataclasses.replace(REPORT, layers=shared), verbosity=1)
+    assert lines[-4:] == [
         "      layer                       momentum updates  initial distortion share",
-        "      block0.bn                        0.9       5   59.0 %       0.10  25 %",
-        "      block1.bn                        0.9       5   59.0 %",
+        "      block0.bn                        0.9       5   59.0 %       0.10  50 %",
+        "      block1.bn                        0.9       5   59.0 %             50 %",
+        "      share: the part of the difference that a layer's statistics make",
     ]
     assert not any("share" in line for line in entry(verbosity=1))
 
@@ -122,7 +139,7 @@ def test_very_verbose_shows_all_layers_what_is_suppressed_and_times() -> None:
     lines = entry(report, verbosity=2)
     assert "      BN108 needs streams." in lines
     assert "      BN108 needs streams." not in entry(report, verbosity=1)
-    assert names(lines) == [f"block{k}.bn" for k in range(6)]
+    assert names(lines) == [f"block{k}.bn" for k in (2, 3, 4, 5, 0, 1)]
     assert "      seconds: train 0.00, measure 0.00, diagnose 0.00, total 0.00" in lines
     assert any("BN106 too-few-values-per-channel is ignored: tiny" in line for line in lines)
     assert max(map(len, lines)) <= 80

@@ -6,6 +6,7 @@ import dataclasses
 
 from pytest_bncheck.report import LayerReport, Predictions, Projected, Report, Scored
 from pytest_bncheck.reports import terminal
+from pytest_bncheck.reports.layout import NAME, cut
 from pytest_bncheck.types import Finding, Suppressed
 
 FINDING = Finding(
@@ -91,12 +92,33 @@ def test_nothing_is_said_twice() -> None:
     assert "BN101 running-stats-underconverged\n  Cause: After" in text
 
 
-def test_shares_that_cancel_or_vanish_are_no_shares() -> None:
-    for attributions, shown in (((1.1, -0.1), True), ((6.0, -5.0), False), ((0.0, 1e-4), False)):
+def test_shares_are_shown_where_they_add_up() -> None:
+    def text(*attributions: float | None) -> str:
         layers = [
             dataclasses.replace(layer(name), attribution=share)
-            for name, share in zip("ab", attributions, strict=True)
+            for name, share in zip("ab", attributions, strict=False)
         ]
         finding = dataclasses.replace(FINDING, layers=["a", "b"])
-        text = str(dataclasses.replace(REPORT, findings=[finding], layers=layers))
-        assert (" share\n" in text) is shown
+        return str(dataclasses.replace(REPORT, findings=[finding], layers=layers))
+
+    assert " share\n" in text(0.7, 0.27)
+    assert "share: the part of the difference" in text(0.7, 0.27)
+    for others in ((1.07, -0.07), (6.0, -5.0), (0.0, 1e-4), (1.0,), (0.5, None), (0.8, 0.8)):
+        assert " share\n" not in text(*others)
+
+
+def test_names_are_cut_so_that_they_stay_different() -> None:
+    stages = ("first_encoder_stage", "second_encoder_stage")
+    names = [f"stages.{stage}.maxpool_convolution.0.1" for stage in stages]
+    short = cut([*names, "bn", "a.rather.long.path.to.another.layer"])
+    assert len(set(short)) == 4
+    assert max(map(len, short)) <= NAME
+    assert ["first" in short[0], "second" in short[1], short[2]] == [True, True, "bn"]
+    assert short[3].endswith("to.another.layer")
+
+
+def test_layers_are_listed_worst_first() -> None:
+    layers = [dataclasses.replace(layer(f"bn{k}"), distortion=d) for k, d in enumerate((1, 3, 2))]
+    finding = dataclasses.replace(FINDING, layers=["bn0", "bn1", "bn2"])
+    lines = str(dataclasses.replace(REPORT, findings=[finding], layers=layers)).splitlines()
+    assert [line.split()[0] for line in lines if line[:4] == "  bn"] == ["bn1", "bn2", "bn0"]

@@ -1,12 +1,22 @@
 """Every rule, on every framework: its bad model fires it, its good one stays silent.
 
-The table in the docs is made from these results.
+The table in the docs is made from these results, and `messages/` has one file a rule and framework
+with what is said of the bad model. The words have to be the same; figures may differ as they do
+from one processor to the next. This writes the table, and the files that differ by more:
+
+    BNCHECK_REWRITE=1 python -m pytest tests/rules/test_examples.py
 """
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -16,6 +26,14 @@ from rule_examples import EXAMPLES, REWRITE, examine, load
 
 FRAMEWORKS = {"torch": "PyTorch", "keras": "Keras"}
 TABLE = Path(__file__).parents[2] / "docs" / "rules.md"
+MESSAGES = Path(__file__).with_name("messages")
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+MADE_BY = {"torch": ["torch"], "keras": ["keras", "tensorflow-cpu"]}
+"""Packages with which the files are made, in the versions of `constraints.txt`."""
+
+FIGURE = re.compile(r"(?<![\w.])(\d+)(\.\d+)?(?!\w)( +%)?")
+NEAR = 0.25
+"""By what part of the larger one two figures may differ, percentages by 10 points."""
 
 
 @pytest.mark.parametrize("code", RULES)
@@ -106,3 +124,99 @@ def test_the_table_in_the_docs_is_what_the_examples_do(framework: str) -> None:
         code: (rule.name, rule.severities, cell(framework, code)) for code, rule in RULES.items()
     }
     assert written == made
+
+
+# messages -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def same_versions(framework: str) -> None:
+    """Other versions draw other weights, and what a message says depends on them."""
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)", CONSTRAINTS.read_text(), flags=re.MULTILINE))
+    if framework == "keras" and os.environ["KERAS_BACKEND"] != "tensorflow":
+        pytest.skip("the messages are those of Keras on TensorFlow")
+    for package in MADE_BY[framework]:
+        try:
+            version = metadata.version(package).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            version = "missing"
+        if version != pins[package]:
+            pytest.skip(f"the messages are those of {package} {pins[package]}, not {version}")
+
+
+def printed(framework: str, code: str) -> str | None:
+    """The text of the check of a bad example, or None where the rule does not apply."""
+    elsewhere = getattr(load(framework, code), "ELSEWHERE", None)
+    if elsewhere is not None:
+        return printed_in(EXAMPLES.parents[1] / elsewhere)
+    report = examine(framework, code, "bad")
+    return None if report is None else f"{report}\n"
+
+
+def printed_in(repo: Path) -> str:
+    """What the first of two processes prints of the failing test of a model repo."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run += ["--local-ranks-filter=0", "-m", "pytest", "--bncheck", "test_caught.py"]
+    done = subprocess.run(run, cwd=repo, capture_output=True, text=True, timeout=300)
+    lines = re.findall(r"^E   (.*)", done.stdout, flags=re.MULTILINE)
+    assert lines, done.stdout + done.stderr
+    text = "\n".join(line.rstrip() for line in lines) + "\n"
+    return text.removeprefix("pytest_bncheck.CheckFailed: ")
+
+
+def agree(old: str, new: str) -> bool:
+    """Whether two texts have the same words in the same paragraphs, and figures that are near."""
+    if words(old) != words(new):
+        return False
+    pairs = zip(FIGURE.finditer(old), FIGURE.finditer(new), strict=True)
+    return all(near(float(a[1] + (a[2] or "")), float(b[1] + (b[2] or "")), a[3]) for a, b in pairs)
+
+
+def words(text: str) -> list[list[str]]:
+    """The words of each paragraph, with zeros in place of the digits of a figure."""
+    zeros = FIGURE.sub(lambda m: "0" + re.sub(r"\d", "0", m[2] or "") + (m[3] or ""), text)
+    return [paragraph.split() for paragraph in zeros.split("\n\n")]
+
+
+def near(a: float, b: float, percent: str | None) -> bool:
+    return abs(a - b) <= max(NEAR * max(a, b), 10.0 if percent else 0.02)
+
+
+@pytest.mark.usefixtures("same_versions")
+@pytest.mark.parametrize("code", RULES)
+def test_messages(code: str, framework: str) -> None:
+    file = MESSAGES / f"{code}-{framework}.txt"
+    old = file.read_text(encoding="utf-8") if file.exists() else ""
+    new = printed(framework, code) or ""
+    if agree(old, new):
+        return
+    if not REWRITE:
+        lines = difflib.unified_diff(
+            old.splitlines(), new.splitlines(), f"messages/{file.name}", "now", lineterm=""
+        )
+        pytest.fail("\n".join([*lines, "", *(__doc__ or "").splitlines()[-3:]]), pytrace=False)
+    file.unlink(missing_ok=True)
+    if new:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(new, encoding="utf-8")
+
+
+def test_no_file_is_left_over() -> None:
+    names = {f"{code}-{framework}.txt" for code in RULES for framework in MADE_BY}
+    assert {path.name for path in MESSAGES.iterdir()} <= names
+
+
+@pytest.mark.parametrize(
+    ("new", "same"),
+    [
+        ("BN1: 20 of 32\n  differ by 1.02.\n\nDo it.", True),
+        ("BN1: 20 of\n  32 differ by 1.00.\n\nDo it.", True),
+        ("BN1: 20 of 32 differ by 1.90.\n\nDo it.", False),
+        ("BN1: 20 of 32 differ by 1.0.\n\nDo it.", False),
+        ("BN2: 20 of 32 differ by 1.00.\n\nDo it.", False),
+        ("BN1: 20 of 32 differ by 1.00. Do it.", False),
+        ("BN1: 20 of 32 differ by 1.00.\n\nDo that.", False),
+    ],
+)
+def test_what_counts_as_the_same(new: str, same: bool) -> None:
+    assert agree("BN1: 20 of 32 differ by 1.00.\n\nDo it.", new) is same

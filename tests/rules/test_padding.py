@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common_nets import SEED
 from pytest_bncheck import check
 
 CLASSES, REAL, PADDED = 4, 10, 40
 LAYERS = pytest.mark.parametrize("layers", [1, 2])
-SEED = pytest.mark.parametrize("seed", [0, 1])
 
 
 def sequences(seed: int) -> tuple[Any, Any]:

@@ -1,409 +1,100 @@
-"""Keras 3, on TensorFlow, PyTorch or JAX: models of any kind, run by direct calls.
-
-Nothing goes through the model's compiled functions: they would keep, or ignore, what a check
-changes for the time of a pass. How a layer with running statistics is called is seen, and changed,
-by another ``call`` on the instance, which works wherever the layer is nested.
-"""
+"""The Keras adapter: what every check asks of it, and what only some rules ask."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import keras
-
-from pytest_bncheck.adapters.base import (
-    Adapter,
-    Mode,
-    Pass,
-    Replicated,
-    Sampling,
-    Sloping,
-    Streaming,
-    Watching,
-)
-from pytest_bncheck.adapters.devices import pick, rounding
-from pytest_bncheck.adapters.keras import internals
-from pytest_bncheck.adapters.keras.backends.base import own_backend
-from pytest_bncheck.adapters.keras.calls import Order, replaced_calls, without_idle_draws
-from pytest_bncheck.adapters.keras.data import (
-    Batch,
-    batched,
-    floating,
-    has_custom_step,
-    remixed,
-    structure,
-)
-from pytest_bncheck.adapters.keras.layers import DIALECT, Layers
-from pytest_bncheck.adapters.keras.loss import Criterion
-from pytest_bncheck.adapters.keras.passes import Passes
-from pytest_bncheck.adapters.keras.records import (
-    Outcome,
-    batch_statistics_of,
-    calls_of,
-    streams_of,
-)
-from pytest_bncheck.adapters.keras.slopes import Slopes
-from pytest_bncheck.adapters.keras.state import Snapshot, put_back
-from pytest_bncheck.adapters.keras.step import check_optimizer
-from pytest_bncheck.adapters.keras.subject import Subject
-from pytest_bncheck.adapters.keras.tracing import Tracer
-from pytest_bncheck.adapters.keras.training import Training
-from pytest_bncheck.adapters.random_state import RandomState
-from pytest_bncheck.types import (
-    Calls,
-    InputError,
-    Layer,
-    Prediction,
-    Recipe,
-    Statistics,
-    Streams,
-    Trace,
-)
+from pytest_bncheck.adapters.base import Mode, Rehearsing, Stateful
+from pytest_bncheck.adapters.keras.core import KerasCore
+from pytest_bncheck.adapters.keras.modes import draws_for_keras
+from pytest_bncheck.adapters.keras.state import put_back, shift_seeds
+from pytest_bncheck.adapters.random_state import RandomState, seed_everything
+from pytest_bncheck.adapters.states import Adopted
+from pytest_bncheck.types import Moved, Rehearsal, RunningState, State
 
 if TYPE_CHECKING:
-    from pytest_bncheck.types import Array, Slope
-
-Tensor: TypeAlias = Any
+    from pytest_bncheck.types import Array
 
 
-class KerasAdapter(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
+class KerasAdapter(KerasCore, Stateful, Rehearsing):
     """A Keras model under test; see `Adapter`."""
 
-    framework = "keras"
-    dialect = DIALECT
+    _rehearsed: tuple[int, Any] | None = None
 
-    def __init__(
-        self, model: Any, batches: Sequence[Any], recipe: Recipe, device: str | None
-    ) -> None:
-        backend = own_backend()
-        internals.require(model)
-        self.backend = backend.name
-        self._subject = Subject(model, recipe, backend)
-        home = backend.device_of(model.variables)
-        self.device = home if device is None else pick(device, backend.devices())
-        self._device = None if self.device == home else self.device
-        with self._on_device():
-            self._batches = [Batch(batch, recipe, model) for batch in batches]
-        self.batch_size = self._batches[0].size
-        self.noise = rounding(model.compute_dtype, self.device)
-        check_optimizer(recipe.optimizer)
-        self._criterion = Criterion(self._subject)
-        self._snapshot: Snapshot | None = None
-        self._cleanup = contextlib.ExitStack()
-        self._described: list[Layer] | None = None
-        self._order: Order | None = None
-        self._known: dict[tuple[int, Mode], Pass] = {}  # passes that would repeat another
-        self._look_for_layers()
+    def states(self) -> list[State]:
+        return self._training.states()
 
-    @classmethod
-    def accepts(cls, model: object) -> bool:
-        """Whether `model` is a Keras 3 model."""
-        return isinstance(model, keras.Model)
-
-    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
-        device, backend = self._device, self._subject.backend
-        return contextlib.nullcontext() if device is None else backend.on(device)
-
-    @contextlib.contextmanager
-    def _without_gradients(self) -> Iterator[None]:
-        with self._on_device(), self._subject.backend.without_gradients():
-            yield
-
-    def _look_for_layers(self) -> None:
-        """Look for layers: unbuilt ones have no running statistics yet."""
-        subject, places = self._subject, {} if self._order is None else self._order.places
-        self._layers = Layers(subject.model, subject.backend, places)
-        self._passes = Passes(subject, self._layers)
-        self._slopes = Slopes(subject, self._layers)
-        self._training = Training(subject, self._layers, self._criterion)
-        self._known.clear()
-
-    # before -----------------------------------------------------------------------------------
-
-    def save(self) -> None:
+    def train_from(
+        self,
+        index: int,
+        states: Mapping[str, Array] | None = None,
+        *,
+        passes: int = 1,
+        draw: int | None = None,
+    ) -> Moved:
         __tracebackhide__ = True
-        subject = self._subject
+        layers, batch, modes = self._layers, self._batches[index], self._training.modes()
+        mode = Mode.TRAINING_PATH if draw is None else Mode.TRAINING
+        random, prediction = RandomState.capture(), None
         try:
-            self._cleanup.enter_context(subject.backend.nothing_traced())
-            if not all(layer.built for layer in internals.flat_layers(subject.model)):
-                self._watch_order()
-            functions = vars(subject.recipe).values()
-            self._snapshot = Snapshot(subject.model, subject.backend, functions)
-            if self._device is not None:
-                back = subject.backend.move(self._snapshot.variables, self._device)
-                self._cleanup.callback(back)
-            if subject.recipe.train_step is None and not has_custom_step(subject.model):
-                self._cleanup.callback(subject.backend.lay_out(self._layers.kernels))
-        except BaseException:
-            self.restore()
-            raise
+            with (
+                self._without_gradients(),
+                put_back(layers.seeds, self._subject.backend),
+                self._passes.kept(),
+            ):
+                layers.states.write(states or {})
+                seed_everything(draw or 0)
+                shift_seeds(layers.seeds, draw or 0)
+                for _ in range(passes):
+                    outcome = self._passes.go_on(batch, mode, modes, observe=False)
+                ends = layers.states.read()
+                if draw is None:
+                    prediction = self._prediction(batch, outcome)
+        finally:
+            random.restore()
+        return Moved(prediction, ends, layers.states.calls(outcome.ran))
 
-    def restore(self, *, keep_weights: bool = False) -> None:
-        self._cleanup.close()
-        if self._snapshot is not None:
-            self._snapshot.restore(keep_weights=keep_weights)
-        self._snapshot = None
+    def adopt(self, found: Sequence[RunningState]) -> None:
+        self._adopted = Adopted(found, self.states() if found else ())
 
-    def _watch_order(self) -> None:
-        """One pass in eval mode, which builds what is not built and shows the layers' order."""
+    def rehearse(self, index: int) -> None:
+        """Only of a step that is the user's code: that of ``fit`` is the pass, with a gradient.
+
+        Where passes are programs, the one without random numbers serves.
+        """
         __tracebackhide__ = True
-        subject, batch = self._subject, self._batches[0]
-        order = Order(subject.model, subject.backend)
-        quiet = without_idle_draws(self._layers.recurrent, subject.backend)
-        with order.watch(), replaced_calls(quiet), subject.backend.without_gradients():
-            outputs = subject.forward(batch, training=False)
-        self._criterion.last_layer = order.last
-        self._criterion.learn_from(outputs, batch)
-        self._order = order
-        self._look_for_layers()
+        training, layers = self._training, self._layers
+        if not training.is_users:
+            return
+        compiled = self._passes.programs.pays
+        mode = Mode.TRAINING_PATH if compiled else Mode.TRAINING
+        random = RandomState.capture()
+        try:
+            with (
+                self._without_gradients(),
+                put_back(layers.seeds, self._subject.backend),
+                self._passes.kept(),
+            ):
+                outcome = self._passes.go_on(
+                    self._batches[index], mode, training.modes(), observe=False, collect=compiled
+                )
+                after = layers.packed()
+        finally:
+            random.restore()
+        drew = compiled and any(draws_for_keras(layer) for layer, _ in layers.named)
+        training.rehearsed(None if drew else after, outcome.ran)
+        self._rehearsed = None if drew else (index, outcome.outputs)
 
-    def _rehearse_order(self) -> bool:
-        """The same without arithmetic; False if the backend or the user's code needs values."""
-        subject, batch = self._subject, self._batches[0]
-        if subject.recipe.forward is not None:
-            return False
-        order = Order(subject.model, subject.backend)
-
-        def look(inputs: Any) -> None:
-            outputs = subject.forward(batch.with_inputs(inputs), training=False)
-            self._criterion.last_layer = order.last
-            if subject.backend.compilation is not None:
-                self._criterion.learn_from(outputs, batch)
-
-        with order.watch():
-            if not subject.backend.rehearsed(look, batch.inputs):
-                return False
-        self._order = order
-        self._look_for_layers()
-        return True
-
-    # training ---------------------------------------------------------------------------------
-
-    def begin(self) -> None:
+    def step(self, index: int) -> Any:
         __tracebackhide__ = True
-        with self._on_device():
-            if self._order is None:
-                # An eval pass before training must not change the training.
-                random = RandomState.capture()
-                before = Snapshot(self._subject.model, self._subject.backend)
-                if not self._rehearse_order():
-                    self._watch_order()
-                before.restore()
-                random.restore()
-            self._described = self._layers.describe()
-            self._training.begin(self.expected_steps // len(self._batches))
-            if not self.expected_steps:
-                self._training.observe(self._batches[0])
-                self.assumes_modes = self._training.assumed
-
-    def train_step(self, index: int) -> None:
-        __tracebackhide__ = True
-        self.step(index)
-
-    def step(self, index: int) -> Tensor:
-        __tracebackhide__ = True
-        training = self._training
-        with self._on_device():
-            training.make_step(self._batches[index])
-            if len(training.losses) == self.expected_steps and training.execution != "eager":
-                self._passes.prepare(self._batches[0])
-        self.stochastic = training.stochastic
-        return training.losses[-1]
+        loss = super().step(index)
+        rehearsed, self._rehearsed = self._rehearsed, None
+        if rehearsed is not None and rehearsed[0] == index:
+            targets = self._batches[index].targets
+            self._criterion.decide_by(float(loss), rehearsed[1], targets)
+        return loss
 
     @property
-    def ends(self) -> str | None:
-        return self._training.ends
-
-    def finish(self) -> None:
-        with self._without_gradients():
-            self._training.finish()
-        self._known.clear()
-
-    @property
-    def execution(self) -> str:
-        """How the training steps ran: ``eager``, ``graph`` (TensorFlow) or ``jit`` (JAX)."""
-        return self._training.execution
-
-    @property
-    def losses(self) -> list[float]:
-        return [float(loss) for loss in self._training.losses]
-
-    @property
-    def history(self) -> list[Statistics]:
-        return self._training.history
-
-    @property
-    def calls(self) -> Calls:
-        return calls_of(self._training.records)
-
-    @property
-    def streams(self) -> Mapping[str, Streams]:
-        if not self._training.losses:
-            return {}
-        records, around = self._training.records, self.history[-2:]
-        streams = streams_of(self.layers(), records, around, self._subject.backend)
-        in_time = self._layers.in_time()
-        return {name: each for name, each in streams.items() if name not in in_time}
-
-    def gather(self) -> list[Statistics]:
-        return []  # a distribution strategy keeps one value for all replicas
-
-    def agree(self, value: bool) -> bool:
-        return value
-
-    # looking ----------------------------------------------------------------------------------
-
-    @property
-    def idle(self) -> list[str]:
-        training = self._training
-        # If the mode reached the model, a mode that a layer was given is the user's design.
-        watch = training.seen.watch
-        reached = bool(watch.model.training)
-        idle = {
-            id(layer)
-            for k, layer in enumerate(self._layers.tracking)
-            if training.only_infers(k, with_mode=False if reached else None) and layer.trainable
-        }
-        if not reached:
-            only_infer = watch.layers.inference - watch.layers.training
-            idle |= only_infer & set(map(id, self._layers.dropouts))
-        return [path for layer, path in self._layers.named if id(layer) in idle]
-
-    def layers(self) -> list[Layer]:
-        described = self._described or self._layers.describe()
-        if not self._training.seen.watch.model.training:
-            return list(described)
-        return [
-            dataclasses.replace(
-                layer, frozen=layer.frozen or self._training.only_infers(k, with_mode=True)
-            )
-            for k, layer in enumerate(described)
-        ]
-
-    def read(self, *, exact: bool = False) -> Statistics:
-        return self._layers.read()
-
-    def write(self, statistics: Statistics, *, exact: bool = False) -> None:
-        # Keras stores the biased variance, so both conventions are the same.
-        with self._on_device():
-            self._layers.write(statistics)
-
-    # passes -----------------------------------------------------------------------------------
-
-    def run(self, index: int, mode: Mode, *, observe: bool = True) -> Pass:
-        __tracebackhide__ = True
-        known = self._known.pop((index, mode), None)
-        if known is not None:
-            return known
-        batch = self._batches[index]
-        with self._without_gradients():
-            if mode is Mode.BATCH_STATISTICS:
-                return self._with_batch_statistics(index)
-            outcome = self._passes.run(batch, mode, self._training.modes(), observe=observe)
-            if mode is Mode.TRAINING:
-                return Pass(None, self._batch_statistics(outcome))
-            return Pass(self._prediction(batch, outcome))
-
-    def _with_batch_statistics(self, index: int) -> Pass:
-        __tracebackhide__ = True
-        layers, batch = self._layers, self._batches[index]
-        found = self._pass_from_step(batch) or self._normalised(batch)
-        if layers.same_on_path and self._subject.recipe.forward is None:
-            # No user code can behave differently on the training path: it gives the same.
-            self._known[index, Mode.TRAINING_PATH] = Pass(found.prediction)
-            if layers.only_normalises and self._training.losses:
-                # Nor does anything else in the model depend on the mode.
-                self._known[index, Mode.TRAINING] = Pass(None, found.statistics)
-        return found
-
-    def _normalised(self, batch: Batch) -> Pass:
-        """A pass in eval mode with batch statistics."""
-        __tracebackhide__ = True
-        modes = self._training.modes()
-        outcome = self._passes.run(batch, Mode.BATCH_STATISTICS, modes)
-        prediction = self._prediction(batch, outcome)
-        return Pass(prediction, self._batch_statistics(outcome), calls_of(outcome.records))
-
-    def _pass_from_step(self, batch: Batch) -> Pass | None:
-        """The same pass by a compiled training step, None where a step does not include it."""
-        programs = self._training.programs
-        found = None if programs is None else programs.pass_from_step(batch)
-        if found is None:
-            return None
-        outcome, statistics = found
-        return Pass(self._prediction(batch, outcome), statistics, calls_of(outcome.records))
-
-    def predict_half(self, index: int) -> Prediction | None:
-        batch = self._batches[index]
-        if batch.size is None or batch.size < 2:
-            return None
-        with self._without_gradients(), self._variables_kept():
-            try:
-                outcome = self._passes.run_half(batch)
-            except Exception:  # whatever a model made for one size says to another
-                return None
-            return _without_loss(outcome, batch.size // 2)
-
-    def predict_remixed(self, batches: int) -> list[Prediction]:
-        __tracebackhide__ = True
-        with self._without_gradients():
-            passes = map(self._normalised, remixed(self._batches[:batches]))
-            return [each.prediction for each in passes if each.prediction is not None]
-
-    def trace(self, index: int) -> list[Trace]:
-        tracer = Tracer(self._layers, self._subject.backend)
-        with self._without_gradients(), self._variables_kept():
-            forward = self._subject.forward
-            return tracer.run(lambda: forward(self._batches[index], training=False))
-
-    def sticky(self, index: int) -> list[str]:
-        attributes, seeds = self._passes.attributes, self._layers.seeds
-
-        def outputs() -> Mapping[str, Array]:
-            with self._variables_kept(), put_back(seeds, self._subject.backend):
-                return floating(self._subject.forward(self._batches[index], training=True), None)
-
-        with self._without_gradients():
-            return [] if attributes is None else attributes.sticky(outputs, self.noise)
-
-    def slopes(self, index: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
-        __tracebackhide__ = True
-        batch, compile_it = self._batches[index], self._passes.programs.pays
-
-        def forward(inputs: Any) -> dict[str, Tensor]:
-            outputs = self._subject.forward(batch.with_inputs(inputs), training=False)
-            return batched(outputs, batch.size)
-
-        with self._on_device(), self._variables_kept():
-            return self._slopes.along(direction, forward, batch.inputs, compile_it=compile_it)
-
-    def _variables_kept(self) -> contextlib.AbstractContextManager[None]:
-        return put_back(self._layers.variables, self._subject.backend)
-
-    def _prediction(self, batch: Batch, outcome: Outcome) -> Prediction:
-        outputs, criterion = outcome.outputs, self._criterion
-        loss: float | None = None
-        with contextlib.suppress(InputError):
-            loss = float(criterion.loss(outputs, batch))
-        return dataclasses.replace(
-            _without_loss(outcome, batch.size),
-            loss=loss,
-            accuracy=criterion.accuracy(outputs, batch.targets),
-            constant_loss=None if loss is None else criterion.constant_loss(outputs, batch),
-        )
-
-    def _batch_statistics(self, outcome: Outcome) -> Statistics:
-        layers, backend = self._layers, self._subject.backend
-        return batch_statistics_of(layers.tracking, outcome.records, layers.read(), backend)
-
-
-def _without_loss(outcome: Outcome, size: int | None) -> Prediction:
-    return Prediction(
-        outputs=floating(outcome.outputs, size),
-        structure=structure(outcome.outputs, size),
-        random=outcome.random,
-        mutated=outcome.mutated,
-    )
+    def rehearsal(self) -> Rehearsal | None:
+        return self._training.rehearsal

@@ -151,12 +151,15 @@ class Order:
     ----------
     places
         Position of each layer that ran, by its id.
+    shapes
+        Shape of the first argument of each layer that ran, by its id.
     last
         The last layer that did more than reshape.
     """
 
     def __init__(self, model: Any, backend: Backend) -> None:
         self.places: dict[int, int] = {}
+        self.shapes: dict[int, tuple[int, ...]] = {}
         self.last: KerasLayer = None
         self._model = model
         self._backend = backend
@@ -174,6 +177,9 @@ class Order:
             __tracebackhide__ = True
             if not is_traced(args, self._backend):
                 self.places.setdefault(id(layer), len(self.places))
+                shape = getattr(args[0] if args else None, "shape", None)
+                if shape is not None:
+                    self.shapes.setdefault(id(layer), tuple(shape))
                 if not internals.inner_layers(layer) and type(layer).__name__ not in _RESHAPING:
                     self.last = layer
             return original(*args, **kwargs)

@@ -73,12 +73,13 @@ class PassProgram:
     ----------
     run
         From inputs to outputs and, for each layer, its batch statistics and masked value counts.
-    traced
-        The calls of each layer in the trace.
+    traced, ran
+        The calls of each layer in the trace, and all that ran in it.
     """
 
     run: Function
     traced: list[Record]
+    ran: Ran
 
     def __call__(self, inputs: Any, records: Sequence[Record]) -> Any:
         """Run the pass, note its calls in the records, and return its outputs."""
@@ -105,26 +106,28 @@ class CompiledPasses:
         known = subject.model.built and subject.recipe.forward is None
         return bool(subject.backend.compiles_passes and known)
 
-    def get(
-        self, batch: Batch, mode: Mode, *, training: bool, records: list[Record]
-    ) -> PassProgram | None:
+    def get(self, batch: Batch, mode: Mode, records: list[Record], ran: Ran) -> PassProgram | None:
         """The program for a pass, None where the pass has to run eagerly.
 
         Parameters
         ----------
         records
             Where the calls of the layers are counted during this pass.
+        ran
+            Where all that runs is noted.
         """
         if not self.pays:
             return None
         key = form_of(batch.inputs), mode
         if key not in self._programs:
-            self._programs[key] = self._compile(batch, mode, training, records)
+            self._programs[key] = self._compile(batch, mode, records, ran)
         return self._programs[key]
 
     def _compile(
-        self, batch: Batch, mode: Mode, training: bool, records: list[Record]
+        self, batch: Batch, mode: Mode, records: list[Record], ran: Ran
     ) -> PassProgram | None:
+        training = mode in (Mode.TRAINING, Mode.TRAINING_PATH)
+
         def forward(inputs: Any) -> tuple[Any, list[Any]]:
             outputs = self._subject.forward(batch.with_inputs(inputs), training=training)
             return outputs, [(record.batches, record.masked) for record in records]
@@ -140,8 +143,9 @@ class CompiledPasses:
         if run is None:
             for record in records:
                 record.clear()
+            ran.clear()
             return None
-        return PassProgram(run, records)
+        return PassProgram(run, records, ran)
 
 
 # training steps -----------------------------------------------------------------------------------

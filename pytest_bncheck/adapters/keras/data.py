@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from pytest_bncheck.adapters.batches import remix
+from pytest_bncheck.adapters.batches import axis_of_samples, name_of_output, remix
 from pytest_bncheck.adapters.hints import kind
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import tensor_like, to_numpy
@@ -77,6 +77,15 @@ class Batch:
         """The batch as ``fit`` passes it to the model's ``train_step``."""
         parts = self.inputs, self.targets, self.weights
         return tuple(part for part in parts if part is not None)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of samples that an axis of an output can have: the batch's and the targets'."""
+        known = [] if self.size is None else [self.size]
+        shape = getattr(self.targets, "shape", ())
+        if known and shape:
+            known.append(int(shape[0]))
+        return tuple(dict.fromkeys(known))
 
     def with_inputs(self, inputs: Any) -> Batch:
         """The same batch with other inputs."""
@@ -197,23 +206,46 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, (bool, int, float, np.number))
 
 
-def floating(outputs: Any, size: int | None) -> dict[str, Array]:
+def floating(outputs: Any, sizes: Sequence[int]) -> dict[str, Array]:
     """`batched` outputs in float64."""
-    return {
-        path: to_numpy(leaf).astype(np.float64) for path, leaf in batched(outputs, size).items()
-    }
+    found = _floating(outputs, sizes)
+    # On the host: on the device a move of axes could be a program to compile.
+    return {path: _rows(to_numpy(leaf), axis).astype(np.float64) for path, leaf, axis in found}
 
 
-def batched(outputs: Any, size: int | None) -> dict[str, Any]:
-    """Floating outputs with one row per sample, by path; a lone tensor is ``output``."""
-    return {
-        "/".join(map(str, path)) or "output": leaf
-        for path, leaf in _leaves(outputs)
-        if keras.ops.is_tensor(leaf)
-        and keras.backend.is_float_dtype(leaf.dtype)
-        and leaf.shape
-        and size in (None, leaf.shape[0])
-    }
+def batched(outputs: Any, sizes: Sequence[int]) -> dict[str, Any]:
+    """Every floating output that has an axis, by path; the samples on the leading axis.
+
+    Where none holds the samples, it is flat. A lone tensor is ``output``.
+    """
+    return {path: _rows(leaf, axis) for path, leaf, axis in _floating(outputs, sizes)}
+
+
+def without_rows(outputs: Any, sizes: Sequence[int]) -> frozenset[str]:
+    """The paths of `batched` whose leading axis is not the batch's in the output itself."""
+    return frozenset(
+        path
+        for path, leaf, axis in _floating(outputs, sizes)
+        if axis != 0 or (sizes and leaf.shape[0] != sizes[0])
+    )
+
+
+def _floating(outputs: Any, sizes: Sequence[int]) -> Iterator[tuple[str, Any, int | None]]:
+    for where, leaf in _leaves(outputs):
+        if keras.ops.is_tensor(leaf) and keras.backend.is_float_dtype(leaf.dtype) and leaf.shape:
+            axis = axis_of_samples(leaf.shape, sizes)
+            path = "/".join(map(str, where)) or "output"
+            yield name_of_output(path, leaf.shape, axis), leaf, axis
+
+
+def _rows(leaf: Any, axis: int | None) -> Any:
+    """The samples on the leading axis; flat where there is none."""
+    if axis is None:
+        return leaf.reshape(-1) if isinstance(leaf, np.ndarray) else keras.ops.reshape(leaf, (-1,))
+    if axis == 0:
+        return leaf
+    move = np.moveaxis if isinstance(leaf, np.ndarray) else keras.ops.moveaxis
+    return move(leaf, axis, 0)
 
 
 def _leaves(outputs: Any) -> list[tuple[tuple[Any, ...], Any]]:

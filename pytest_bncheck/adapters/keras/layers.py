@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
-import numpy as np
 
+from pytest_bncheck.adapters.base import NO_STATISTICS
 from pytest_bncheck.adapters.keras import internals
-from pytest_bncheck.adapters.keras.backends.base import Backend, split, wide_type
-from pytest_bncheck.adapters.keras.places import loose_variables, places
+from pytest_bncheck.adapters.keras.backends.base import Backend, split
+from pytest_bncheck.adapters.keras.places import Place, loose_variables, places
 from pytest_bncheck.adapters.keras.state import (
+    RESOLUTION,
     seed_variables,
     value_of,
+    write_values,
 )
+from pytest_bncheck.adapters.keras.states import States
 from pytest_bncheck.types import Dialect, Layer, Statistics
 
 KerasLayer: TypeAlias = Any
 Tensor: TypeAlias = Any
 Variable: TypeAlias = Any
 
-_RESOLUTION = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 _DROPOUT = (
     keras.layers.Dropout,
     keras.layers.AlphaDropout,
@@ -57,6 +60,9 @@ DIALECT = Dialect(
     copy_statistics="copy.set_weights(model.get_weights())  # not trainable_weights alone",
     freeze="Freeze layers instead of variables, which stops the statistics too:\n"
     "layer.trainable = False",
+    per_sample="GroupNormalization or LayerNormalization",
+    shuffle="dataset.shuffle(...) before batch(...)",
+    drop_last="dataset.batch(..., drop_remainder=True)",
     counter="optimizer.iterations",
     running_in_eval="Let it use the moving statistics in eval mode (training=training)",
 )
@@ -73,6 +79,8 @@ class Layers:
         The backend that Keras runs on.
     order
         Position of each layer in the order in which layers run, by its id; empty if unknown.
+    strangers
+        Ids of layers whose running statistics are not what they say; see `stock`.
 
     Attributes
     ----------
@@ -101,21 +109,34 @@ class Layers:
         All other variables; by name, those of them that no optimizer moves.
     places
         Where the buffers are.
+    states
+        The floating ones among them that belong to no layer of `tracking`.
     owners
         All layers, and the modules of the backend inside them that have buffers.
     """
 
-    def __init__(self, model: Any, backend: Backend, order: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        backend: Backend,
+        order: Mapping[int, int],
+        strangers: Collection[int] = (),
+    ) -> None:
         self._model, self._backend, self._order = model, backend, order
         self.named = paths(model)
         tracking = [(layer, name) for layer, name in self.named if has_statistics(layer)]
+        tracking = [pair for pair in tracking if id(pair[0]) not in strangers]
         tracking.sort(key=lambda pair: order.get(id(pair[0]), len(order)))
         self.tracking = [layer for layer, _ in tracking]
         self.names = [name for _, name in tracking]
 
         everything = [layer for layer, _ in self.named]
         self.dropouts = [layer for layer in everything if is_dropout(layer)]
-        self.moded = [layer for layer in everything[1:] if _minds_mode(layer)]
+        self.moded = [
+            layer
+            for layer in everything[1:]
+            if _minds_mode(layer) or (id(layer) in strangers and internals.takes_mode(layer))
+        ]
         self.seeds = seed_variables(everything, backend)
         self.recurrent = [layer for layer in everything if _is_recurrent(layer)]
         lambdas = any(isinstance(layer, keras.layers.Lambda) for layer in everything)
@@ -129,12 +150,31 @@ class Layers:
         self.places = places(self.named, backend)
         inside = {id(p.owner): p.owner for p in self.places}
         self.owners = list({**{id(layer): layer for layer in everything}, **inside}.values())
+        known = {id(v) for v in self.running}
+        own = [place for place in self.places if id(place.variable) not in known]
+        self.states = States(sorted(own, key=self._when), backend)
         self.buffers = {place.name: place.variable for place in self.places}
+
+    def _when(self, place: Place) -> int:
+        """When the layer around a place ran."""
+        layers = {path: id(layer) for layer, path in self.named}
+        return self._order.get(layers.get(place.path, 0), len(self._order))
 
     def watched(self, *, statistics: bool) -> dict[str, Variable]:
         """The buffers, with or without running statistics."""
         running = {id(v) for v in self.running}
         return {n: v for n, v in self.buffers.items() if statistics or id(v) not in running}
+
+    @property
+    def weights(self) -> dict[str, Variable]:
+        """The trainable variables, where a pass in eval mode can change them."""
+        if not self._backend.keeps_weights:
+            return {}
+        return {
+            f"{path}.{variable.name}" if path else variable.name: variable
+            for layer, path in self.named
+            for variable in internals.trainable_variables(layer)
+        }
 
     @property
     def kept_by_programs(self) -> list[Variable]:
@@ -165,18 +205,26 @@ class Layers:
         return [v for layer in self.tracking for v in statistics_of(layer)]
 
     def packed(self) -> Tensor:
-        """All running statistics in one tensor, on the device; None without any."""
-        running = self.running
-        return self._backend.pack(list(map(value_of, running))) if running else None
+        """All running statistics, and the log of all states, in one tensor on the device.
+
+        None without any.
+        """
+        values = [*map(value_of, self.running), *self.states.logged()]
+        return self._backend.pack(values) if values else None
 
     def unpacked(self, packed: Tensor) -> Statistics:
-        """What `packed` laid end to end, on the host."""
-        values = [] if packed is None else split(packed, self.running)
+        """The statistics in what `packed` laid end to end, on the host."""
+        running = self.running
+        if packed is None or not running:
+            return NO_STATISTICS
+        whole = sum(math.prod(v.shape) for v in running)
+        values = split(packed[:whole], running)
         return Statistics(tuple(values[0::2]), tuple(values[1::2]))
 
     def read(self) -> Statistics:
         """The running statistics now. Keras stores the biased variance."""
-        return self.unpacked(self.packed())
+        values = self._backend.to_host(list(map(value_of, self.running)))
+        return Statistics(tuple(values[0::2]), tuple(values[1::2]))
 
     def write(self, statistics: Statistics) -> None:
         """Set the running statistics."""
@@ -185,13 +233,7 @@ class Layers:
             return
         pairs = zip(statistics.mean, statistics.var, strict=True)
         values = [value for pair in pairs for value in pair]
-        dtype = wide_type(running)
-        shaped = [
-            np.reshape(value, variable.shape).astype(dtype)
-            for value, variable in zip(values, running, strict=True)
-        ]
-        for variable, tensor in zip(running, self._backend.from_host(shaped), strict=True):
-            variable.assign(tensor)
+        write_values(running, values, self._backend)
 
 
 def paths(model: Any) -> list[tuple[KerasLayer, str]]:
@@ -242,7 +284,7 @@ def _describe(layer: KerasLayer, name: str, *, frozen: bool, counted: int | None
         eps=float(getattr(layer, "epsilon", 0.0)),
         frozen=not layer.trainable,
         stock=is_stock(layer),
-        resolution=_RESOLUTION.get(dtype, 2.0**-23),
+        resolution=RESOLUTION.get(dtype, 2.0**-23),
         dtype=dtype,
         frozen_parameters=frozen,
         counted=counted,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import keras
 import numpy as np
 
+from pytest_bncheck.adapters.batches import axis_of_samples
 from pytest_bncheck.adapters.hints import kind
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import tensor_like, to_numpy
@@ -27,6 +29,10 @@ _REGRESSIONS = {
     "meansquaredlogarithmicerror", "huber", "logcosh", "poisson", "cosinesimilarity",
 }  # fmt: skip
 _ABBREVIATIONS = {"mse", "mae", "mape", "msle"}
+_OF_CLASSES = ("crossentropy", "hinge", "ctc", "dice", "tversky")
+
+PRECISION = 0.02
+"""Largest relative difference of one loss that is computed in two ways."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ class Criterion:
     last_layer
         The layer that ran last in a forward pass; its activation decides whether the outputs are
         probabilities or logits.
+    of_classes
+        Whether the loss is a classification's; None while unknown.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -116,6 +124,8 @@ class Criterion:
         self._jitted: Any = None
         self._matches: dict[int, tuple[Tensor, tuple[int, ...], Match]] = {}
         self._probabilities: bool | None = None
+        self._form: tuple[str, int] | None = None
+        self.of_classes: bool | None = None
         self.last_layer: Any = None
 
     def learn_from(self, outputs: Any, batch: Batch) -> None:
@@ -142,6 +152,7 @@ class Criterion:
             )
             return total, total
         loss = self.loss(outputs, batch)
+        self._form = self._form or self._form_of(outputs, batch.targets)
         extra = [keras.ops.sum(keras.ops.cast(x, loss.dtype)) for x in self._model.losses]
         return loss, loss + sum(extra) if extra else loss
 
@@ -156,21 +167,19 @@ class Criterion:
         targets = batch.targets
         if self._user_loss is not None:
             return scalar(self._user_loss(outputs, targets))
+        if self._overrides_compute_loss():
+            arguments = batch.inputs, targets, outputs, batch.weights
+            return scalar(internals.compute_loss(self._model, *arguments, training=False))
         if targets is None:
             raise hints.no_loss("the batch holds no targets, so there is no loss")
-        if self._overrides_compute_loss():
-            weights = batch.weights
-            return scalar(
-                internals.compute_loss(self._model, None, targets, outputs, weights, training=False)
-            )
         if internals.compiled_loss(self._model) is not None:
             return self._compiled_loss(outputs, targets, batch.weights)
         return self._inferred_loss(outputs, targets, batch.weights)
 
     def accuracy(self, outputs: Any, targets: Any) -> float | None:
-        """Share of right decisions; None if the targets are not classes."""
+        """Share of right decisions; None if the targets or the loss are not of classes."""
         output, target = only_leaf(outputs), only_leaf(targets)
-        if output is None or target is None or self._is_regression():
+        if output is None or target is None or self.of_classes is False:
             return None
         try:
             matched = self._match(output, target)
@@ -191,14 +200,53 @@ class Criterion:
             right = right[_host(mask).astype(bool)]  # no loss trains what is padding
         return float(right.mean())
 
+    def decide(self, loss: float, outputs: Any, targets: Any, *, own_step: bool) -> None:
+        """Whether the loss is a classification's: by its name, or as their cross-entropy.
+
+        Parameters
+        ----------
+        loss
+            Of these outputs and targets.
+        own_step
+            Whether the user's step trains on a loss that nobody else knows; it is asked about by
+            `decide_by`.
+        """
+        single, given = self._single_compiled(), self._user_loss is not None
+        if self.of_classes is not None or (own_step and single is None):
+            return
+        if not given and not self._overrides_compute_loss():
+            if single is None or any(each in _name(single) for each in _OF_CLASSES):
+                self.of_classes = True
+                return
+            if self._is_regression():
+                self.of_classes = False
+                return
+        self.decide_by(loss, outputs, targets)
+
+    def decide_by(self, loss: float, outputs: Any, targets: Any) -> None:
+        """Whether a loss is the cross-entropy of these outputs and targets."""
+        if self.of_classes is not None:
+            return
+        try:
+            entropy = float(self._inferred_loss(outputs, targets, None))
+            matched = self._match(only_leaf(outputs), only_leaf(targets))
+        except Exception:  # nothing that a cross-entropy could be of
+            self.of_classes = False
+            return
+        alike = math.isclose(loss, entropy, rel_tol=PRECISION) or math.isnan(loss + entropy)
+        self.of_classes = matched.kind != "values" and alike
+
     def constant_loss(self, outputs: Any, batch: Batch) -> float | None:
         """Loss of answering every sample with the mean output; None if it cannot be computed."""
         output = only_leaf(outputs)
         if output is None or not output.shape or not keras.backend.is_float_dtype(output.dtype):
             return None
         # On the host: elsewhere the mean and its copies could be a program each to compile.
+        axis = axis_of_samples(output.shape, batch.sizes)
+        if axis is None:
+            return None
         host = _host(output)
-        same = host.mean(axis=0, keepdims=True, dtype=np.float64).astype(host.dtype)
+        same = host.mean(axis=axis, keepdims=True, dtype=np.float64).astype(host.dtype)
         mean = tensor_like(np.broadcast_to(same, host.shape), output)
         set_keras_mask(mean, get_keras_mask(output))
         try:
@@ -237,7 +285,12 @@ class Criterion:
                 outputs,
                 targets,
             )
+        if not keras.backend.is_float_dtype(output.dtype):
+            raise hints.no_loss(f"loss: none fits outputs of type {output.dtype}")
         matched = self._match(output, target)
+        form = self._form_of(outputs, targets)
+        if self._form not in (None, form):  # one mode decides, the other gives what decides
+            raise hints.no_loss(f"loss: it fits {self._form}, and not {form}")
         from_logits = matched.kind != "values" and not self._gives_probabilities(output)
         loss: Any
         if matched.kind == "indices":
@@ -251,6 +304,17 @@ class Criterion:
         return loss(matched.targets, output, sample_weight=weights)
 
     # what outputs and targets are ------------------------------------------------------------
+
+    def _form_of(self, outputs: Any, targets: Any) -> tuple[str, int] | None:
+        """What the targets are for these outputs, and the number of columns; None without one."""
+        output, target = only_leaf(outputs), only_leaf(targets)
+        if output is None or target is None:
+            return None
+        try:
+            matched = self._match(output, target)
+        except Exception:  # another loss than an inferred one
+            return None
+        return matched.kind, output.shape[-1] if len(output.shape) > 1 else 1
 
     def _match(self, output: Tensor, target: Tensor) -> Match:
         shape = tuple(output.shape)

@@ -48,6 +48,11 @@ class Ran:
         self.modes = other.modes
         self.calls += other.calls
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self.modes.clear()
+        self.calls.clear()
+
     @contextlib.contextmanager
     def watching(self, layers: Iterable[Any], backend: Backend) -> Iterator[None]:
         """Watch calls for a while, of layers and of modules of the backend inside them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 from pytest_bncheck.adapters.attributes import PlainAttributes
@@ -12,7 +12,7 @@ from pytest_bncheck.adapters.keras.calls import replaced_calls, without_idle_dra
 from pytest_bncheck.adapters.keras.compilation import CompiledPasses
 from pytest_bncheck.adapters.keras.data import Batch
 from pytest_bncheck.adapters.keras.layers import Layers
-from pytest_bncheck.adapters.keras.modes import forced, muted
+from pytest_bncheck.adapters.keras.modes import Ran, forced, muted
 from pytest_bncheck.adapters.keras.records import (
     NO_LAYERS,
     Outcome,
@@ -64,16 +64,51 @@ class Passes:
             Look for random numbers and changed buffers.
         """
         __tracebackhide__ = True
-        layers, backend = self._layers, self._subject.backend
-        records = [Record() for _ in layers.tracking]
+        layers = self._layers
         if self.attributes is None and mode in (Mode.EVAL, Mode.BATCH_STATISTICS):
             self.attributes = PlainAttributes(layers.named)
+        with contextlib.ExitStack() as back:
+            if mode is Mode.EVAL:
+                back.enter_context(put_back(layers.variables, self._subject.backend))
+            else:
+                back.enter_context(self.kept())
+            return self.go_on(batch, mode, modes, observe=observe)
+
+    def resume(self) -> None:
+        """Go on with the training: with the attributes that it had."""
+        if self.attributes is not None:
+            self.attributes.put_back()
+            self.attributes = None
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Put back everything on the layers but the states of random generators."""
+        layers = self._layers
+        with put_back(layers.variables, self._subject.backend), attributes_kept(layers.named):
+            yield
+
+    def go_on(
+        self,
+        batch: Batch,
+        mode: Mode,
+        modes: TrainingModes = NO_LAYERS,
+        *,
+        observe: bool = True,
+        collect: bool = True,
+    ) -> Outcome:
+        """A pass as `run` makes it, which leaves its traces in the model.
+
+        Parameters
+        ----------
+        collect
+            Record batch statistics, and leave the running statistics of known layers alone.
+        """
+        __tracebackhide__ = True
+        layers, backend = self._layers, self._subject.backend
+        records, ran = [Record() for _ in layers.tracking], Ran()
         with contextlib.ExitStack() as changes:
-            changes.enter_context(put_back(layers.variables, backend))
-            if mode is not Mode.EVAL:
-                changes.enter_context(attributes_kept(layers.named))
             changes.enter_context(replaced_calls(without_idle_draws(layers.recurrent, backend)))
-            if mode in (Mode.BATCH_STATISTICS, Mode.TRAINING):
+            if collect and mode in (Mode.BATCH_STATISTICS, Mode.TRAINING):
                 force = modes.normalising if mode is Mode.BATCH_STATISTICS else ()
                 changes.enter_context(self._collecting(records, force))
             everything = [layer for layer, _ in layers.named]
@@ -81,18 +116,29 @@ class Passes:
                 changes.enter_context(replaced_calls(muted(everything)))
             if mode in (Mode.TRAINING, Mode.TRAINING_PATH) and not modes.follow:
                 changes.enter_context(replaced_calls(forced(everything, modes.by_layer)))
+            if mode in (Mode.TRAINING, Mode.TRAINING_PATH):
+                changes.enter_context(ran.watching(layers.owners, backend))
             watched = layers.watched(statistics=mode is Mode.EVAL) if observe else {}
             random = fingerprint(layers.seeds) if observe else ()
-            before = contents(watched.values())
-            outputs = self._outputs(batch, mode, records)
+            weights = layers.weights if observe and mode is Mode.EVAL else {}
+            before, fixed = contents(watched.values()), contents(weights.values())
+            outputs, ran = self._outputs(batch, mode, records, ran, collect=collect)
             after = contents(watched.values())
             return Outcome(
                 outputs,
                 records,
+                ran,
                 random=observe and random != fingerprint(layers.seeds),
                 mutated=tuple(
                     name
                     for name, old, new in zip(watched, before, after, strict=True)
+                    if old != new
+                ),
+                rewritten=tuple(
+                    name
+                    for name, old, new in zip(
+                        weights, fixed, contents(weights.values()), strict=True
+                    )
                     if old != new
                 ),
             )
@@ -110,15 +156,18 @@ class Passes:
         layers, backend = self._layers, self._subject.backend
         records = [Record() for _ in layers.tracking]
         with replaced_calls(without_idle_draws(layers.recurrent, backend)):
-            self.programs.get(batch, Mode.EVAL, training=False, records=records)
+            self.programs.get(batch, Mode.EVAL, records, Ran())
 
-    def _outputs(self, batch: Batch, mode: Mode, records: list[Record]) -> Any:
+    def _outputs(
+        self, batch: Batch, mode: Mode, records: list[Record], ran: Ran, *, collect: bool
+    ) -> tuple[Any, Ran]:
+        """What the model returns, and what ran."""
         __tracebackhide__ = True
-        training = mode in (Mode.TRAINING, Mode.TRAINING_PATH)
-        program = self.programs.get(batch, mode, training=training, records=records)
+        program = self.programs.get(batch, mode, records, ran) if collect else None
         if program is None:
-            return self._subject.forward(batch, training=training)
-        return program(batch.inputs, records)
+            training = mode in (Mode.TRAINING, Mode.TRAINING_PATH)
+            return self._subject.forward(batch, training=training), ran
+        return program(batch.inputs, records), program.ran
 
     def _collecting(
         self, records: Sequence[Record], forced: Sequence[KerasLayer]

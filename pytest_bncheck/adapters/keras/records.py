@@ -131,18 +131,20 @@ class Outcome:
     ----------
     outputs
         What the model returned.
-    records
-        The calls of each layer with running statistics.
+    records, ran
+        The calls of each layer with running statistics, and all that ran, in training mode.
     random
         Whether random numbers were drawn.
-    mutated
-        Names of the buffers that changed.
+    mutated, rewritten
+        Names of the buffers, and of the trainable variables, that changed.
     """
 
     outputs: Any
     records: list[Record]
+    ran: Ran = field(default_factory=Ran)
     random: bool = False
     mutated: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
 
     def first(self, samples: int, size: int | None) -> Outcome:
         """The outcome with the outputs of the first samples only, in a batch of `size`."""

@@ -49,6 +49,8 @@ class Slopes:
             Whether a program is quicker.
         """
         backend = self._subject.backend
+        if not self._stock:
+            return None
         if not self._scaling:
             self._scaling = [
                 _per_channel(layer, value) for layer in self._stock for value in ("ones", "zeros")

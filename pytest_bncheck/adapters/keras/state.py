@@ -13,8 +13,20 @@ import numpy as np
 from pytest_bncheck.adapters import random_state
 from pytest_bncheck.adapters.containers import container_type, holds, members_of, refill
 from pytest_bncheck.adapters.keras import internals
-from pytest_bncheck.adapters.keras.backends.base import Backend, Tensor, Variable, to_numpy
+from pytest_bncheck.adapters.keras.backends.base import (
+    Backend,
+    Tensor,
+    Variable,
+    to_numpy,
+    wide_type,
+)
 from pytest_bncheck.adapters.keras.places import loose_variables
+
+RESOLUTION = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+"""Spacing of the floating-point numbers around 1, by their type."""
+
+_FAR = 10_007
+"""Between two draws: more than the numbers that a pass draws."""
 
 
 def value_of(variable: Variable) -> Tensor:
@@ -38,12 +50,36 @@ def host_arrays(variables: Iterable[Variable]) -> list[np.ndarray[Any, Any]]:
     return [arrays[k] for k in range(len(tensors))]
 
 
+def write_values(
+    variables: Sequence[Variable], arrays: Sequence[np.ndarray[Any, Any]], backend: Backend
+) -> None:
+    """Set variables to flat arrays, in one transfer."""
+    if not variables:
+        return
+    dtype = wide_type(variables)
+    shaped = [
+        np.reshape(array, variable.shape).astype(dtype)
+        for array, variable in zip(arrays, variables, strict=True)
+    ]
+    for variable, tensor in zip(variables, backend.from_host(shaped), strict=True):
+        variable.assign(keras.ops.cast(tensor, variable.dtype))
+
+
 # random state ---------------------------------------------------------------------------------
 
 
 def fingerprint(seeds: Iterable[Variable]) -> tuple[object, ...]:
     """Something that differs once a random number was drawn, also from one of these `seeds`."""
     return random_state.fingerprint(), *contents(seeds)
+
+
+def shift_seeds(seeds: Iterable[Variable], draw: int) -> None:
+    """Let generators of Keras draw other numbers, which depend on their states and on `draw`."""
+    for seed in seeds:
+        if draw and isinstance(seed, keras.Variable):
+            values = np.array(to_numpy(value_of(seed)))
+            values[..., -1] += draw * _FAR
+            seed.assign(keras.ops.cast(values, seed.dtype))
 
 
 def contents(variables: Iterable[Variable]) -> list[bytes]:

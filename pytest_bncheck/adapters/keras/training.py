@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -16,10 +16,14 @@ from pytest_bncheck.adapters.keras.layers import Layers
 from pytest_bncheck.adapters.keras.loss import Criterion
 from pytest_bncheck.adapters.keras.modes import Ran
 from pytest_bncheck.adapters.keras.records import Record, TrainingModes, Watch, all_counted
+from pytest_bncheck.adapters.keras.rehearsal import Rehearsed, compared
 from pytest_bncheck.adapters.keras.state import Snapshot, fingerprint
 from pytest_bncheck.adapters.keras.subject import Subject
 from pytest_bncheck.adapters.random_state import RandomState
-from pytest_bncheck.types import Statistics
+from pytest_bncheck.types import Rehearsal, State, Statistics
+
+if TYPE_CHECKING:
+    from pytest_bncheck.types import Array
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,9 @@ class Training:
         self._optimizer: Any = None
         self._calls: list[Replacement] = []
         self._log: list[Tensor] = []
+        self._states: list[list[Array]] = []
+        self._rehearsed: Rehearsed | None = None
+        self._compared: tuple[Rehearsed, Tensor, Ran] | None = None
         self._history: list[Statistics] = []
         self.losses: list[Tensor] = []
         self.records = [Record() for _ in layers.tracking]
@@ -105,6 +112,7 @@ class Training:
         self._step = step.make(subject, layers, self._criterion, optimizer)
         if isinstance(self._step, step.FitStep):
             self.programs = CompiledSteps(subject, layers, self._step, self.watch, expected)
+        layers.states.begin()
         self._log = [layers.packed()]
 
     def observe(self, batch: Batch) -> None:
@@ -201,6 +209,9 @@ class Training:
         with self.watch.during(self._calls) as ran:
             loss, _ = self._step.run(batch, self.records)
         self.ran.add(ran)
+        if self._rehearsed is not None:
+            self._compared = self._rehearsed, layers.packed(), ran
+            self._rehearsed = None
         for record in self.records:
             between: Any = keras.tree.map_structure(backend.concrete, record.between)
             # Where the user's step compiled the call, there are no values.
@@ -228,9 +239,32 @@ class Training:
     @property
     def history(self) -> list[Statistics]:
         """Running statistics before the first step and after each."""
-        unread = self._log[len(self._history) :]
-        self._history += [self._layers.unpacked(packed) for packed in unread]
+        self._read_log()
         return list(self._history)
+
+    def states(self) -> list[State]:
+        """The states that the steps moved; all of them where none was made."""
+        self._read_log()
+        return self._layers.states.found(self._states, self.ran)
+
+    def _read_log(self) -> None:
+        for packed in self._log[len(self._history) :]:
+            self._history.append(self._layers.unpacked(packed))
+            self._states.append(self._layers.states.unpacked(packed))
+
+    @property
+    def is_users(self) -> bool:
+        """Whether the step is code of the user's, and not a pass in training mode by design."""
+        return not isinstance(self._step, step.FitStep)
+
+    def rehearsed(self, after: Tensor | None, ran: Ran) -> None:
+        """Note a pass that was made just before a step; see `Rehearsed`."""
+        self._rehearsed = Rehearsed(self._log[-1], after, ran)
+
+    @property
+    def rehearsal(self) -> Rehearsal | None:
+        """The last such pass beside the step after it; None if there was none."""
+        return None if self._compared is None else compared(self._layers, *self._compared)
 
     def only_infers(self, k: int, *, with_mode: bool | None = None) -> bool:
         """Whether the layer at this position ran in inference mode only.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pytest_bncheck.adapters.base import (
+    Mode,
     Rehearsing,
     Replicated,
     Sampling,
@@ -79,11 +80,15 @@ class TorchAdapter(
         ]
 
     def trace(self, index: int) -> list[Trace]:
-        self.model.eval()
+        self._passes.enter_eval()
         with torch.no_grad():
             return Tracer(self._snapshot.paths).run(
                 lambda: self._passes.forward(self._batches[index])
             )
+
+    def draws(self, index: int) -> list[Trace]:
+        found = Tracer(self._snapshot.paths).run(lambda: self.run(index, Mode.TRAINING))
+        return [trace for trace in found if trace.kind == "random"]
 
     def sticky(self, index: int) -> list[str]:
         attributes = self._passes.attributes
@@ -102,7 +107,7 @@ class TorchAdapter(
         half = first_half(self._batches[index], self._sizes[index])
         if half is None:
             return None
-        self.model.eval()
+        self._passes.enter_eval()
         try:
             return self._passes.run(half, (self._sizes[index] or 0) // 2)
         except Exception:  # the model takes one batch size only

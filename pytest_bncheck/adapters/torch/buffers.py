@@ -47,14 +47,14 @@ class Buffers:
     def put_back(self) -> None:
         """Every owner gets its tensors back, with the values that they had."""
         for (_, owner, key), tensor, values in self._kept:
-            _assign(owner, key, tensor)
+            assign(owner, key, tensor)
             tensor.data.copy_(values)
 
     def put_back_moved(self) -> None:
         """As `put_back`, without a write to what holds the same values."""
         changed = self._changed()
         for (_, owner, key), tensor, values in changed:
-            _assign(owner, key, tensor)
+            assign(owner, key, tensor)
             tensor.data.copy_(values)
 
     def _changed(self) -> list[tuple[Place, Tensor, Tensor]]:
@@ -113,7 +113,7 @@ class _Tuple:
         now = self.read()
         parts = [*now[:index], tensor, *now[index + 1 :]]
         make = getattr(type(now), "_make", tuple)  # a named one
-        _assign(self.owner, self.key, make(parts))
+        assign(self.owner, self.key, make(parts))
 
 
 def _of(owner: Any, key: Any, value: Any, path: str, deep: int = DEEP) -> Iterator[Place]:
@@ -176,7 +176,8 @@ def _same(now: Any, then: Tensor) -> Tensor:
     return equal(now, then)
 
 
-def _assign(owner: Any, key: Any, tensor: Any) -> None:
+def assign(owner: Any, key: Any, tensor: Any) -> None:
+    """Let a place hold a tensor, unless it is fixed."""
     if held(owner, key) is tensor:
         return
     try:

@@ -40,7 +40,7 @@ from pytest_bncheck.adapters.torch.record import Record
 from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, refuse_synchronised
 from pytest_bncheck.adapters.torch.rehearsal import Rehearsals
 from pytest_bncheck.adapters.torch.replicas import Replicas
-from pytest_bncheck.adapters.torch.state import Snapshot, overwrite
+from pytest_bncheck.adapters.torch.state import Snapshot
 from pytest_bncheck.adapters.torch.states import States
 from pytest_bncheck.types import (
     Calls,
@@ -150,19 +150,11 @@ class TorchCore(Adapter):
                 module.training = training
 
     def restore(self, *, keep_weights: bool = False) -> None:
-        trained: list[tuple[nn.Module, str, Tensor]] = []
-        if keep_weights:
-            trained = [
-                (module, key, tensor.detach().clone())
-                for module in self.model.modules()
-                for key, tensor in _tensors_by_name(module)
-            ]
+        trained = self._states.trained() if keep_weights else None
         self._cleanup.close()
         self._snapshot.restore()
-        for module, key, values in trained:
-            now = getattr(module, key, None)
-            if isinstance(now, Tensor) and now.shape == values.shape:
-                overwrite(now.data, values)
+        if trained is not None:
+            trained()
 
     # training ---------------------------------------------------------------------------------
 
@@ -317,6 +309,9 @@ class TorchCore(Adapter):
         """A prediction with the loss of the user's step, where only that knows it."""
         if prediction.loss is not None or self._own_loss is None or not self._losses:
             return prediction
+        last = self._rehearsals.last
+        if last is not None and last.is_of_others:
+            return prediction
         with self._layers.calls.apart():
             return dataclasses.replace(prediction, loss=self._own_loss(batch))
 
@@ -386,9 +381,3 @@ class TorchCore(Adapter):
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
-
-
-def _tensors_by_name(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a module itself registers."""
-    yield from module.named_parameters(recurse=False)
-    yield from module.named_buffers(recurse=False)

@@ -31,6 +31,9 @@ DIALECT = Dialect(
     running_in_eval="Let it use running statistics in eval mode (track_running_stats=True, "
     "training=self.training)",
     copy_statistics="copy.load_state_dict(model.state_dict())  # parameters and buffers",
+    per_sample="GroupNorm or LayerNorm",
+    shuffle="DataLoader(..., shuffle=True)",
+    drop_last="DataLoader(..., drop_last=True)",
     unbiased=True,
     counter="num_batches_tracked",
 )

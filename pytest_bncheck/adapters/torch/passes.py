@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pytest_bncheck.adapters.attributes import PlainAttributes
 from pytest_bncheck.adapters.base import TooFewValues
 from pytest_bncheck.adapters.random_state import fingerprint
+from pytest_bncheck.adapters.signatures import forwarded
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import loss as losses
 from pytest_bncheck.adapters.torch.batch import refuse_arguments, targets_of, understand
@@ -78,6 +79,7 @@ class Passes:
         self.modes: dict[nn.Module, bool] = {}
         self.last_modes: dict[nn.Module, bool] = {}
         self.attributes: PlainAttributes | None = None
+        self._trains = True
 
     # modes ------------------------------------------------------------------------------------
 
@@ -104,6 +106,7 @@ class Passes:
         if self.attributes is None:  # the first pass in eval mode is the first to change them
             self.attributes = PlainAttributes(self._paths.items(), without={"training"})
         self._model.eval()
+        self._trains = False
 
     def resume(self) -> None:
         """Go on with the training: in its modes, and with its attributes."""
@@ -118,6 +121,7 @@ class Passes:
 
     def enter_training(self) -> None:
         """Give every module the mode that it has in a training step."""
+        self._trains = True
         if not self.mixed:
             self._model.train()
         for module, training in self.last_modes.items():
@@ -171,7 +175,7 @@ class Passes:
     def _call(self, batch: Any) -> Any:
         __tracebackhide__ = True
         if self._recipe.forward is not None:
-            return self._recipe.forward(self._model, batch)
+            return forwarded(self._recipe.forward, self._model, batch, training=self._trains)
         call = understand(self._model, batch, targets=self._needs_loss)
         if not lightning.has_forward(self._model):
             raise hints.no_forward(

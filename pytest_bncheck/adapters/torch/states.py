@@ -16,6 +16,7 @@ from pytest_bncheck.adapters.random_state import RandomState, seed_everything
 from pytest_bncheck.adapters.torch.buffers import (
     Buffers,
     Place,
+    assign,
     equal,
     held,
     parameter_places,
@@ -24,6 +25,7 @@ from pytest_bncheck.adapters.torch.buffers import (
 from pytest_bncheck.adapters.torch.data import dtype_name
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch
+from pytest_bncheck.adapters.torch.state import overwrite
 from pytest_bncheck.types import Moved, Prediction, State
 
 if TYPE_CHECKING:
@@ -197,6 +199,27 @@ class States:
             random.restore()
         calls = {name: watch.calls[self._owner(name, owner)] for name, owner, _ in self._places}
         return Moved(prediction, ends, {name: n // passes for name, n in calls.items()})
+
+    def trained(self) -> Callable[[], None]:
+        """What gives the model its parameters and all that training moved, after a restore."""
+        tensors = [
+            (owner, key, held(owner, key).detach().clone())
+            for _, owner, key in (*places(self._model), *parameter_places(self._model))
+        ]
+        moved = {self._owner(name, owner) for name, owner, _ in self._places}
+        rows = [(module, path) for module, path in self._paths.items() if module in moved]
+        plain = PlainAttributes(rows, without={"training"})
+
+        def put() -> None:
+            for owner, key, values in tensors:
+                now = held(owner, key)
+                if isinstance(now, Tensor) and now.shape == values.shape:
+                    overwrite(now.data, values)
+                else:
+                    assign(owner, key, values)
+            plain.put_back()
+
+        return put
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
-from keras_nets import Deaf
+from keras_nets import SEED, Deaf
 from pytest_bncheck import check
 
 BACKEND = keras.backend.backend()
@@ -168,7 +168,7 @@ def functional():
 
 
 @pytest.mark.parametrize("build", [functional, Subclassed])
-@pytest.mark.parametrize("seed", [0, 1])
+@SEED
 def test_a_mode_lost_in_a_layer_is_what_fit_makes_of_it(build, seed):
     """The context passes it on in some versions and on some backends; where not, nothing trains."""
     rng = np.random.default_rng(seed)

@@ -159,6 +159,12 @@ PASSES = {
 }
 
 
+def run_until(break_in, model, lab):
+    for name, make in {**STEP, **PASSES}.items():
+        model.breaks = name == break_in
+        make(lab)
+
+
 @pytest.mark.parametrize("break_in", STEP | PASSES)
 def test_everything_is_as_found_after_an_exception(break_in):
     model = Fragile()
@@ -167,10 +173,8 @@ def test_everything_is_as_found_after_an_exception(break_in):
     before = state_of(model)
     with seeded(0):
         lab = adapter(model, steps=1)
-        with pytest.raises(ZeroDivisionError, match="the user's own"):  # noqa: PT012
-            for name, make in {**STEP, **PASSES}.items():
-                model.breaks = name == break_in
-                make(lab)
+        with pytest.raises(ZeroDivisionError, match="the user's own"):
+            run_until(break_in, model, lab)
         lab.restore()
     assert state_of(model) == before
     assert model.calls == []

@@ -8,12 +8,12 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from keras_nets import KINDS, NORMS, SEEDS, data, fast, net, silent, sole
+from keras_nets import KINDS, NORMS, SEED, data, fast, net, silent, sole
 from pytest_bncheck import check
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", SEEDS)
+@SEED
 def test_copy_of_trainable_weights_alone(kind, seed):
     def compiled() -> Any:
         model = net(kind, seed)

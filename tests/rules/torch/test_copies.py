@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from pytest_bncheck import check
-from torch_nets import FAST, KIND, NORMS, SEED, SEEDS, Net, data, passes, sole
+from torch_nets import FAST, KIND, NORMS, SEED, Net, data, passes, sole
 
 
 def trained(model: nn.Module, batch: Any, steps: int = 100, follow: Any = None) -> nn.Module:
@@ -141,7 +141,7 @@ class Unsaved(nn.BatchNorm1d):
 
 
 @pytest.mark.parametrize("how", ["attribute", "not persistent"])
-@pytest.mark.parametrize("seed", SEEDS)
+@SEED
 def test_statistics_that_no_checkpoint_would_hold(how, seed):
     model = Net("mlp", seed, norm=lambda channels: Unsaved(channels, how))
     finding = sole(check(model, data("mlp", seed), steps=150, seed=seed), "BN401")

@@ -10,9 +10,8 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn
 
+from common_nets import SEED
 from pytest_bncheck import check
-
-SEEDS = pytest.mark.parametrize("seed", [0, 1])
 
 
 def codes(report: Any) -> list[str]:
@@ -46,7 +45,7 @@ def centred(deep: bool, seed: int, plain: bool, always: bool) -> Any:
     return check(model, (x, (x[:, 0] > 1).long()), steps=30, optimizer=adam)
 
 
-@SEEDS
+@SEED
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("plain", [False, True])
 def test_what_draws_nothing_is_not_random(deep: bool, seed: int, plain: bool) -> None:
@@ -70,7 +69,7 @@ class Attention(nn.Module):
         return self.last(z.mean(1) if self.training or not self.bad else z[:, 0] - z.mean(1))
 
 
-@SEEDS
+@SEED
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("bad", [False, True])

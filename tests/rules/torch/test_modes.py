@@ -288,8 +288,7 @@ def test_random_numbers_of_an_own_generator(kind, seed):
 
 
 @pytest.mark.parametrize("model", [*CALLS, HostRandomDepth])
-@KIND
-def test_random_numbers_on_purpose(model, kind):
-    report = check(model(kind, 0), data(kind), steps=150, intended=["stochastic-eval"])
+def test_random_numbers_on_purpose(model):
+    report = check(model("mlp", 0), data("mlp"), steps=150, intended=["stochastic-eval"])
     assert not report.findings, str(report)
     assert [(each.code, each.reason) for each in report.suppressed] == [("BN302", RANDOM)]

@@ -12,9 +12,8 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common_nets import SEED
 from pytest_bncheck import check
-
-SEEDS = (0, 1)
 
 
 def adam(rate: float = 5e-3) -> Any:
@@ -81,7 +80,7 @@ def actions(body: nn.Module, seed: int) -> Any:
 
 
 @pytest.mark.parametrize("net", [mlp, cnn])
-@pytest.mark.parametrize("seed", SEEDS)
+@SEED
 @pytest.mark.parametrize("kind", [ragged, actions])
 def test_masks_of_nan_and_infinity_are_no_difference(kind: Any, net: Any, seed: int) -> None:
     report = kind(net(4), seed)
@@ -157,7 +156,7 @@ def accuracies(report: Any) -> tuple[float | None, float | None]:
 
 
 @pytest.mark.parametrize("net", [mlp, cnn])
-@pytest.mark.parametrize("seed", SEEDS)
+@SEED
 @pytest.mark.parametrize("loss", [triplet, supervised_contrast])
 def test_embeddings_are_no_decisions(net: Any, seed: int, loss: Any) -> None:
     batch = classes_of(seed)
@@ -171,7 +170,7 @@ def of_first(model: nn.Module, batch: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("net", [mlp, cnn])
-@pytest.mark.parametrize("seed", SEEDS)
+@SEED
 def test_embeddings_below_the_head_of_a_step_are_no_decisions(net: Any, seed: int) -> None:
     batch, head = classes_of(seed), Cosine(16, 4)
     step = step_with(lambda e, y: functional.cross_entropy(head(e), y), head)
@@ -181,7 +180,7 @@ def test_embeddings_below_the_head_of_a_step_are_no_decisions(net: Any, seed: in
 
 
 @pytest.mark.parametrize("net", [mlp, cnn])
-@pytest.mark.parametrize("seed", SEEDS)
+@SEED
 def test_what_agrees_with_cross_entropy_is_a_classification(net: Any, seed: int) -> None:
     batch = classes_of(seed)
     smooth = nn.CrossEntropyLoss(label_smoothing=0.1)
@@ -234,7 +233,7 @@ FORMS = [lambda z: z.argmax(1), lambda z: z.topk(2).indices, above_zero, decoded
 
 
 @pytest.mark.parametrize("net", [mlp, cnn])
-@pytest.mark.parametrize("seed", SEEDS)
+@SEED
 @pytest.mark.parametrize("decide", FORMS)
 def test_what_no_loss_takes_has_none(net: Any, seed: int, decide: Any) -> None:
     for steps in (0, 60):
@@ -358,7 +357,7 @@ VARIANT = pytest.mark.parametrize("variant", [False, True])
 
 @LAYOUTS
 @VARIANT
-@pytest.mark.parametrize("seed", SEEDS)
+@SEED
 def test_healthy_outputs_of_any_layout_pass(kind: Any, variant: bool, seed: int) -> None:
     report = kind(variant, seed)
     assert report.verdict == "pass", str(report)
@@ -367,10 +366,10 @@ def test_healthy_outputs_of_any_layout_pass(kind: Any, variant: bool, seed: int)
 
 @LAYOUTS
 @VARIANT
-@pytest.mark.parametrize("seed", SEEDS)
+@SEED
 def test_slow_statistics_show_in_any_layout(kind: Any, variant: bool, seed: int) -> None:
     report = kind(variant, seed, momentum=0.001)
-    assert codes(report)[0] == "BN101", str(report)
+    assert [*report.findings, *report.notes][0].code == "BN101", str(report)
     assert report.predictions.gap > 0.1
 
 
@@ -397,7 +396,7 @@ class Auxiliary(nn.Module):
 
 
 @pytest.mark.parametrize("net", [mlp, cnn])
-@pytest.mark.parametrize("seed", SEEDS)
+@SEED
 def test_a_tuple_in_one_mode_and_a_tensor_in_the_other(net: Any, seed: int) -> None:
     assert check(Auxiliary(net(4)), classes_of(seed), steps=80, optimizer=adam()).verdict == "pass"
     report = check(Auxiliary(net(4), bad=True), classes_of(seed), steps=80, optimizer=adam())
@@ -417,14 +416,14 @@ class Usage(nn.Module):
 
 
 @pytest.mark.parametrize("net", [mlp, cnn])
-@pytest.mark.parametrize("seed", SEEDS)
+@SEED
 def test_what_belongs_to_the_whole_batch_is_no_dependence(net: Any, seed: int) -> None:
     report = check(Usage(net(4)), classes_of(seed), steps=80, optimizer=adam())
     assert report.verdict == "pass", str(report)
 
 
 @pytest.mark.parametrize("net", [mlp, cnn])
-@pytest.mark.parametrize("seed", SEEDS)
+@SEED
 def test_without_a_gap_the_decisions_speak(net: Any, seed: int) -> None:
     """Class indices in eval mode, which are right or wrong like others."""
     torch.manual_seed(seed)

