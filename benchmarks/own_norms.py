@@ -103,7 +103,7 @@ def _designs() -> list[Design]:
         Design("calls: every 3rd, list", {"every": 3, "place": "list", "convention": "decay"}),
         Design("calls: twice a step", {"place": "reassigned", "spelling": 2}, wrap=Twins),
         Design("calls: recomputed", {"convention": "decay"}, wrap=Checkpointed),
-        Design("cumulative", {"place": "attribute"}, cumulative=True),
+        Design("cumulative", {"place": "attribute", "spelling": 2}, cumulative=True),
         Design("cumulative, buffer", {"rule": "deviation"}, cumulative=True),
     ]
     steps = {
@@ -170,10 +170,12 @@ class Case:
         return {"optimizer": self._optimizer, **loss}
 
     def _optimizer(self, parameters: Any) -> torch.optim.Optimizer:
-        parameters = list(parameters)
+        *body, weight, bias = parameters
+        rate = 1e-2
         if self.design.cumulative and self.memory == "settled":
-            parameters = parameters[-2:]  # nothing moves below the head
-        return torch.optim.Adam(parameters, 1e-2)
+            rate = 1e-5  # what lies below the head hardly moves
+        groups = [{"params": body, "lr": rate}, {"params": [weight, bias]}]
+        return torch.optim.Adam(groups, 1e-2)
 
     def train(self, change: float = 0.0) -> tuple[nn.Module, float]:
         """A plain loop, from a state that was changed; the model and its first loss."""
