@@ -221,6 +221,8 @@ class State:
         Training steps in which it changed.
     calls
         Calls of its owner in training mode over all training steps.
+    as_in_pass
+        Whether the last training step left it as a single training pass does.
     resolution, dtype
         Spacing of the floating-point numbers around 1 that hold it, and their type's name.
     """
@@ -233,6 +235,7 @@ class State:
     log: Sequence[Array] = ()
     moves: int = 0
     calls: int = 0
+    as_in_pass: bool = False
     resolution: float = 2.0**-23
     dtype: str = "float32"
 

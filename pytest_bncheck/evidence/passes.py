@@ -67,6 +67,8 @@ class Passes:
         Calls in an eval pass that behave as in training; looked for only if something is off.
     sticky
         Attributes that an eval pass changed for good.
+    shares_state
+        Whether both modes read running state of no known layer, and nearly agree.
     projection
         Eval mode after the planned updates, where they are declared.
     mini_batches
@@ -86,6 +88,7 @@ class Passes:
     half_again: Prediction | None = None
     traces: Sequence[Trace] = ()
     sticky: Sequence[str] = ()
+    shares_state: bool = False
     projection: Projection | None = None
     mini_batches: MiniBatches | None = None
 

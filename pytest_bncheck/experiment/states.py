@@ -15,7 +15,7 @@ import numpy as np
 
 from pytest_bncheck.adapters.base import Stateful
 from pytest_bncheck.maths import settling
-from pytest_bncheck.types import Moved, RunningState, State
+from pytest_bncheck.types import Moved, Prediction, RunningState, State
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
@@ -113,6 +113,11 @@ def settled_on(
     if stochastic:
         reached = _mean_over_draws(adapter, index, singles, 1, reached)
     return [np.concatenate([reached[name] for name in each.states]) for each in found]
+
+
+def predict_settled(adapter: Stateful, found: Sequence[RunningState]) -> Prediction | None:
+    """What training mode predicts once the states have settled."""
+    return adapter.train_from(0, dict(_apart(found))).prediction
 
 
 def _rate(found: RunningState) -> float:
@@ -269,7 +274,8 @@ def _running_state(
     state = first.state
     seldom = passes > 1 and 1 < state.moves < SELDOM * steps
     in_pass = 1 if seldom else max(first.calls, 1)
-    updates = state.moves if seldom else (state.calls or state.moves)
+    made = state.moves * in_pass if state.as_in_pass else state.calls
+    updates = state.moves if seldom else (made or state.moves)
     single = settling.per_update(first.rate, in_pass * (1 if seldom else passes))
     rate: float | None = float(f"{single:.{DIGITS}g}")
     if _is_cumulative(first, settled[state.name], single, updates):

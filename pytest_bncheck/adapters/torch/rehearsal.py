@@ -51,6 +51,7 @@ class Rehearsals:
         try:
             with self._states.kept(), self._layers.calls.apart(), watch.open(), torch.no_grad():
                 run()
+                self._states.rehearsed()
                 self._after, self._calls = self._layers.raw(), self._layers.calls.counted().training
         except Exception:  # of a model that only the user's step can run in training mode
             return

@@ -116,8 +116,6 @@ class Backend(ABC):
     ----------
     name
         The name in Keras.
-    keeps_weights
-        Whether what a pass assigns to trainable variables is there after `predict`.
     compilation
         The name for a compiled step in reports, None if steps are not compiled.
     compiles_passes
@@ -129,7 +127,6 @@ class Backend(ABC):
     """
 
     name: str
-    keeps_weights: bool = True
     compilation: str | None = None
     compiles_passes: bool = False
     steps_to_pay: int = 0

@@ -37,7 +37,6 @@ class Jax(Backend):
     """See `Backend`."""
 
     name = "jax"
-    keeps_weights = False
     compilation = "jit"
     compiles_passes = True  # eager operations are compiled too, one by one
     steps_to_pay = 1
