@@ -147,6 +147,8 @@ def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:
     again, half_again, traces = _repeat(adapter, evaluated, half)
     found, shares = _find_states(adapter, train, evaluated)
     stop = adapter.read()
+    if train is not first.prediction and not found:
+        batch = first.statistics
     passes = Passes(
         batch=_with_states(batch, found),
         noisy_batch=_with_states(noisy, found),
@@ -161,6 +163,7 @@ def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:
         half_again=half_again,
         traces=traces,
         sticky=sticky,
+        own_path=train is not first.prediction and not found and bool(adapter.layers()),
         shares_state=shares,
     )
     if panel.size > 1:
