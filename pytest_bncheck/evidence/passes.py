@@ -120,7 +120,7 @@ class Passes:
             Eval mode with converged statistics, where that is known.
         """
         projected = self.projection.prediction if self.projection else None
-        train = self.first if self.own_path else self.train
+        train = (self.with_mean or self.first) if self.own_path else self.train
         return Comparison(train, self.eval, projected, recalibrated)
 
     # eval mode by itself --------------------------------------------------------------------------
