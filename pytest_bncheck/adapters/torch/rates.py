@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from pytest_bncheck.adapters.random_state import RandomState
 from pytest_bncheck.adapters.torch.data import leaves
 from pytest_bncheck.adapters.torch.state import Snapshot
+
+_Setting: TypeAlias = tuple[str, tuple[tuple[str, bool], ...]]
+"""A layer's name and its flags: one of them may say that a call is not to be tracked."""
 
 SAME = 1e-4
 """Largest relative difference of outputs that count as equal."""
@@ -77,7 +80,9 @@ class Rates:
         self.biased: set[str] = set()
         self._own = {name for name, module in layers.items() if is_own(module)}
         self._constant: set[str] = set()
-        self._measured: dict[str, list[float]] = {}
+        self._torch = frozenset(self._own)
+        self._looked: set[_Setting] = set()
+        self._measured: dict[_Setting, list[float]] = {}
         self._updated: set[str] = set()
 
     def is_stock(self, name: str) -> bool:
@@ -92,55 +97,67 @@ class Rates:
         self, name: str, module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> float | None:
         """The rate of a call in training mode that is about to be made."""
-        if not self._is_known(name):
+        setting = name, _switches(module)
+        if not self._is_known(setting):
             try:
                 found = measure(module, args, kwargs)
-                self._learn(name, module, found)
+                self._learn(setting, module, found)
                 if found.variance is not None and _is_biased(found.variance, args):
                     self.biased.add(name)
             except Exception:  # the call itself will say what is wrong
                 return self.last[name]
-        rate = self._rate(name, module)
+        rate = self._rate(setting, module)
         if rate != 0.0 or name not in self._updated:
-            self.last[name] = self._reported(name, rate)
+            self.last[name] = self._reported(setting, rate)
         if rate != 0.0:
             self._updated.add(name)
         return rate
 
-    def _is_known(self, name: str) -> bool:
+    def _is_known(self, setting: _Setting) -> bool:
         """Whether nothing is to be measured: rates that change are measured at every call."""
-        seen = self._measured.get(name, [])
+        name, seen = setting[0], self._measured.get(setting, [])
+        if name in self._torch or self.is_constant(name):
+            return True
         steady = len(seen) > 1 and abs(seen[-1] - seen[-2]) <= OWN * seen[-1]
-        return (
-            (steady and self.last[name] is not None) or name in self._own or self.is_constant(name)
-        )
+        stock = name in self._own and setting in self._looked
+        return stock or (steady and self.last[name] is not None)
 
-    def _learn(self, name: str, module: Any, found: Measured) -> None:
-        momentum = _momentum(module)
-        if found.rate == 0.0 and (found.depends or not momentum):
+    def _learn(self, setting: _Setting, module: Any, found: Measured) -> None:
+        name, momentum = setting[0], _momentum(module)
+        self._looked.add(setting)
+        if found.rate == 0.0 and name in self._updated:  # a call that is not to be tracked
+            self._measured[setting] = [0.0] * 2
+        elif found.rate == 0.0 and (found.depends or not momentum):
             self._constant.add(name)
             self.last[name] = momentum
         elif found.rate is None or found.depends:
             self.strange.add(name)
         elif found.rate == 0.0:  # its update is lost
-            self._measured[name] = [momentum or 1.0] * 2
-        elif name not in self._measured and _moves_at(module, found.rate):
+            self._measured[setting] = [momentum or 1.0] * 2
+        elif setting not in self._measured and _moves_at(module, found.rate):
             self._own.add(name)
         else:
-            self._measured.setdefault(name, []).append(found.rate)
+            self._measured.setdefault(setting, []).append(found.rate)
 
-    def _rate(self, name: str, module: Any) -> float | None:
-        if name in self._own:
+    def _rate(self, setting: _Setting, module: Any) -> float | None:
+        if setting in self._measured:
+            return self._measured[setting][-1]
+        if setting[0] in self._own:
             momentum: float | None = module.momentum
             return momentum
-        return self._measured[name][-1] if name in self._measured else 0.0
+        return 0.0
 
-    def _reported(self, name: str, rate: float | None) -> float | None:
+    def _reported(self, setting: _Setting, rate: float | None) -> float | None:
         """None where 1/α grows by 1 from call to call, as in a cumulative average."""
-        seen = self._measured.get(name, [])
-        if len(seen) > 1 and abs(1.0 / seen[-1] - 1.0 / seen[-2] - 1.0) <= OWN:
+        seen = self._measured.get(setting, [])
+        if len(seen) > 1 and seen[-1] and abs(1.0 / seen[-1] - 1.0 / seen[-2] - 1.0) <= OWN:
             return None
         return rate
+
+
+def _switches(module: nn.Module) -> tuple[tuple[str, bool], ...]:
+    """The flags of a layer."""
+    return tuple((name, value) for name, value in vars(module).items() if isinstance(value, bool))
 
 
 def is_own(module: nn.Module) -> bool:
