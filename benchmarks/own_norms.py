@@ -21,7 +21,6 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
-from own_layers import CONVENTIONS, PLACES, READS, RULES, OwnNorm, own_norm
+from own_layers import CONVENTIONS, PLACES, READS, RULES, own_norm
 from own_steps import Distilled, Steps, own_norms
 from pytest_bncheck import check
 from random_nets import Checkpointed, Twins
@@ -104,7 +103,7 @@ def _designs() -> list[Design]:
         Design("calls: every 3rd, list", {"every": 3, "place": "list", "convention": "decay"}),
         Design("calls: twice a step", {"place": "reassigned", "spelling": 2}, wrap=Twins),
         Design("calls: recomputed", {"convention": "decay"}, wrap=Checkpointed),
-        Design("cumulative", {"place": "attribute"}, cumulative=True),
+        Design("cumulative", {"place": "attribute", "spelling": 2}, cumulative=True),
         Design("cumulative, buffer", {"rule": "deviation"}, cumulative=True),
     ]
     steps = {
@@ -171,10 +170,12 @@ class Case:
         return {"optimizer": self._optimizer, **loss}
 
     def _optimizer(self, parameters: Any) -> torch.optim.Optimizer:
-        parameters = list(parameters)
+        *body, weight, bias = parameters
+        rate = 1e-2
         if self.design.cumulative and self.memory == "settled":
-            parameters = parameters[-2:]  # nothing moves below the head
-        return torch.optim.Adam(parameters, 1e-2)
+            rate = 1e-5  # what lies below the head hardly moves
+        groups = [{"params": body, "lr": rate}, {"params": [weight, bias]}]
+        return torch.optim.Adam(groups, 1e-2)
 
     def train(self, change: float = 0.0) -> tuple[nn.Module, float]:
         """A plain loop, from a state that was changed; the model and its first loss."""
@@ -326,7 +327,7 @@ def _rate(case: Case, model: nn.Module, name: str) -> float | None:
 def _weights(case: Case, model: nn.Module) -> dict[str, float]:
     """What training left of a change of the initial state; by the formula where it reads it."""
     if case.design.choices.get("rule") in READS:
-        return {n: (1 - (case.rate or 1.0)) ** case.steps for n in own_norms(model)}
+        return dict.fromkeys(own_norms(model), (1 - (case.rate or 1.0)) ** case.steps)
     others = own_norms(case.train(change=1.0)[0])
     return {
         name: float((others[name].state()[-1] - layer.state()[-1]).mean())
@@ -389,7 +390,9 @@ def _numbers(report: Any, measured: Truth, row: Row) -> str:
                 wrong.append(f"{name}: rate {layer.update_rate}, truth {rate:.5f}")
     found = report.findings[0]
     blamed = [
-        name for name in measured.weights if not any(f"{o}.".startswith(f"{name}.") for o in found.layers)
+        name
+        for name in measured.weights
+        if not any(f"{o}.".startswith(f"{name}.") for o in found.layers)
     ]
     if blamed:
         wrong.append(f"{', '.join(blamed)} not named")

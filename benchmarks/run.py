@@ -27,6 +27,7 @@ RUNS = (
     ("scaling.py",),
     ("fuzz.py",),
     ("checkpoints.py",),
+    ("own_norms.py",),
     ("memory.py",),
     ("memory.py", "--framework", "keras"),
     ("culprits.py",),

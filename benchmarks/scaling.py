@@ -27,7 +27,7 @@ def bncheck_model():
 
 @pytest.fixture
 def bncheck_batch():
-    return torch.randn(32, 3, 32, 32), torch.arange(32) % 4
+    return torch.randn(32, 3, SIDE, SIDE), torch.arange(32) % 4
 
 @pytest.mark.bn_consistency(steps=60)
 def test_model(): ...
@@ -38,10 +38,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="two models: does it work?")
     options = parser.parse_args()
-    count = 2 if options.smoke else 24
+    count, side = (2, 8) if options.smoke else (24, 32)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(count):
-            Path(folder, f"test_{number:02}.py").write_text(MODEL)
+            Path(folder, f"test_{number:02}.py").write_text(f"SIDE = {side}\n{MODEL}")
         times = {
             name: seconds(lambda arguments=arguments: _pytest(folder, *arguments))
             for name, arguments in (("no xdist", ()), ("-n 1", ("-n1",)), ("-n 2", ("-n2",)))

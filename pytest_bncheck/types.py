@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from pytest_bncheck.dialect import Dialect as Dialect
 from pytest_bncheck.errors import InputError as InputError
 
 if TYPE_CHECKING:
@@ -220,6 +221,8 @@ class State:
         Training steps in which it changed.
     calls
         Calls of its owner in training mode over all training steps.
+    as_in_pass
+        Whether the last training step left it as a single training pass does.
     resolution, dtype
         Spacing of the floating-point numbers around 1 that hold it, and their type's name.
     """
@@ -232,6 +235,7 @@ class State:
     log: Sequence[Array] = ()
     moves: int = 0
     calls: int = 0
+    as_in_pass: bool = False
     resolution: float = 2.0**-23
     dtype: str = "float32"
 
@@ -386,56 +390,6 @@ class Trace:
     call: str
     module: str
     source: str
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """Lines of code in the user's framework, for remedies.
-
-    Attributes
-    ----------
-    set_momentum
-        Code that gives a layer type the update rate α.
-    recalibrate
-        Code that re-estimates running statistics from data.
-    momentum_of
-        The framework's momentum for an update rate α.
-    training_mode
-        How to enter training mode.
-    mode
-        The name under which the user's code reads the mode.
-    freeze
-        How to keep the running statistics of a frozen part.
-    running_in_eval
-        How to let a normalisation use running statistics in eval mode.
-    reset
-        Code that resets running statistics, if `recalibrate` does not do so itself.
-    copy_statistics
-        Code that copies running statistics along with the parameters.
-    per_sample
-        Normalisation layers that do not look across the batch.
-    shuffle, drop_last
-        How a loader mixes samples, and leaves out the last, smaller batch.
-    unbiased
-        Whether the framework stores the unbiased variance.
-    counter
-        Where the framework counts updates.
-    """
-
-    set_momentum: Callable[[str, float], str]
-    recalibrate: str
-    momentum_of: Callable[[float], float]
-    training_mode: str
-    mode: str = "training"
-    freeze: str = "Keep the frozen part in inference mode."
-    running_in_eval: str = "Let it use running statistics in eval mode"
-    reset: str = ""
-    copy_statistics: str = ""
-    per_sample: str = "group or layer normalisation"
-    shuffle: str = "a loader that shuffles"
-    drop_last: str = "a loader that drops it"
-    unbiased: bool = False
-    counter: str = "the counter"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ SCRIPTS = {
     "fuzz": "nets",
     "keras_cost": "2 steps",
     "memory": "copies more",
+    "own_norms": "designs and memories",
     "remedies": "all",
     "scaling": "-n 2",
     "startup": "start-up",

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_bncheck"
 FLOORS = (
-    {"pytest_bncheck", "errors", "exact", "wording"},  # the package itself: its version
+    {"pytest_bncheck", "dialect", "errors", "exact", "wording"},  # the package itself: its version
     {"types"},
     {"maths"},
     {"evidence"},

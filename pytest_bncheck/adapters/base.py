@@ -344,6 +344,14 @@ class Adapter(ABC):
             raise TypeError(f"{type(self).__name__}.run gave no prediction in eval mode")
         return prediction
 
+    def predict_again(self, index: int) -> Prediction:
+        """The prediction in eval mode after another one that left its traces in the model.
+
+        Asked where a pass changed state: only what a later pass returns tells a cache from a fault.
+        """
+        __tracebackhide__ = True
+        return self.predict(index)
+
     # capabilities -----------------------------------------------------------------------------
 
     @property

@@ -16,6 +16,7 @@ from pytest_bncheck.evidence.diagnosis import Attribution, Diagnosis, Remedies
 from pytest_bncheck.evidence.judgement import Judgement
 from pytest_bncheck.evidence.passes import MiniBatches, Passes, Projection
 from pytest_bncheck.evidence.training import Training
+from pytest_bncheck.maths.verdict import USUAL_GAP
 from pytest_bncheck.types import BNVerdict, Capability, Dialect
 
 REPRODUCED = 0.05
@@ -117,7 +118,11 @@ class Evidence(Judgement):
         """
         known = any(layer.states for layer in self.layers)
         left, whole = self.surviving_gap, self.judged_gap
-        return known and left is not None and left <= max(REPRODUCED, (whole or 0.0) / 5.0)
+        if not known or left is None:
+            return False
+        # An unbiased variance that is stored leaves a little, which no decision feels.
+        little = left <= USUAL_GAP and not self.fails(self.diagnosis.replaced)
+        return little or left <= max(REPRODUCED, (whole or 0.0) / 5.0)
 
     @property
     def gap_without_initial_value(self) -> float | None:

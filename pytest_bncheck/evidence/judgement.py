@@ -230,16 +230,20 @@ class Judgement:
 
     @cached_property
     def judged_misplacements(self) -> list[float]:
-        """How wrong each layer's statistics are, to rank layers and to count them.
+        """How wrong each layer's statistics are, to rank layers and to count them."""
+        return self.misplacements(self.judged_statistics)
+
+    def misplacements(self, statistics: Statistics) -> list[float]:
+        """How wrong the statistics of each layer would be.
 
         The distortion; of running state that is known by what it does only, how far it is from
         its settled values, as a share of the way there from its start.
         """
-        found: list[float] = self.judged_distortions.tolist()
-        now, target, start = self.judged_statistics, self.passes.noisy_batch, self.training.start
+        found: list[float] = self.distortions(statistics).tolist()
+        target, start = self.passes.noisy_batch, self.training.start
         for k, layer in enumerate(self.layers):
             if layer.states:
-                found[k] = running.share_of_way(now.mean[k], start.mean[k], target.mean[k])
+                found[k] = running.share_of_way(statistics.mean[k], start.mean[k], target.mean[k])
         return found
 
     @property

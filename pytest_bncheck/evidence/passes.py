@@ -67,6 +67,11 @@ class Passes:
         Calls in an eval pass that behave as in training; looked for only if something is off.
     sticky
         Attributes that an eval pass changed for good.
+    own_path
+        Whether the model's code takes another path in training mode, and no running state of it
+        explains that. The statistics are then judged on the path of eval mode.
+    shares_state
+        Whether both modes read running state of no known layer, and nearly agree.
     projection
         Eval mode after the planned updates, where they are declared.
     mini_batches
@@ -86,6 +91,8 @@ class Passes:
     half_again: Prediction | None = None
     traces: Sequence[Trace] = ()
     sticky: Sequence[str] = ()
+    own_path: bool = False
+    shares_state: bool = False
     projection: Projection | None = None
     mini_batches: MiniBatches | None = None
 
@@ -113,7 +120,8 @@ class Passes:
             Eval mode with converged statistics, where that is known.
         """
         projected = self.projection.prediction if self.projection else None
-        return Comparison(self.train, self.eval, projected, recalibrated)
+        train = self.first if self.own_path else self.train
+        return Comparison(train, self.eval, projected, recalibrated)
 
     # eval mode by itself --------------------------------------------------------------------------
 

@@ -86,12 +86,13 @@ def _verdict(findings: Sequence[Finding], strict: bool) -> Verdict:
 
 
 def _predictions(evidence: Evidence) -> Predictions:
-    train, evaluated = evidence.train, evidence.passes.eval
+    train, evaluated = evidence.passes.train, evidence.passes.eval
     if train is None or evaluated is None:
         return Predictions()
     scores = evidence.scores(evaluated, evidence.training.stop)
+    own_path = evidence.passes.own_path
     return Predictions(
-        gap=scores.gap,
+        gap=predictions.gap(evaluated.outputs, train.outputs) if own_path else scores.gap,
         floor=evidence.floor,
         excess=scores.excess,
         distortion=None if _all_states(evidence) else scores.distortion,

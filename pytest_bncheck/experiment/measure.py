@@ -25,7 +25,7 @@ from pytest_bncheck.evidence.past import Past, past
 from pytest_bncheck.experiment import states
 from pytest_bncheck.experiment.panel import Panel, averaged, joined
 from pytest_bncheck.maths import predictions, running
-from pytest_bncheck.maths.verdict import USUAL_DISTORTION
+from pytest_bncheck.maths.verdict import USUAL_DISTORTION, USUAL_GAP
 from pytest_bncheck.types import (
     Calls,
     InputError,
@@ -145,8 +145,10 @@ def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:
             # Running statistics come from the training path, and are measured against it.
             noisy = adapter.run(0, Mode.TRAINING).statistics
     again, half_again, traces = _repeat(adapter, evaluated, half)
-    found = _find_states(adapter, train, evaluated)
+    found, shares = _find_states(adapter, train, evaluated)
     stop = adapter.read()
+    if train is not first.prediction and not found:
+        batch = first.statistics
     passes = Passes(
         batch=_with_states(batch, found),
         noisy_batch=_with_states(noisy, found),
@@ -161,6 +163,8 @@ def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:
         half_again=half_again,
         traces=traces,
         sticky=sticky,
+        own_path=train is not first.prediction and not found and bool(adapter.layers()),
+        shares_state=shares,
     )
     if panel.size > 1:
         passes = _measure_all(adapter, panel, passes, found)
@@ -194,22 +198,28 @@ def _reference(
 
 def _find_states(
     adapter: Adapter, train: Prediction | None, evaluated: Prediction
-) -> list[RunningState]:
+) -> tuple[list[RunningState], bool]:
     """Running state of no known layer, which counts as layers from then on.
 
     Looked for where training moved any, or where the modes differ in a model whose training nobody
-    saw.
+    saw. Left alone where training mode reads it too and both modes nearly agree; the second value
+    says so.
     """
     if not isinstance(adapter, Stateful) or adapter.program is not None or train is None:
-        return []
+        return [], False
     gap = predictions.gap(evaluated.outputs, train.outputs)
     steps = len(adapter.losses)
     if not steps and gap is not None and gap <= PATH_GAP:
-        return []
+        return [], False
     with during("a pass in training mode"):
         found = states.find(adapter, steps, stochastic=adapter.stochastic)
+        if found and gap is not None and gap <= USUAL_GAP:
+            there = states.predict_settled(adapter, found)
+            moved = there and predictions.gap(there.outputs, train.outputs)
+            if moved and moved > PATH_GAP:
+                return [], True
     adapter.adopt(found)
-    return found
+    return found, False
 
 
 def _with_states(known: Statistics, found: Sequence[RunningState]) -> Statistics:
@@ -256,7 +266,9 @@ def _repeat(
     apart = gap is not None and gap > adapter.noise
     if not (evaluated.random or evaluated.mutated or evaluated.rewritten or apart):
         return None, None, ()
-    again, half_again = adapter.predict(0), None
+    changed = evaluated.mutated and not evaluated.random
+    again = adapter.predict_again(0) if changed else adapter.predict(0)
+    half_again = None
     if evaluated.random and half is not None and isinstance(adapter, Sampling):
         half_again = adapter.predict_half(0)
     return again, half_again, adapter.trace(0) if isinstance(adapter, Watching) else ()

@@ -176,7 +176,7 @@ def _further(
     if not first or not gap or not target < gap < first < math.inf:
         return farthest
     so_far = low * math.log(gap / target) / math.log(first / gap)
-    distortion = float(judgement.distortions(_after(judgement, low)).max())
+    distortion = max(judgement.misplacements(_after(judgement, low)))
     in_the_end = _until(judgement, distortion * target / gap) - low
     more = 2.0 * so_far * in_the_end / (so_far + in_the_end)
     return min(math.ceil((low + more) * (1.0 + CLOSE / 3.0)), farthest)
@@ -284,7 +284,7 @@ def _until(judgement: Judgement, distortion: float) -> int:
     """The first number of steps after which no layer is distorted by more."""
 
     def fit(steps: int) -> bool:
-        return bool((judgement.distortions(_after(judgement, steps)) <= distortion).all())
+        return all(each <= distortion for each in judgement.misplacements(_after(judgement, steps)))
 
     high = 1
     while not fit(high) and high < MOST_UPDATES:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pytest_bncheck.adapters.base import Stateful
 from pytest_bncheck.maths import settling
-from pytest_bncheck.types import Moved, RunningState, State
+from pytest_bncheck.types import Moved, Prediction, RunningState, State
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
@@ -42,6 +42,9 @@ FIRST_UPDATE = 0.5
 
 DIGITS = 4
 """Significant digits of a rate that was measured."""
+
+FORGETS = 1.0 - 1e-6
+"""Rate from which on a pass leaves nothing of what was there."""
 
 ALIKE = 1e-3
 """Largest relative difference of two rates that count as one."""
@@ -86,7 +89,7 @@ def find(adapter: Stateful, steps: int, *, stochastic: bool) -> list[RunningStat
     settled = _settle(adapter, 0, found, passes, first.states)
     if stochastic:
         settled = _mean_over_draws(adapter, 0, found, passes, settled)
-    confirmed = [each for each in found if each.state.name in settled]
+    confirmed = _accumulating([each for each in found if each.state.name in settled])
     return _grouped(confirmed, settled, passes, steps)
 
 
@@ -110,6 +113,11 @@ def settled_on(
     if stochastic:
         reached = _mean_over_draws(adapter, index, singles, 1, reached)
     return [np.concatenate([reached[name] for name in each.states]) for each in found]
+
+
+def predict_settled(adapter: Stateful, found: Sequence[RunningState]) -> Prediction | None:
+    """What training mode predicts once the states have settled."""
+    return adapter.train_from(0, dict(_apart(found))).prediction
 
 
 def _rate(found: RunningState) -> float:
@@ -234,6 +242,12 @@ def _mean_over_draws(
 # rows -------------------------------------------------------------------------------------------
 
 
+def _accumulating(found: Sequence[_Found]) -> list[_Found]:
+    """Without the owners that only remember their last pass, as a cache does."""
+    owners = {each.state.owner for each in found if each.rate < FORGETS}
+    return [each for each in found if each.state.owner in owners]
+
+
 def _grouped(
     found: Sequence[_Found], settled: Values, passes: int, steps: int
 ) -> list[RunningState]:
@@ -260,7 +274,8 @@ def _running_state(
     state = first.state
     seldom = passes > 1 and 1 < state.moves < SELDOM * steps
     in_pass = 1 if seldom else max(first.calls, 1)
-    updates = state.moves if seldom else (state.calls or state.moves)
+    made = state.moves * in_pass if state.as_in_pass else state.calls
+    updates = state.moves if seldom else (made or state.moves)
     single = settling.per_update(first.rate, in_pass * (1 if seldom else passes))
     rate: float | None = float(f"{single:.{DIGITS}g}")
     if _is_cumulative(first, settled[state.name], single, updates):

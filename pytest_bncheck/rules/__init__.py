@@ -91,16 +91,20 @@ class Found(NamedTuple):
 def find(evidence: Evidence) -> Found:
     """What all rules find.
 
-    Only an error that counts explains its layers: a warning hides nothing, and what a suppressed
-    finding would explain is looked for as if it were not there.
+    A finding that counts explains its layers: an error hides later ones on them, a warning later
+    warnings, a note nothing. What a suppressed finding would explain is looked for as if it were
+    not there.
     """
     found = Found([], [], [])
     explained: set[str] = set()
+    warned: set[str] = set()
     selected = _selected(evidence)
     for rule in ORDER:
         if rule.code not in selected or not rule.needs <= evidence.offers:
             continue
         finding = rule.find(evidence, explained)
+        if finding is not None and finding.severity == "warning" and warned - explained:
+            finding = rule.find(evidence, explained | warned)
         if finding is None:
             continue
         reason = _reason(rule, finding, evidence)
@@ -111,7 +115,7 @@ def find(evidence: Evidence) -> Found:
             found.suppressed.append(hidden)
         else:
             found.findings.append(finding)
-            explained.update(finding.layers if finding.severity == "error" else ())
+            (explained if finding.severity == "error" else warned).update(finding.layers)
     found.findings.sort(key=lambda finding: finding.severity != "error")
     return found
 

@@ -59,12 +59,11 @@ class ReplicasDiverge(Rule):
         if not replicas:
             return None
         first, *others = replicas
-        distances = np.max(
-            [running.distortion(first, other, evidence.eps) for other in others], axis=0
-        )
+        eps = evidence.eps[: len(first)]  # state that was found by behaviour comes last
+        distances = np.max([running.distortion(first, other, eps) for other in others], axis=0)
         apart = {
             layer.name: float(distance)
-            for layer, distance in zip(evidence.layers, distances, strict=True)
+            for layer, distance in zip(evidence.layers, distances, strict=False)
             if not distance <= ROUNDING and layer.name not in explained
         }
         if not apart:

@@ -187,6 +187,12 @@ def data(kind: str, seed: int = 0, samples: int = 32) -> Batch:
     return waves(seed, samples, channels_last=True)
 
 
+def fit(model: Any, kind: str, seed: int, updates: int) -> None:
+    """Each update on the whole data, all in one epoch, whose beginning and end cost most."""
+    parts = [np.concatenate([part] * updates) for part in data(kind, seed)]
+    model.fit(*parts, batch_size=32, shuffle=False, verbose=0)
+
+
 def run(model: Any, kind: str, seed: int, *, steps: int = 100, **options: Any) -> Any:
     """The report of a check on the data of a kind."""
     options.setdefault("optimizer", fast())

@@ -128,9 +128,7 @@ RULES = {
             ("ema_m", "ema_v"),
         ),
     ),
-    "unbiased": Rule(
-        (0.0, 1.0), _unbiased, _by_variance, (("mean", "variance"),), _batch_variance
-    ),
+    "unbiased": Rule((0.0, 1.0), _unbiased, _by_variance, (("mean", "variance"),), _batch_variance),
     "deviation": Rule(
         (0.0, 1.0),
         lambda v, state: (v.mean(1), v.std(1)),
@@ -195,12 +193,8 @@ RULES = {
         (("running_mean", "running_var"), ("mean_ema", "var_ema")),
         _batch_variance,
     ),
-    "whitening": Rule(
-        (0.0, 1.0), _covariance, _whitened, (("running_mean", "running_cov"),)
-    ),
-    "renorm": Rule(
-        (0.0, 1.0), _moments, _by_variance, (("running_avg", "running_sq"),), _renorm
-    ),
+    "whitening": Rule((0.0, 1.0), _covariance, _whitened, (("running_mean", "running_cov"),)),
+    "renorm": Rule((0.0, 1.0), _moments, _by_variance, (("running_avg", "running_sq"),), _renorm),
     "observer": Rule(
         (0.0, 1.0), _moments, _by_variance, (("obs_mean", "obs_var"),), _running_in_training
     ),

@@ -24,7 +24,7 @@ def test_bad(): ...
 def test_calls(bncheck):
     numpy.random.seed(0)
     bncheck(ToyModel(), toy_batch())
-    bncheck(ToyModel(), toy_batch(), steps=50)
+    bncheck(ToyModel(update_rate=0.9), toy_batch(), steps=50)
 
 def test_error(bncheck):
     bncheck(None, toy_batch())

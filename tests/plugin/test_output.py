@@ -40,12 +40,15 @@ def section(result: pytest.RunResult) -> list[str]:
 
 def test_one_entry_for_each_check(tests, xdist_args):
     result = tests.run("--bncheck", *xdist_args)
-    assert section(result) == [
+    entries, meanings = section(result)[:4], section(result)[4:]
+    assert entries == [
         "FAIL  test_it.py::test_bad",
         "      BN101 running-stats-underconverged; train 100 %, eval 38 %",
         "PASS  test_it.py::test_good: train 100 %, eval 100 %",
         "PASS  test_it.py::test_hidden: train 100 %, eval 38 % (BN101 suppressed)",
     ]
+    begins = [line.partition(":")[0] for line in meanings if not line.startswith(" ")]
+    assert begins == ["gap", "distortion", "retained"]  # said once, since a check failed
 
 
 def test_the_section_stands_apart_like_those_of_pytest(tests):

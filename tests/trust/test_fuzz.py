@@ -6,22 +6,40 @@ import pytest
 
 pytest.importorskip("torch")
 
-from random_cases import FAULTS, HEALTHY, draw, judge, plan_of
+from random_cases import (
+    BY_HAND,
+    FAULTS,
+    FAULTS_BY_HAND,
+    HEALTHY,
+    HEALTHY_BY_HAND,
+    draw,
+    judge,
+    plan_of,
+)
 from random_nets import Builder
 
 SEEDS = range(100)
-ONCE_WRONG = (1749, 2036, 10567, 10664, 11109, 11906, 11978)
+BY_HAND_TOO = range(BY_HAND, BY_HAND + 60)
+ONCE_WRONG = (1749, 2036, 10567, 10664, 11109, 11906, 11978, 100038, 100094)
 """What longer runs found."""
 
 
 def test_every_plan_is_drawn() -> None:
     plans = {plan_of(Builder(seed)) for seed in SEEDS}
     assert plans == {*HEALTHY, *FAULTS}
+    by_hand = {plan_of(Builder(seed)) for seed in range(BY_HAND, BY_HAND + 300)}
+    assert {*HEALTHY_BY_HAND, *FAULTS_BY_HAND} <= by_hand
 
 
 @pytest.mark.parametrize("first", range(0, 100, 10))
 def test_verdicts_are_the_truth(first: int) -> None:
     for seed in SEEDS[first : first + 10]:
+        _is_the_truth(seed)
+
+
+@pytest.mark.parametrize("first", range(0, 60, 10))
+def test_verdicts_are_the_truth_of_what_is_by_hand(first: int) -> None:
+    for seed in BY_HAND_TOO[first : first + 10]:
         _is_the_truth(seed)
 
 

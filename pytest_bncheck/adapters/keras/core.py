@@ -311,6 +311,13 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
     # passes -----------------------------------------------------------------------------------
 
+    def predict_again(self, index: int) -> Prediction:
+        __tracebackhide__ = True
+        batch = self._batches[index]
+        with self._without_gradients(), self._passes.kept():
+            self._passes.go_on(batch, Mode.EVAL, observe=False)
+            return self._prediction(batch, self._passes.go_on(batch, Mode.EVAL))
+
     def run(self, index: int, mode: Mode, *, observe: bool = True) -> Pass:
         __tracebackhide__ = True
         known = self._known.pop((index, mode), None)

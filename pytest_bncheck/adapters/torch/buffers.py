@@ -73,9 +73,11 @@ def places(model: nn.Module) -> list[Place]:
     Registered buffers, attributes, and what lists, dictionaries and helper objects hold.
     """
     found: dict[int, Place] = {}
-    for path, module in model.named_modules():
-        for name, owner, key in _of_module(module, plain_name(path)):
-            found.setdefault(id(held(owner, key)), (name, owner, key))
+    modules = [(plain_name(path), module) for path, module in model.named_modules()]
+    for look in (_buffers, _attributes):  # attributes may list what is registered elsewhere
+        for path, module in modules:
+            for name, owner, key in look(module, f"{path}." if path else ""):
+                found.setdefault(id(held(owner, key)), (name, owner, key))
     return list(found.values())
 
 
@@ -89,13 +91,15 @@ def parameter_places(model: nn.Module) -> list[Place]:
     ]
 
 
-def _of_module(module: nn.Module, path: str) -> Iterator[Place]:
-    start = f"{path}." if path else ""
+def _buffers(module: nn.Module, prefix: str) -> Iterator[Place]:
     for key, _ in module.named_buffers(recurse=False):
-        yield f"{start}{key}", module, key
+        yield f"{prefix}{key}", module, key
+
+
+def _attributes(module: nn.Module, prefix: str) -> Iterator[Place]:
     for key, value in vars(module).items():
         if not key.startswith("_") or not isinstance(value, dict):  # no registry of PyTorch
-            yield from _of(module, key, value, f"{start}{key}")
+            yield from _of(module, key, value, f"{prefix}{key}")
 
 
 @dataclass(frozen=True)

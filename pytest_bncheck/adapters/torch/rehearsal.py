@@ -51,6 +51,7 @@ class Rehearsals:
         try:
             with self._states.kept(), self._layers.calls.apart(), watch.open(), torch.no_grad():
                 run()
+                self._states.rehearsed()
                 self._after, self._calls = self._layers.raw(), self._layers.calls.counted().training
         except Exception:  # of a model that only the user's step can run in training mode
             return
@@ -99,7 +100,8 @@ class Rehearsals:
         values = sum_of_squares(now, (torch.zeros_like(now[0]), torch.zeros_like(now[1])), sizes)
         eps = torch.finfo(now[1].dtype).eps
         allowed = torch.maximum(OTHERWISE * moves.sqrt(), ROUNDINGS * eps * values.sqrt())
-        rows = zip(self._names, (apart.sqrt() / allowed).tolist(), calls, self._calls, strict=True)
+        apart = (apart.sqrt() / allowed) * (moves > 0.0)  # an update that was undone is no other
+        rows = zip(self._names, apart.tolist(), calls, self._calls, strict=True)
         found = [(size, name) for name, size, c, mine in rows if c == mine and c and size > 1.0]
         return [name for _, name in sorted(found, reverse=True)]
 

@@ -55,6 +55,8 @@ class States:
         self._log: list[list[Tensor]] = []
         self._moved: list[list[Tensor]] = []
         self._calls: Counter[nn.Module] = Counter()
+        self._rehearsed: dict[str, Tensor] = {}
+        self._as_rehearsed: dict[str, Tensor] = {}
         self._watched = False
 
     def begin(self) -> None:
@@ -69,11 +71,23 @@ class States:
         if not self._moved:
             self._add_new()
         now, before = self._now(), self._log[-1]
+        names = [name for name, _, _ in self._places]
+        self._as_rehearsed = {
+            name: equal_if_alike(value, self._rehearsed[name])
+            for name, value in zip(names, now, strict=True)
+            if name in self._rehearsed
+        }
+        self._rehearsed = {}
         self._moved.append([~equal_if_alike(a, b) for a, b in zip(now, before, strict=True)])
         if self._keeps or len(self._log) == 1:
             self._log.append(now)
         else:
             self._log[-1] = now
+
+    def rehearsed(self) -> None:
+        """Remember what a pass before the next training step made of the states."""
+        names = (name for name, _, _ in self._places)
+        self._rehearsed = dict(zip(names, self._now(), strict=True))
 
     def _add_new(self) -> None:
         """Take in what the first step made; its values then count as those at the start."""
@@ -148,6 +162,7 @@ class States:
             log=values[1:] if self._moved and self._keeps else (),
             moves=moved,
             calls=self._calls[module],
+            as_in_pass=name in self._as_rehearsed and bool(self._as_rehearsed[name]),
             resolution=torch.finfo(now.dtype).eps,
             dtype=dtype_name(now.dtype),
         )

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
-from keras_nets import KIND, NORMS, SEED, batch_norm, data, fast, net, silent, sole
+from keras_nets import KIND, NORMS, SEED, batch_norm, data, fast, fit, net, silent, sole
 from keras_steps import Inside, Told
 from pytest_bncheck import check
 
@@ -22,12 +22,6 @@ def compiled(model: Any, kind: str, optimizer: Any = None) -> Any:
     model(data(kind)[0][:1])
     model.compile(optimizer or fast(), LOSS)
     return model
-
-
-def fit(model: Any, kind: str, seed: int, updates: int) -> None:
-    """Each update on the whole data, all in one epoch, whose beginning and end cost most."""
-    parts = [np.concatenate([part] * updates) for part in data(kind, seed)]
-    model.fit(*parts, batch_size=32, shuffle=False, verbose=0)
 
 
 def fitted(model: Any, kind: str, seed: int, updates: int) -> Any:

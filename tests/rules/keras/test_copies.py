@@ -8,7 +8,7 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from keras_nets import KINDS, NORMS, SEED, data, fast, net, silent, sole
+from keras_nets import KINDS, NORMS, SEED, data, fast, fit, net, silent, sole
 from pytest_bncheck import check
 
 
@@ -24,7 +24,7 @@ def test_copy_of_trainable_weights_alone(kind, seed):
 
     batch = data(kind, seed)
     model, copy = compiled(), compiled()
-    model.fit(*batch, batch_size=32, epochs=100, verbose=0)
+    fit(model, kind, seed, 100)
     for own, other in zip(copy.trainable_variables, model.trainable_variables, strict=True):
         own.assign(other)
     finding = sole(check(copy, batch, steps=0), "BN401")

@@ -122,12 +122,12 @@ def step(optimizer, **mode):
 @SEED
 def test_own_loop_without_the_mode(kind, seed):
     model = net(kind, seed, extra=L.Dropout(0.3, name="drop"))
-    report = run(model, kind, seed, train_step=step(fast()))
+    report = run(model, kind, seed, steps=20, train_step=step(fast()))
     finding = sole(report, "BN305")
     assert sorted(finding.layers) == sorted([*NORMS[kind], "drop"])
     assert "model(x, training=True)" in finding.remedy
     again = net(kind, seed, extra=L.Dropout(0.3, name="drop"))
-    silent(run(again, kind, seed, train_step=step(fast(), training=True)))
+    silent(run(again, kind, seed, steps=60, train_step=step(fast(), training=True)))
 
 
 @KIND

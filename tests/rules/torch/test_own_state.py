@@ -12,10 +12,11 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common_nets import silent
 from own_layers import own_norm
 from own_steps import Steps
 from pytest_bncheck import check
-from torch_nets import FAST, NORMS, Net, batch_norm, data, passes, sole
+from torch_nets import FAST, NORMS, WIDTH, Net, batch_norm, data, passes, sole
 
 TWO = pytest.mark.parametrize(("kind", "seed"), [("mlp", 0), ("residual", 1)])
 
@@ -30,8 +31,7 @@ LAYERS = {
     "other names": {"spelling": 2},
     "reassigned, other names": {"place": "reassigned", "spelling": 1, "convention": "decay"},
     "deviation": {"rule": "deviation", "place": "attribute", "convention": "none"},
-    "power": {"rule": "power", "place": "list"},
-    "evolved": {"rule": "evolved"},
+    "second moment": {"rule": "second moment", "place": "list"},
     "coupled": {"rule": "coupled", "place": "dict", "convention": "lie"},
     "stacked": {"place": "stacked", "convention": "alpha"},
     "helper": {"place": "helper", "convention": "buffer"},
@@ -54,8 +54,25 @@ def test_state_of_any_name_that_is_slow(layer, kind, seed):
 @pytest.mark.parametrize("layer", LAYERS)
 @TWO
 def test_state_of_any_name_that_has_settled(layer, kind, seed):
-    model = Net(kind, seed, norm=own_norm("MyNorm", rate=0.1, **LAYERS[layer]))
-    passes(model, data(kind, seed), steps=100, optimizer=FAST)
+    model = Net(kind, seed, norm=own_norm("MyNorm", rate=0.2, **LAYERS[layer]))
+    passes(model, data(kind, seed), steps=60, optimizer=FAST)
+
+
+@pytest.mark.parametrize("rule", ["power", "evolved"])
+@TWO
+def test_a_running_scale_alone(rule, kind, seed):
+    """It hardly changes a class, but a number."""
+
+    def net(rate: float) -> nn.Module:
+        model = Net(kind, seed, norm=own_norm("Scale", rule=rule, rate=rate))
+        model.head = nn.Linear(WIDTH, 1)
+        return model
+
+    inputs, labels = data(kind, seed)
+    batch = inputs, (labels - 1.5).astype("float32")[:, None]
+    passes(net(0.2), batch, steps=60, optimizer=FAST)
+    report = check(net(0.003), batch, steps=30, optimizer=FAST)
+    assert sole(report, "BN101").evidence["initial_weight"] == pytest.approx(0.997**30, abs=0.02)
 
 
 @TWO
@@ -199,16 +216,17 @@ def equation(seed: int, momentum: float, steps: int) -> Any:
     return check(model, batch, train_step=step, steps=steps, forward=forward)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_loss_that_only_the_step_knows_and_that_eval_mode_keeps(seed):
-    assert equation(seed, 0.1, 120).verdict != "fail"
+    """The predictions differ, and solve the equation as well."""
+    report = equation(seed, 0.1, 120)
+    silent(report)
+    assert report.predictions.gap > 0.1
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [1, 3])
 def test_a_loss_that_only_the_step_knows_and_that_eval_mode_loses(seed):
-    report = equation(seed, 0.002, 120)
-    assert report.verdict == "fail"
-    assert report.findings[0].code == "BN101"
+    assert sole(equation(seed, 0.002, 120), "BN101").severity == "error"
 
 
 # attention --------------------------------------------------------------------------------------
