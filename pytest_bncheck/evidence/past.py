@@ -69,9 +69,9 @@ class Group:
     def explains(self) -> bool:
         """Whether what is left of the initial value is why the statistics are wrong.
 
-        A cumulative average forgets it with the first update.
+        A cumulative average forgets it with the first update, and momentum 0 keeps all of it.
         """
-        if self.update_rate is None:
+        if not self.update_rate:
             return False
         share = CORROBORATED if self.agrees else DOMINATES
         return self.fit.weight >= running.SETTLED and self.fit.share >= share
@@ -164,7 +164,7 @@ def past(
     )
     alike: dict[tuple[float | None, int | None], list[int]] = {}
     for k, layer in enumerate(layers):
-        if active[k] and layer.update_rate != 0.0:
+        if active[k]:
             alike.setdefault((layer.update_rate, layer.counted), []).append(k)
     groups = []
     for (rate, counted), members in alike.items():

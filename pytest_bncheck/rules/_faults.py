@@ -49,8 +49,9 @@ def severity(evidence: Evidence, explained: Set[str]) -> Severity | None:
     if verdict != "degraded" or evidence.judged is None:
         return None
     if not evidence.steps:
+        off = not (evidence.judged_distortions <= 0.0).all()  # by more than chance
         worse = decides_worse(evidence) or _predicts_worse_without(evidence)
-        return "warning" if worse else None
+        return "warning" if off and worse else None
     scores = evidence.scores(evidence.judged, evidence.judged_statistics)
     excess = scores.gap if scores.excess is None else scores.excess
     kept = evidence.retained(evidence.recalibrated or evidence.passes.with_mean or evidence.train)
@@ -176,12 +177,18 @@ def inherited(evidence: Evidence) -> Inherited | None:
 
 
 def untouched(evidence: Evidence, explained: Set[str] = frozenset()) -> list[str]:
-    """The layers that use batch statistics and have running ones at exactly 0 and 1."""
+    """The layers that use batch statistics and have running ones at exactly 0 and 1.
+
+    A momentum that takes nothing in leaves them there, and no copy lost anything.
+    """
     rows = zip(evidence.layers, evidence.passes.active, strict=True)
     return [
         layer.name
         for k, (layer, active) in enumerate(rows)
-        if active and layer.name not in explained and is_untouched(evidence, k)
+        if active
+        and layer.update_rate != 0.0
+        and layer.name not in explained
+        and is_untouched(evidence, k)
     ]
 
 
