@@ -7,7 +7,7 @@ from collections.abc import Set
 import numpy as np
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths.running import rounds_away, shift_and_scale
+from pytest_bncheck.maths.running import loses_updates, shift_and_scale
 from pytest_bncheck.maths.verdict import DEGRADED_DISTORTION
 from pytest_bncheck.rules import _faults as faults
 from pytest_bncheck.rules import _remedies as remedies
@@ -89,12 +89,10 @@ class RunningStatsNeverUpdated(Rule):
     def _handed_over(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         """Of a model that was trained before: what could not move, and is far off."""
         grade = faults.severity(evidence, explained)
-        at_fault = set(faults.layers_at_fault(evidence, explained) or [])
-        stuck = [
-            layer
-            for k, layer in enumerate(evidence.layers)
-            if layer.name in at_fault and _is_stuck(evidence, k)
-        ]
+        at_fault = faults.layers_at_fault(evidence, explained) or []
+        past = evidence.training.past
+        places = past.stuck if past else []
+        stuck = [layer for k in places if (layer := evidence.layers[k]).name in at_fault]
         if grade is None or not stuck:
             return None
         first, names = stuck[0], [layer.name for layer in stuck]
@@ -107,20 +105,6 @@ class RunningStatsNeverUpdated(Rule):
             momentum=first.momentum,
             dtype=first.dtype,
         )
-
-
-def _is_stuck(evidence: Evidence, k: int) -> bool:
-    """Whether an update by this batch would leave most of a layer's statistics as they are."""
-    layer, now, target = evidence.layers[k], evidence.training.stop, evidence.passes.noisy_batch
-    if layer.update_rate == 0.0:
-        return True
-    if not _is_rounded_away(layer):
-        return False
-    kept = [
-        rounds_away(layer.update_rate or 0.0, layer.resolution, before[k], after[k])
-        for before, after in ((now.mean, target.mean), (now.var, target.var))
-    ]
-    return bool(np.mean(kept) >= 0.5)
 
 
 def _unchanged(evidence: Evidence, k: int) -> bool:
@@ -142,11 +126,7 @@ def _unchanged(evidence: Evidence, k: int) -> bool:
 
 
 def _is_rounded_away(layer: Layer) -> bool:
-    """Whether updates by a quarter of a statistic are less than half the spacing of numbers.
-
-    Such statistics stop on the way, at a quarter of their value or more from where they belong.
-    """
-    return bool(layer.update_rate) and (layer.update_rate or 0.0) < 2.0 * layer.resolution
+    return bool(layer.update_rate) and loses_updates(layer.update_rate or 0.0, layer.resolution)
 
 
 def _cause(evidence: Evidence, layer: Layer) -> str:

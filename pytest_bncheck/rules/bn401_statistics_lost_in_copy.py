@@ -137,6 +137,11 @@ def _scale_of_inputs(evidence: Evidence) -> float | None:
     return math.exp(middle) if alike and abs(middle) >= OTHER_SCALE else None
 
 
+def _rough(scale: float) -> str:
+    """Two digits, or a whole number: chance has its say in the others."""
+    return f"{scale:.2g}" if scale < 100.0 else f"{scale:.0f}"
+
+
 def _remedy(evidence: Evidence, *, lost: bool) -> str:
     copied = (
         "Load or copy the running statistics together with the parameters:\n"
@@ -146,7 +151,9 @@ def _remedy(evidence: Evidence, *, lost: bool) -> str:
     if lost:
         return words.bullets(copied, estimated)
     if (scale := _scale_of_inputs(evidence)) is not None:
-        by = f"divide them by {scale:.3g}" if scale > 1.0 else f"multiply them by {1 / scale:.3g}"
+        by = f"divide them by {_rough(scale)}"
+        if scale < 1.0:
+            by = f"multiply them by {_rough(1.0 / scale)}"
         return words.bullets(
             f"Prepare the inputs as the training did; it seems that you have to {by}.", estimated
         )
@@ -161,11 +168,12 @@ def _as_good(recalibrated: Prediction | None) -> str:
 
 def _not_theirs(evidence: Evidence, layers: list[str]) -> str:
     if (scale := _scale_of_inputs(evidence)) is not None:
+        times = f"{_rough(scale)} times"
         return (
             f"{words.distorting(layers, evidence)}. In {words.layer(evidence.layers[0].name)}, the "
-            f"first, all channels vary {scale:.3g} times as much as the statistics say: these "
-            f"inputs look {scale:.3g} times as large as those of the training. If it saw inputs "
-            "like these, the statistics do not belong to the parameters."
+            f"first, all channels vary {times} as much as the statistics say: these inputs look "
+            f"{times} as large as those of the training. If it saw inputs like these, the "
+            "statistics do not belong to the parameters."
         )
     return (
         f"{words.distorting(layers, evidence)}: the statistics that came with the model do not "

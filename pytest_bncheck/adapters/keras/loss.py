@@ -192,16 +192,12 @@ class Criterion:
 
     def constant_loss(self, outputs: Any, batch: Batch) -> float | None:
         """Loss of answering every sample with the mean output; None if it cannot be computed."""
-        output = only_leaf(outputs)
-        if output is None or not output.shape or not keras.backend.is_float_dtype(output.dtype):
+        leaves = keras.tree.flatten(outputs)
+        if not leaves or not all(map(_is_of_samples, leaves)):
             return None
-        # On the host: elsewhere the mean and its copies could be a program each to compile.
-        host = _host(output)
-        same = host.mean(axis=0, keepdims=True, dtype=np.float64).astype(host.dtype)
-        mean = tensor_like(np.broadcast_to(same, host.shape), output)
-        set_keras_mask(mean, get_keras_mask(output))
         try:
-            return float(self.loss(keras.tree.pack_sequence_as(outputs, [mean]), batch))
+            means = keras.tree.pack_sequence_as(outputs, [_mean(leaf) for leaf in leaves])
+            return float(self.loss(means, batch))
         except Exception:  # the user's loss may accept only real outputs
             return None
 
@@ -306,6 +302,22 @@ def _in_words(value: Any) -> str:
     if not keras.ops.is_tensor(value):
         return kind(value)
     return f"a tensor of shape {tuple(value.shape)}"
+
+
+def _is_of_samples(output: Any) -> bool:
+    """Whether an output is a number or more for each sample."""
+    shape = getattr(output, "shape", None)
+    return bool(shape) and keras.backend.is_float_dtype(output.dtype)
+
+
+def _mean(output: Tensor) -> Tensor:
+    """The mean over the samples, for each of them."""
+    # On the host: elsewhere the mean and its copies could be a program each to compile.
+    host = _host(output)
+    same = host.mean(axis=0, keepdims=True, dtype=np.float64).astype(host.dtype)
+    mean = tensor_like(np.broadcast_to(same, host.shape), output)
+    set_keras_mask(mean, get_keras_mask(output))
+    return mean
 
 
 def _host(tensor: Tensor) -> Host:
