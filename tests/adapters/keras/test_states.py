@@ -146,6 +146,7 @@ def test_the_state_of_a_recurrent_layer_is_found_and_goes_back():
     if BACKEND == "tensorflow":
         assert names(lab.states()) == ["states[0]", "states[1]"]
     before = [host(state.value).tolist() for state in model.layers[0].states]
+    lab.predict(0)
     lab.train_from(0)
     assert [host(state.value).tolist() for state in model.layers[0].states] == before
     lab.restore()
