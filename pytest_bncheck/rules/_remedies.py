@@ -30,9 +30,12 @@ def longer_training(evidence: Evidence, layer: Layer) -> str | None:
     )
 
 
-def declaration(evidence: Evidence) -> str | None:
-    """The advice to declare the updates of the real training, if they are not declared yet."""
-    if evidence.settings.planned_updates is not None:
+def declaration(evidence: Evidence, layer: Layer) -> str | None:
+    """The advice to declare the updates of the real training, if they are not declared yet.
+
+    None for a layer that no number of updates moves.
+    """
+    if evidence.settings.planned_updates is not None or layer.update_rate == 0.0:
         return None
     more, made = evidence.diagnosis.remedies.further_updates, evidence.training.made
     known = more is not None and made is not None

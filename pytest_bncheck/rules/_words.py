@@ -35,18 +35,28 @@ def _loss(prediction: Prediction | None) -> str | None:
     return f"loss {prediction.loss:.3g}"
 
 
+def compared(one: Prediction | None, other: Prediction | None) -> tuple[str, str] | None:
+    """How good two predictions are, by accuracy or else by loss; None where neither differs."""
+    for quality in (_accuracy, _loss):
+        first, second = quality(one), quality(other)
+        if first and second and first != second:
+            return first, second
+    return None
+
+
 def headline(evidence: Evidence) -> str:
     """``100 % right in training mode, 33 % in eval mode``, or the best that is known."""
-    mode = "in eval mode"
+    mode, other = "in eval mode", "in training mode"
+    if evidence.passes.own_path:  # where the statistics are judged on the path of eval mode
+        other = "with batch statistics"
     if evidence.passes.projection is not None:
         mode = f"in eval mode after {evidence.settings.planned_updates} updates"
-    train, judged = evidence.train, evidence.judged
-    for quality in (_accuracy, _loss):
-        first, second = quality(train), quality(judged)
-        if first and second and first != second:
-            second = second.removesuffix(" right").removeprefix("loss ")
-            return f"{first} in training mode, {second} {mode}"
-    return f"the predictions of training mode and {mode.removeprefix('in ')} differ"
+    pair = compared(evidence.train, evidence.judged)
+    if pair:
+        second = pair[1].removesuffix(" right").removeprefix("loss ")
+        return f"{pair[0]} {other}, {second} {mode}"
+    other = other.removeprefix("in ").replace("with", "those with")
+    return f"the predictions of {other} and {mode.removeprefix('in ')} differ"
 
 
 def size_of_gap(evidence: Evidence) -> str:

@@ -143,7 +143,7 @@ def _read_from_statistics(evidence: Evidence, worst: Layer, weight: float, whose
 def _remedy(evidence: Evidence, worst: Layer) -> str:
     return words.bullets(
         remedies.longer_training(evidence, worst),
-        remedies.declaration(evidence),
+        remedies.declaration(evidence, worst),
         remedies.shorter_memory(evidence, worst),
         remedies.recalibration(evidence),
     )

@@ -125,8 +125,8 @@ def _cause(evidence: Evidence, layers: list[str]) -> str:
 
 
 def _by_how_much(evidence: Evidence) -> str:
-    could, does = words.how_good(evidence.recalibrated), words.how_good(evidence.judged)
-    return f" ({could} instead of {does})" if could and does else ""
+    pair = words.compared(evidence.recalibrated, evidence.judged)
+    return f" ({pair[0]} instead of {pair[1]})" if pair else ""
 
 
 def _memory(evidence: Evidence, layers: list[str]) -> str:

@@ -138,7 +138,7 @@ def test_tolerances_move_the_limits_and_are_quoted_with_their_source() -> None:
 
 
 def test_several_batches_are_judged_as_a_stream() -> None:
-    batches = [toy_batch(seed=seed) for seed in range(4)]
+    batches = [toy_batch(seed=seed) for seed in range(2)]
     healthy = run(batches=batches, steps=100)
     assert healthy.ok
     slow = run(rate=0.01, batches=batches, steps=20)
