@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pytest_bncheck import InputError
-from pytest_bncheck.adapters.base import NO_CALLS, NO_STATISTICS, Mode, Pass
+from pytest_bncheck.adapters.base import CAPABILITIES, NO_CALLS, NO_STATISTICS, Mode, Pass, Stateful
 from pytest_bncheck.rules import RULES
 from pytest_bncheck.testing import Conformance, check_adapter, reachable
 from pytest_bncheck.testing.checks import CHECKS
@@ -63,12 +63,15 @@ def test_the_result_names_what_is_not_offered():
     }
     assert found.silent["BN108"] == ("streams",)
     text = str(found)
-    assert "\nIt does not offer: watching, streams, replicas, slopes.\n" in text
+    assert (
+        "\nIt does not offer: watching, streams, replicas, slopes, moving state, rehearsal.\n"
+        in text
+    )
     assert "\n  BN108 mixed-streams needs streams\n" in text
 
 
 def test_an_adapter_of_everything_has_no_silent_rule():
-    every = frozenset({"watching", "sampling", "streams", "replicas", "slopes"})
+    every = frozenset(CAPABILITIES)
     assert str(Conformance("All", ("a",), {"b": "why"}, every)).splitlines() == [
         "All keeps the contract:",
         "  passed: a",
@@ -259,6 +262,18 @@ class PassMovesWeights(ToyAdapter):
         if mode is Mode.TRAINING_PATH:
             self.model.bias = self.model.bias + 1.0
         return super().run(index, mode)
+
+
+@broken("train_from(0): changed the running statistics")
+class TrainsForGood(ToyAdapter, Stateful):
+    def states(self):
+        return []
+
+    def train_from(self, index, states=None, *, passes=1, draw=None):
+        self.model.mean = self.model.mean + 1.0
+
+    def adopt(self, found):
+        pass
 
 
 @broken("run(0, Mode.EVAL): changed what eval mode predicts")
