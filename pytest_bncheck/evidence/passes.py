@@ -120,7 +120,7 @@ class Passes:
             Eval mode with converged statistics, where that is known.
         """
         projected = self.projection.prediction if self.projection else None
-        train = self.first if self.own_path else self.train
+        train = (self.with_mean or self.first) if self.own_path else self.train
         return Comparison(train, self.eval, projected, recalibrated)
 
     # eval mode by itself --------------------------------------------------------------------------
@@ -155,9 +155,16 @@ class Passes:
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether a sample's prediction changes with its batch mates, and not by chance."""
+        """Whether a sample's prediction changes with its batch mates, and not by chance.
+
+        State that drifts may count the samples; beside it a call has to be seen that uses them.
+        """
         half = self.half_gap
-        return half is not None and not half <= self.rounding and not self.is_random
+        if half is None or half <= self.rounding:
+            return False
+        if self.is_random:
+            return not self.draws and any(x.kind == "batch statistics" for x in self.traces)
+        return True
 
     def left_in_training(self, explained: Set[str]) -> Set[str]:
         """Modules that ran in training mode in the eval pass and that a finding explains."""

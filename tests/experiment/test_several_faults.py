@@ -115,7 +115,7 @@ def test_statistics_of_the_batch_and_a_counter(kind):
     class Counting(Net):
         def classify(self, h: Tensor) -> Tensor:
             self.seen += len(h)
-            return self.head(h) * (1 + self.seen % 7)
+            return self.head(h) + self.seen % 7
 
     model = Counting(kind, track_running_stats=False)
     model.register_buffer("seen", torch.zeros((), dtype=torch.long))
