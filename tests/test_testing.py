@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pytest_bncheck import InputError
-from pytest_bncheck.adapters.base import CAPABILITIES, NO_CALLS, NO_STATISTICS, Mode, Pass, Stateful
+from pytest_bncheck.adapters.base import NO_CALLS, NO_STATISTICS, Mode, Pass, Stateful
 from pytest_bncheck.rules import RULES
 from pytest_bncheck.testing import Conformance, check_adapter, reachable
 from pytest_bncheck.testing.checks import CHECKS
@@ -64,24 +64,13 @@ def test_the_result_names_what_is_not_offered():
     }
     assert found.silent["BN108"] == ("streams",)
     text = str(found)
-<<<<<<< HEAD
-    assert (
-        "\nIt does not offer: watching, streams, replicas, slopes, moving state, rehearsal.\n"
-        in text
-    )
-=======
     missing = "watching, streams, replicas, slopes, moving state, rehearsal"
     assert f"\nIt does not offer: {missing}.\n" in text
->>>>>>> fixB
     assert "\n  BN108 mixed-streams needs streams\n" in text
 
 
 def test_an_adapter_of_everything_has_no_silent_rule():
-<<<<<<< HEAD
-    every = frozenset(CAPABILITIES)
-=======
     every = frozenset(get_args(Capability))
->>>>>>> fixB
     assert str(Conformance("All", ("a",), {"b": "why"}, every)).splitlines() == [
         "All keeps the contract:",
         "  passed: a",
