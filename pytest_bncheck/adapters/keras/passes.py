@@ -161,11 +161,15 @@ class Passes:
             return tuple
         weights = self._layers.weights
         before = {name: backend.copy(variable) for name, variable in weights.items()}
-        return lambda: [
-            name
-            for name, variable in weights.items()
-            if bool(keras.ops.any(keras.ops.not_equal(before[name], value_of(variable))))
-        ]
+
+        def moved() -> list[str]:
+            if not weights:
+                return []
+            flags = [_differs(before[name], value_of(weights[name])) for name in weights]
+            told = keras.ops.convert_to_numpy(keras.ops.stack(flags))  # in one transfer
+            return [name for name, differs in zip(weights, told, strict=True) if differs]
+
+        return moved
 
     def run_half(self, batch: Batch) -> Outcome:
         """Eval mode on the first half of the samples, of which there are two or more."""
@@ -211,3 +215,10 @@ class Passes:
                 for layer, record in zip(self._layers.tracking, records, strict=True)
             ]
         )
+
+
+def _differs(then: Any, now: Any) -> Any:
+    """Whether two tensors differ, where NaN equals itself; still on the device."""
+    ops = keras.ops
+    are_nan = ops.logical_and(ops.not_equal(then, then), ops.not_equal(now, now))
+    return ops.any(ops.logical_and(ops.not_equal(then, now), ops.logical_not(are_nan)))
