@@ -213,8 +213,8 @@ class Report:
         A sentence for each rule that needs more than the adapter offers, and so was not applied;
         not in the JSON object if there is none.
     modes
-        "assumed" if nothing showed in which modes the layers train; not in the JSON object if it
-        is "observed".
+        "assumed" if nothing showed in which modes the layers train, "hidden" if the layers of a
+        finished program cannot be seen; not in the JSON object if it is "observed".
     predictions
         How the modes compare.
     layers

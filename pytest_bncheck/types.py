@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Verdict: TypeAlias = Literal["pass", "warn", "fail", "error"]
 BNVerdict: TypeAlias = Literal["healthy", "degraded", "broken"]
-Modes: TypeAlias = Literal["observed", "assumed"]
+Modes: TypeAlias = Literal["observed", "assumed", "hidden"]
 Severity: TypeAlias = Literal["error", "warning", "note"]
 Capability: TypeAlias = Literal[
     "watching", "sampling", "streams", "replicas", "slopes", "moving state", "rehearsal"

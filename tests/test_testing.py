@@ -5,16 +5,17 @@ from __future__ import annotations
 import abc
 import dataclasses
 import random
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from pytest_bncheck import InputError
-from pytest_bncheck.adapters.base import NO_CALLS, NO_STATISTICS, Mode, Pass
+from pytest_bncheck.adapters.base import NO_CALLS, NO_STATISTICS, Mode, Pass, Stateful
 from pytest_bncheck.rules import RULES
 from pytest_bncheck.testing import Conformance, check_adapter, reachable
 from pytest_bncheck.testing.checks import CHECKS
-from pytest_bncheck.types import Statistics
+from pytest_bncheck.types import Capability, Statistics
 from toy import ToyAdapter, ToyModel, cross_entropy, toy_batch
 
 
@@ -63,12 +64,13 @@ def test_the_result_names_what_is_not_offered():
     }
     assert found.silent["BN108"] == ("streams",)
     text = str(found)
-    assert "\nIt does not offer: watching, streams, replicas, slopes.\n" in text
+    missing = "watching, streams, replicas, slopes, moving state, rehearsal"
+    assert f"\nIt does not offer: {missing}.\n" in text
     assert "\n  BN108 mixed-streams needs streams\n" in text
 
 
 def test_an_adapter_of_everything_has_no_silent_rule():
-    every = frozenset({"watching", "sampling", "streams", "replicas", "slopes"})
+    every = frozenset(get_args(Capability))
     assert str(Conformance("All", ("a",), {"b": "why"}, every)).splitlines() == [
         "All keeps the contract:",
         "  passed: a",
@@ -259,6 +261,18 @@ class PassMovesWeights(ToyAdapter):
         if mode is Mode.TRAINING_PATH:
             self.model.bias = self.model.bias + 1.0
         return super().run(index, mode)
+
+
+@broken("train_from(0): changed the running statistics")
+class TrainsForGood(ToyAdapter, Stateful):
+    def states(self):
+        return []
+
+    def train_from(self, index, states=None, *, passes=1, draw=None):
+        self.model.mean = self.model.mean + 1.0
+
+    def adopt(self, found):
+        pass
 
 
 @broken("run(0, Mode.EVAL): changed what eval mode predicts")

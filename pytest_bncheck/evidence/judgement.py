@@ -219,7 +219,9 @@ class Judgement:
         if self.training.past is None and not self.stream:
             return found
         # The statistics are of other batches, and those of this one are a single draw.
-        return running.beyond_chance(found, self.passes.calls.values)
+        batches, samples = max(len(self.passes.batches), 1), self.training.batch_size
+        values = [n and n * batches for n in self.passes.calls.values]
+        return running.beyond_chance(found, values, samples and samples * batches)
 
     @property
     def distorted_layers(self) -> list[str]:

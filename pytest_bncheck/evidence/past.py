@@ -43,12 +43,15 @@ class Group:
         The initial value's weight as the statistics themselves show it.
     counted
         Updates that the framework counted in each of them; None if unknown.
+    stuck
+        Whether no update moves them: by momentum 0, or rounded away.
     """
 
     members: tuple[int, ...]
     update_rate: float | None
     fit: initial.InitialFit
     counted: int | None
+    stuck: bool = False
 
     @property
     def counted_weight(self) -> float | None:
@@ -73,9 +76,9 @@ class Group:
     def explains(self) -> bool:
         """Whether what is left of the initial value is why the statistics are wrong.
 
-        A cumulative average forgets it with the first update.
+        A cumulative average forgets it with the first update, and what is stuck keeps it for ever.
         """
-        if self.update_rate is None:
+        if self.update_rate is None or self.stuck:
             return False
         share = CORROBORATED if self.agrees else DOMINATES
         return self.fit.weight >= running.SETTLED and self.fit.share >= share
@@ -113,6 +116,11 @@ class Past:
         """The group with most of its initial value left, if that is what is wrong."""
         found = [group for group in self.groups if group.explains]
         return max(found, key=lambda group: group.weight, default=None)
+
+    @property
+    def stuck(self) -> list[int]:
+        """Places of the layers that no update moves."""
+        return [k for group in self.groups for k in group.members if group.stuck]
 
     @property
     def weights(self) -> list[float]:
@@ -166,10 +174,11 @@ def past(
         tuple(np.zeros_like(mean) for mean in now.mean),
         tuple(np.full_like(var, one) for var, one in zip(now.var, ones, strict=True)),
     )
-    alike: dict[tuple[float | None, int | None], list[int]] = {}
+    alike: dict[tuple[float | None, int | None, bool], list[int]] = {}
     for k, layer in enumerate(layers):
-        if active[k] and layer.update_rate != 0.0 and not layer.states:
-            alike.setdefault((layer.update_rate, layer.counted), []).append(k)
+        if active[k] and not layer.states:
+            stuck = _is_stuck(layer, _only(now, [k]), _only(batch, [k]))
+            alike.setdefault((layer.update_rate, layer.counted, stuck), []).append(k)
     groups = []
     own: dict[float | None, list[int]] = {}
     for k, layer in enumerate(layers):
@@ -186,14 +195,14 @@ def past(
             start = _with_mean(start, k, np.concatenate(began[: len(parts)]))
             began = began[len(parts) :]
         groups.append(Group(tuple(members), rate, fit, None))
-    for (rate, counted), members in alike.items():
+    for (rate, counted, stuck), members in alike.items():
         fit = initial.fit(
             _only(now, members),
             _only(batch, members),
             [layers[k].eps for k in members],
             [ones[k] for k in members],
         )
-        groups.append(Group(tuple(members), rate, fit, counted))
+        groups.append(Group(tuple(members), rate, fit, counted, stuck))
     return Past(groups, start, active)
 
 
@@ -205,6 +214,16 @@ def _parts(layer: Layer, row: Array) -> list[Array]:
 def _with_mean(statistics: Statistics, k: int, mean: Array) -> Statistics:
     means = (*statistics.mean[:k], mean, *statistics.mean[k + 1 :])
     return Statistics(means, statistics.var)
+
+
+def _is_stuck(layer: Layer, now: Statistics, batch: Statistics) -> bool:
+    """Whether an update by this batch would leave most of a layer's statistics as they are."""
+    rate = layer.update_rate
+    if rate is None or not running.loses_updates(rate, layer.resolution):
+        return False
+    before, after = (np.concatenate([each.mean[0], each.var[0]]) for each in (now, batch))
+    kept = running.rounds_away(rate, layer.resolution, before, after)
+    return rate == 0.0 or bool(kept.mean() > 0.5)
 
 
 def _only(statistics: Statistics, members: Sequence[int]) -> Statistics:

@@ -55,7 +55,8 @@ class Training:
         What the framework did to the weights at the end of the training; None if nothing. Training
         mode is then that of the weights before, and eval mode that of those after.
     modes
-        Whether a training step showed in which modes the layers train.
+        Whether a training step showed in which modes the layers train; "hidden" of a finished
+        program, whose layers cannot be seen.
     rehearsal
         A pass in training mode beside the training step that followed; None if there was none.
     """

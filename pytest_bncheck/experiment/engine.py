@@ -33,6 +33,7 @@ from pytest_bncheck.evidence import (
     Remedies,
     Training,
 )
+from pytest_bncheck.evidence.past import past
 from pytest_bncheck.experiment import conclude, culprits, remedies
 from pytest_bncheck.experiment.measure import agree, during, measure
 from pytest_bncheck.experiment.panel import Panel, joined
@@ -377,7 +378,11 @@ def _refused(adapter: Adapter, settings: Settings, layer: str) -> Evidence:
     """What is known where a layer refused to train on one value per channel."""
     now, layers = adapter.read(), adapter.layers()
     nothing = Calls((0,) * len(layers), (0,) * len(layers), (None,) * len(layers))
-    training = Training(layers, adapter.batch_size, [], nothing, [now], now)
+    before = None
+    if settings.steps == 0:
+        used, dialect = [True] * len(layers), adapter.dialect
+        before = past(layers, used, now, now, nothing.values, unbiased=dialect.unbiased)
+    training = Training(layers, adapter.batch_size, [], nothing, [now], now, past=before)
     passes = Passes(now, now, nothing)
     return Evidence(
         settings=settings,

@@ -30,6 +30,7 @@ from pytest_bncheck.types import (
     Calls,
     InputError,
     Layer,
+    Modes,
     Prediction,
     RunningState,
     Settings,
@@ -59,9 +60,10 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
     # Before any pass, while every process is at the end of its training.
     streams = adapter.streams if isinstance(adapter, Streaming) else {}
     replicas = adapter.gather() if isinstance(adapter, Replicated) else []
+    seen = None
     if not adapter.expected_steps and adapter.program is None:
-        _look_for_chance(adapter)
-    passes, stop = _run_passes(adapter, panel)
+        seen = _look_for_chance(adapter)
+    passes, stop = _run_passes(adapter, panel, seen)
     if adapter.ends:
         with during("the end of the training"):
             adapter.finish()
@@ -87,7 +89,7 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
         stochastic=adapter.stochastic,
         past=None if losses else _past(layers, stop, passes, adapter.dialect.unbiased),
         ended=adapter.ends,
-        modes="assumed" if adapter.assumes_modes else "observed",
+        modes=_modes(adapter),
         rehearsal=adapter.rehearsal if isinstance(adapter, Rehearsing) else None,
     )
     if panel.size == 1 and training.changes_data:
@@ -102,16 +104,38 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
     return training, passes
 
 
-def _look_for_chance(adapter: Adapter) -> None:
-    """Whether training mode draws random numbers, where no step has shown it."""
+def _modes(adapter: Adapter) -> Modes:
+    """What is known of the modes in which layers train."""
+    if adapter.program is not None:
+        return "hidden"
+    return "assumed" if adapter.assumes_modes else "observed"
+
+
+def _look_for_chance(adapter: Adapter) -> Statistics:
+    """Whether training mode draws random numbers, where no step has shown it.
+
+    Returns
+    -------
+    Statistics
+        Batch statistics of the first batch, with stochastic layers on.
+    """
     before = fingerprint()
     with during("the pass in training mode"):
-        adapter.run(0, Mode.TRAINING)
+        found = adapter.run(0, Mode.TRAINING)
     adapter.stochastic |= before != fingerprint()
+    return found.statistics
 
 
-def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:
-    """The passes in both modes with the weights as they are, and the running statistics."""
+def _run_passes(
+    adapter: Adapter, panel: Panel, seen: Statistics | None = None
+) -> tuple[Passes, Statistics]:
+    """The passes in both modes with the weights as they are, and the running statistics.
+
+    Parameters
+    ----------
+    seen
+        Batch statistics of training mode, where they are known already.
+    """
     __tracebackhide__ = True
     if isinstance(adapter, Stateful):
         adapter.adopt([])
@@ -123,7 +147,7 @@ def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:
     noisy = first.statistics
     if adapter.stochastic:
         with during("the pass in training mode"):
-            noisy = adapter.run(0, Mode.TRAINING).statistics
+            noisy = seen or adapter.run(0, Mode.TRAINING).statistics
     with during("the pass on the training path"):
         on_path = adapter.run(0, Mode.TRAINING_PATH)
     path = on_path.prediction
@@ -143,7 +167,7 @@ def _run_passes(adapter: Adapter, panel: Panel) -> tuple[Passes, Statistics]:
         fits = same_path and _fit(stop, batch, layers)
         if not agree(adapter, fits or not running.is_possible(stop)):
             # Running statistics come from the training path, and are measured against it.
-            noisy = adapter.run(0, Mode.TRAINING).statistics
+            noisy = seen or adapter.run(0, Mode.TRAINING).statistics
     again, half_again, traces = _repeat(adapter, evaluated, half)
     found, shares = _find_states(adapter, train, evaluated)
     stop = adapter.read()

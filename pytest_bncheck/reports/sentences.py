@@ -67,12 +67,19 @@ def agreement(check: Mapping[str, Any]) -> str:
 
 def assumed(check: Mapping[str, Any]) -> str:
     """What was assumed about the modes; empty if they were observed."""
-    if "modes" not in check:
+    if check.get("modes") != "assumed":
         return ""
     return (
         "The modes are assumed: no training step could be made to see which layers train in "
         "training mode, so all of them were told to."
     )
+
+
+def without_layers(check: Mapping[str, Any]) -> str:
+    """Why no layer is judged."""
+    if check.get("modes") == "hidden":
+        return "layers hidden in a finished program"
+    return "no layer with running statistics"
 
 
 def not_checked(check: Mapping[str, Any]) -> Sequence[str]:

@@ -14,6 +14,7 @@ from pytest_bncheck.reports.sentences import (
     setting,
     suppressed,
     title,
+    without_layers,
 )
 from pytest_bncheck.wording import number, percent, plural
 
@@ -103,7 +104,7 @@ def gist(check: Mapping[str, Any]) -> str:
     if check["verdict"] == "error":
         return problem(check)
     codes = ", ".join(f"{f['code']} {f['name']}" for f in check["findings"])
-    figures = _figures(check) if check["layers"] else "no layer with running statistics"
+    figures = _figures(check) if check["layers"] else without_layers(check)
     return (f"{codes}; " if codes else "") + figures + suppressed(check)
 
 

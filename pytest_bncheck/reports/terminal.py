@@ -13,6 +13,7 @@ from pytest_bncheck.reports.sentences import (
     headline,
     not_checked,
     setting,
+    without_layers,
 )
 from pytest_bncheck.wording import number, plural
 
@@ -77,8 +78,13 @@ def _counts(check: Mapping[str, Any]) -> str:
 def _without_findings(check: Mapping[str, Any]) -> str:
     """How the modes compare, in a check without findings."""
     predictions = check["predictions"]
+    if check.get("modes") == "hidden":
+        return (
+            "The model is a finished program, whose layers cannot be looked into: its running "
+            "statistics were not judged. Check the model that it was made from."
+        )
     if not check["layers"]:
-        return "The model has no layer with running statistics."
+        return f"The model has {without_layers(check)}."
     if predictions["gap"] is None:
         return f"{NOT_ALIGNED}, so they were not compared."
     projected = predictions["projected"]

@@ -182,12 +182,18 @@ def inherited(evidence: Evidence) -> Inherited | None:
 
 
 def untouched(evidence: Evidence, explained: Set[str] = frozenset()) -> list[str]:
-    """The layers that use batch statistics and have running ones at exactly 0 and 1."""
+    """The layers that use batch statistics and have running ones at exactly 0 and 1.
+
+    A momentum that takes nothing in leaves them there, and no copy lost anything.
+    """
     rows = zip(evidence.layers, evidence.passes.active, strict=True)
     return [
         layer.name
         for k, (layer, active) in enumerate(rows)
-        if active and layer.name not in explained and is_untouched(evidence, k)
+        if active
+        and layer.update_rate != 0.0
+        and layer.name not in explained
+        and is_untouched(evidence, k)
     ]
 
 

@@ -7,8 +7,9 @@ from collections.abc import Set
 import numpy as np
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths.running import shift_and_scale
+from pytest_bncheck.maths.running import loses_updates, shift_and_scale
 from pytest_bncheck.maths.verdict import USUAL_DISTORTION
+from pytest_bncheck.rules import _faults as faults
 from pytest_bncheck.rules import _remedies as remedies
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
@@ -24,7 +25,9 @@ class RunningStatsNeverUpdated(Rule):
     What it does
     ------------
     Compares each normalisation layer's running statistics before and after training. A layer that
-    ran, is not frozen on purpose, and has exactly the same numbers as before never updates.
+    ran, is not frozen on purpose, and has exactly the same numbers as before never updates. Of a
+    trained model (``steps=0``) it names the layers behind a wrong prediction that no update could
+    have moved: momentum 0, or statistics in a type that rounds the updates away.
 
     Why it is bad
     -------------
@@ -59,8 +62,10 @@ class RunningStatsNeverUpdated(Rule):
     intended = frozenset({"frozen-batchnorm"})
 
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
-        if evidence.too_few or not evidence.steps:
+        if evidence.too_few:
             return None
+        if not evidence.steps:
+            return self._handed_over(evidence, explained)
         still = [
             layer
             for k, layer in enumerate(evidence.layers)
@@ -76,6 +81,26 @@ class RunningStatsNeverUpdated(Rule):
             f"{after}.",
             cause=_cause(evidence, first),
             remedy=_remedy(evidence, first),
+            layers=names,
+            momentum=first.momentum,
+            dtype=first.dtype,
+        )
+
+    def _handed_over(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
+        """Of a model that was trained before: what could not move, and is far off."""
+        grade = faults.severity(evidence, explained)
+        at_fault = faults.layers_at_fault(evidence, explained) or []
+        past = evidence.training.past
+        places = past.stuck if past else []
+        stuck = [layer for k in places if (layer := evidence.layers[k]).name in at_fault]
+        if grade is None or not stuck:
+            return None
+        first, names = stuck[0], [layer.name for layer in stuck]
+        return self.finding(
+            f"{words.headline(evidence)}. {words.size_of_gap(evidence)}",
+            cause=f"{words.distorting(names, evidence)}. {_cause(evidence, first)}",
+            remedy=_remedy(evidence, first),
+            severity=grade,
             layers=names,
             momentum=first.momentum,
             dtype=first.dtype,
@@ -101,11 +126,7 @@ def _unchanged(evidence: Evidence, k: int) -> bool:
 
 
 def _is_rounded_away(layer: Layer) -> bool:
-    """Whether updates by a quarter of a statistic are less than half the spacing of numbers.
-
-    Such statistics stop on the way, at a quarter of their value or more from where they belong.
-    """
-    return bool(layer.update_rate) and (layer.update_rate or 0.0) < 2.0 * layer.resolution
+    return bool(layer.update_rate) and loses_updates(layer.update_rate or 0.0, layer.resolution)
 
 
 def _cause(evidence: Evidence, layer: Layer) -> str:
@@ -115,7 +136,7 @@ def _cause(evidence: Evidence, layer: Layer) -> str:
             f"At momentum {layer.momentum:g} a batch has no weight: the statistics of "
             f"{words.layer(layer.name)} stay at their initial value."
         )
-    if not evidence.training.updates[k]:
+    if evidence.steps and not evidence.training.updates[k]:
         return f"{name} ran in inference mode during training: it was not told to train."
     if _is_rounded_away(layer):
         return (
@@ -131,12 +152,13 @@ def _cause(evidence: Evidence, layer: Layer) -> str:
 def _remedy(evidence: Evidence, layer: Layer) -> str:
     k = evidence.layers.index(layer)
     declare = 'If that is on purpose, declare it: intended="frozen-batchnorm".'
+    again = None if evidence.steps else remedies.recalibration(evidence)
     if layer.update_rate == 0.0:
         code = remedies.set_rate(evidence, layer, remedies.COMMON_RATE)
-        return words.bullets(f"Give it a momentum that updates:\n{code}", declare)
-    if not evidence.training.updates[k]:
+        return words.bullets(f"Give it a momentum that updates:\n{code}", again, declare)
+    if evidence.steps and not evidence.training.updates[k]:
         mode = evidence.dialect.training_mode
         return words.bullets(f"Pass the mode on to the layer ({mode}).", declare)
     if _is_rounded_away(layer):
-        return words.bullets("Keep running statistics in float32.", declare)
+        return words.bullets("Keep running statistics in float32.", again, declare)
     return words.bullets("Update the layer's own statistics, in place.", declare)

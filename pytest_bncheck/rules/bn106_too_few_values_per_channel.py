@@ -7,6 +7,7 @@ from collections.abc import Set
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.maths.verdict import ACCURACY_DROP, USUAL_DISTORTION, USUAL_GAP, decides_worse
+from pytest_bncheck.rules import _faults as faults
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding, Prediction, Severity
@@ -17,6 +18,9 @@ FEW, VERY_FEW = 16, 8
 REPEATED = 0.05
 """Gap within which training mode is repeated."""
 
+ENOUGH = 64
+"""Samples of which chance makes little, where a trained model is judged."""
+
 
 class TooFewValuesPerChannel(Rule):
     """Batch statistics from a handful of values.
@@ -26,7 +30,8 @@ class TooFewValuesPerChannel(Rule):
     Counts n, the values per channel (batch x spatial positions), and predicts with fully
     converged statistics. An error when n = 1, or when n < 16 and even those decide worse; a
     warning when they cost some decisions; a note when they leave a gap of more than 0.10, or when
-    n < 8.
+    n < 8. With ``steps=0`` the batch is not that of the training: where it is
+    too small to judge the model, that is a warning.
 
     Why it is bad
     -------------
@@ -58,7 +63,9 @@ class TooFewValuesPerChannel(Rule):
 
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         if evidence.too_few is not None:
-            return self._single([evidence.too_few], evidence)
+            names = [evidence.too_few]
+            alone = evidence.settings.steps == 0
+            return self._too_small(names, 1) if alone else self._single(names, evidence)
         few = {
             layer.name: n
             for layer, n, active in zip(
@@ -67,13 +74,16 @@ class TooFewValuesPerChannel(Rule):
             if active and n is not None and layer.name not in explained
         }
         single = [name for name, n in few.items() if n == 1]
-        if single:
-            return self._single(single, evidence)
-        grade = _grade(evidence, few)
+        grade = "error" if single else _grade(evidence, few)
         if grade is None:
             return None
-        names = sorted((name for name, n in few.items() if n == min(few.values())))
         n = min(few.values())
+        names = sorted(name for name, count in few.items() if count == n)
+        if not evidence.steps and not evidence.stream:  # nobody trained on this batch
+            other = grade == "note" or faults.inherited(evidence) is not None
+            return None if other else self._too_small(names, n)
+        if single:
+            return self._single(single, evidence)
         floor, usual = evidence.floor, evidence.slack * USUAL_GAP
         shrink = words.percent(1.0 - ((n - 1) / n) ** 0.5, 1)
         effect = (
@@ -109,6 +119,23 @@ class TooFewValuesPerChannel(Rule):
             remedy=_remedy(evidence, 1),
             layers=names,
             values_per_channel=1,
+        )
+
+    def _too_small(self, names: list[str], n: int) -> Finding:
+        """A model that was trained before cannot be judged on so few samples."""
+        values = "a single value" if n == 1 else f"only {words.plural(n, 'value')}"
+        return self.finding(
+            f"This batch is too small to judge the model: it gives {words.layer(names[0])} "
+            f"{values} per channel.",
+            cause="Training mode normalises with the statistics of the batch itself, and those of "
+            "so few values are chance. Nothing is said about the batches of the training "
+            "(steps=0).",
+            remedy=words.bullets(
+                f"Check the model on more samples that it was trained on, {ENOUGH} or more."
+            ),
+            severity="warning",
+            layers=names if n > 1 else [],
+            values_per_channel=n,
         )
 
 

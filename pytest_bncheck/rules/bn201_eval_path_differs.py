@@ -173,6 +173,8 @@ def _decides_worse(evidence: Evidence, surviving: float) -> bool:
     gap = evidence.judged_gap
     if gap is None or evidence.inconclusive or evidence.passes.is_random or evidence.stream:
         return False
+    if evidence.training.ended is not None:  # other weights predict, which BN401 says
+        return False
     repeats = surviving <= max(REPRODUCED, gap / 5.0)
     return not repeats and not gap <= evidence.gap_limit and evidence.fails(evidence.judged)
 

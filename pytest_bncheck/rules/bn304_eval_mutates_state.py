@@ -32,7 +32,8 @@ class EvalMutatesState(Rule):
     -------
     ::
 
-        self.centre = 0.9 * self.centre + 0.1 * x.mean(0)  # in forward, whatever the mode
+        # in forward, whatever the mode
+        self.centre = 0.9 * self.centre + 0.1 * x.mean(0)
         return x - self.centre
 
     Use instead

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 
 import numpy as np
@@ -12,6 +13,9 @@ from pytest_bncheck.rules import _remedies as remedies
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding, Prediction
+
+OTHER_SCALE, ALIKE = 0.4, 0.1
+"""Logarithm of a scale that is worth a word, and how alike the first layer's channels show it."""
 
 
 class StatisticsLostInCopy(Rule):
@@ -116,6 +120,28 @@ class StatisticsLostInCopy(Rule):
         )
 
 
+def _scale_of_inputs(evidence: Evidence) -> float | None:
+    """How many times larger these inputs are than those of the training; None if they are alike.
+
+    What reaches the first layer is linear in the inputs, so all its channels grow alike.
+    """
+    now, batch, eps = evidence.training.stop, evidence.passes.noisy_batch, evidence.eps
+    samples = evidence.training.batch_size
+    if not samples or not evidence.passes.active[0]:
+        return None
+    with np.errstate(all="ignore"):
+        logs = 0.5 * np.log((batch.var[0] + eps[0]) / (now.var[0] + eps[0]))
+    middle = float(np.median(logs))
+    apart = float(np.median(np.abs(logs - middle)))
+    alike = apart <= max(ALIKE, 0.5 / math.sqrt(samples))
+    return math.exp(middle) if alike and abs(middle) >= OTHER_SCALE else None
+
+
+def _rough(scale: float) -> str:
+    """Two digits, or a whole number: chance has its say in the others."""
+    return f"{scale:.2g}" if scale < 100.0 else f"{scale:.0f}"
+
+
 def _remedy(evidence: Evidence, *, lost: bool) -> str:
     copied = (
         "Load or copy the running statistics together with the parameters:\n"
@@ -124,6 +150,13 @@ def _remedy(evidence: Evidence, *, lost: bool) -> str:
     estimated = remedies.recalibration(evidence)
     if lost:
         return words.bullets(copied, estimated)
+    if (scale := _scale_of_inputs(evidence)) is not None:
+        by = f"divide them by {_rough(scale)}"
+        if scale < 1.0:
+            by = f"multiply them by {_rough(1.0 / scale)}"
+        return words.bullets(
+            f"Prepare the inputs as the training did; it seems that you have to {by}.", estimated
+        )
     calm = "Or, if the training just ended, let the learning rate decay towards its end."
     return words.bullets(estimated, calm, f"Or, if this is a copy: {copied[0].lower()}{copied[1:]}")
 
@@ -134,6 +167,14 @@ def _as_good(recalibrated: Prediction | None) -> str:
 
 
 def _not_theirs(evidence: Evidence, layers: list[str]) -> str:
+    if (scale := _scale_of_inputs(evidence)) is not None:
+        times = f"{_rough(scale)} times"
+        return (
+            f"{words.distorting(layers, evidence)}. In {words.layer(evidence.layers[0].name)}, the "
+            f"first, all channels vary {times} as much as the statistics say: these inputs look "
+            f"{times} as large as those of the training. If it saw inputs like these, the "
+            "statistics do not belong to the parameters."
+        )
     return (
         f"{words.distorting(layers, evidence)}: the statistics that came with the model do not "
         f"belong to its parameters, or to data like this. {faults.not_the_initial_value(evidence)} "

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from pytest_bncheck.adapters.base import Adapter, Mode
+from pytest_bncheck.adapters.base import Adapter, Mode, Rehearsing, Stateful
 from pytest_bncheck.testing.bench import Bench, outputs, parts, same
 from pytest_bncheck.testing.recursion import recursion
 from pytest_bncheck.testing.restoring import (
@@ -220,10 +221,9 @@ def passes_change_nothing(bench: Bench) -> None:
     with bench.open(model) as lab:
         bench.train(lab)
         first = lab.predict(0)
-        for mode in Mode:
+        for member, make in _passes(lab).items():
             weights, running = numbers(bench.state(model)), lab.read()
-            lab.run(0, mode, observe=False)
-            member = f"run(0, {mode})"
+            make()
             bench.demand(
                 all(map(np.array_equal, parts(running), parts(lab.read()))),
                 member,
@@ -240,6 +240,20 @@ def passes_change_nothing(bench: Bench) -> None:
                 "changed what eval mode predicts",
                 contract,
             )
+
+
+def _passes(lab: Adapter) -> dict[str, Callable[[], object]]:
+    """Every kind of pass that the adapter offers, by the call."""
+    passes: dict[str, Callable[[], object]] = {
+        f"run(0, {mode})": partial(lab.run, 0, mode, observe=False) for mode in Mode
+    }
+    if isinstance(lab, Stateful):
+        shifted = {state.name: state.stop + 1.0 for state in lab.states()}
+        passes["train_from(0)"] = partial(lab.train_from, 0, shifted, passes=2)
+        passes["train_from(0, draw=1)"] = partial(lab.train_from, 0, draw=1)
+    if isinstance(lab, Rehearsing):
+        passes["rehearse(0)"] = partial(lab.rehearse, 0)
+    return passes
 
 
 def write_and_read(bench: Bench) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 import weakref
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pytest_bncheck import InputError, check
+from pytest_bncheck.adapters.base import Mode
+from pytest_bncheck.adapters.torch.adapter import TorchAdapter
+from pytest_bncheck.experiment.measure import DRAWS
 from torch_nets import SEED, sole
 
 SHAPES = pytest.mark.parametrize("shape", ["table", "images"])
@@ -175,6 +180,53 @@ def test_statistics_that_trail_the_weights(seed: int, momentum: float | None) ->
 
 
 @SEED
+@pytest.mark.parametrize("kind", ["momentum 0", "bfloat16"])
+def test_statistics_that_no_update_moves(seed: int, kind: str) -> None:
+    torch.manual_seed(seed)
+    inputs, classes = data(seed)
+    model = net("table", 0.0 if kind == "momentum 0" else 0.01)
+    if kind == "bfloat16":
+        model, inputs = model.bfloat16(), inputs.bfloat16()
+    report = check(fit(model, (inputs, classes), 400), (inputs, classes), steps=0)
+    finding = sole(report, "BN103")
+    assert finding.severity == "error"
+    says = "At momentum 0 a batch has no weight" if kind == "momentum 0" else "in bfloat16"
+    assert says in finding.cause
+    assert {layer.updates for layer in report.layers} == {400}
+
+
+@SHAPES
+@pytest.mark.parametrize(("scale", "words"), [(10.0, "divide them by"), (0.1, "multiply them by")])
+def test_inputs_on_another_scale(shape: str, scale: float, words: str) -> None:
+    torch.manual_seed(0)
+    batch = data(0)
+    model = fit(net(shape), batch, 150)
+    finding = sole(check(model, (scale * batch[0], batch[1]), steps=0), "BN401")
+    look = re.search(r"these inputs look ([\d.]+) times as large", finding.cause)
+    assert look is not None
+    assert float(look[1]) == pytest.approx(scale, rel=0.05)
+    assert words in finding.remedy
+
+
+@SEED
+def test_several_labels_each(seed: int) -> None:
+    """Zeros and ones in several columns are labels where the outputs are logits of them."""
+    torch.manual_seed(seed)
+    inputs, classes = data(seed)
+    labels = torch.stack([classes == 0, classes != 1, inputs[:, 0] > inputs[:, 1]], dim=1).float()
+    model = net("table", 0.01)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        F.binary_cross_entropy_with_logits(model(inputs), labels).backward()
+        optimizer.step()
+    report = check(model, (inputs, labels), steps=0)
+    assert sole(report, "BN101").severity == "error"
+    entropy = F.binary_cross_entropy_with_logits(model(inputs), labels).item()
+    assert report.predictions.train.loss == pytest.approx(entropy, rel=1e-4)
+
+
+@SEED
 def test_a_shortcut_through_batches_of_one(seed: int) -> None:
     torch.manual_seed(seed)
     labels = torch.arange(16) % 4
@@ -212,6 +264,23 @@ def test_a_regression_on_a_small_batch_is_healthy(seed: int, samples: int) -> No
         optimizer.step()
     report = check(model, (inputs[:samples], targets[:samples]), steps=0)
     assert not report.findings, str(report)
+
+
+@SEED
+def test_a_small_batch_of_what_cannot_be_learnt_is_no_error(seed: int) -> None:
+    """Where nothing was learnt, the batch's own statistics fit its own targets by chance."""
+    torch.manual_seed(seed + 2)
+    inputs, targets = torch.randn(512, 8), torch.randn(512, 1)
+    model = net("table", outputs=1)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(150):
+        rows = torch.randint(0, 512, (64,))
+        optimizer.zero_grad()
+        F.mse_loss(model(inputs[rows]), targets[rows]).backward()
+        optimizer.step()
+    for samples in (4, 8, 32):
+        report = check(model, (inputs[:samples], targets[:samples]), steps=0)
+        assert report.ok, str(report)
 
 
 @SHAPES
@@ -290,9 +359,41 @@ class Helper:
     model: Any
 
 
-def test_one_sample_has_no_spread_to_compare_with() -> None:
+@SHAPES
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_batch_too_small_to_judge_by(shape: str, samples: int) -> None:
     torch.manual_seed(0)
     batch = data(0)
-    model = fit(net("images", 0.01), batch, 25, 1e-2)
-    text = str(check(model, (batch[0][:1], batch[1][:1]), steps=0))
-    assert "000" not in text
+    for model in (fit(net(shape, 0.01), batch, 25, 1e-2), fit(net(shape), batch, 150)):
+        report = check(model, (batch[0][:samples], batch[1][:samples]), steps=0)
+        text = str(report)
+        assert "000" not in text
+        assert "training batch" not in text
+        assert all(layer.updates in (25, 150) for layer in report.layers)
+        if shape == "table" and samples == 1:
+            finding = sole(report, "BN106")
+            assert finding.severity == "warning"
+            assert "a single value per channel" in finding.message
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_layers_of_a_finished_program_are_not_seen() -> None:
+    model = torch.jit.trace(net("table").eval(), data(0, 16)[0], check_trace=False)
+    report = check(model, data(0, 16), steps=0)
+    assert "finished program, whose layers cannot be looked into" in " ".join(str(report).split())
+    assert report.to_dict()["modes"] == "hidden"
+
+
+def test_looking_for_chance_is_one_of_the_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, modes = fit(nn.Sequential(net("table"), nn.Dropout(0.5)), data(0), 150), Counter()
+    run = TorchAdapter.run
+
+    def counted(adapter: Any, index: int, mode: Mode, **options: Any) -> Any:
+        modes[mode] += 1
+        return run(adapter, index, mode, **options)
+
+    monkeypatch.setattr(TorchAdapter, "run", counted)
+    assert check(model, data(0), steps=0).error is None
+    assert modes[Mode.TRAINING] in (1, DRAWS)

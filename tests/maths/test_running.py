@@ -196,3 +196,23 @@ def test_batch_statistics_are_read_from_what_a_start_at_zero_becomes(
 
 def test_a_cumulative_average_from_zero_is_the_batch_s_already() -> None:
     assert running.from_zero(np.array([3.0]), None, 2).tolist() == [3.0]
+
+
+def test_an_update_below_the_spacing_is_lost() -> None:
+    resolution = 2.0**-7  # bfloat16
+    statistic = np.array([1.0, 1.0, 100.0, 0.0])
+    batch = np.array([1.5, 3.0, 140.0, 0.1])
+    kept = running.rounds_away(0.01, resolution, statistic, batch)
+    assert kept.tolist() == [True, False, True, False]
+    assert running.loses_updates(0.01, resolution)
+    assert not running.loses_updates(0.1, resolution)
+
+
+@pytest.mark.parametrize(("values", "samples"), [(8, 8), (32, 8), (512, 8), (512, None)])
+def test_what_chance_explains_is_taken_out(values: int, samples: int | None) -> None:
+    counted = values if samples is None else min(values, 4 * samples)
+    chance = math.sqrt(2.5 * 1.5 / counted)
+    found = running.beyond_chance(np.array([0.9 * chance, 5.0, np.nan]), [values] * 3, samples)
+    assert found[0] == 0.0
+    assert found[1] ** 2 + chance**2 == pytest.approx(25.0)
+    assert np.isnan(found[2])

@@ -22,11 +22,16 @@ class TestGood:
     def bncheck_model(self):
         return ToyModel()
 
-    @pytest.mark.bn_consistency(steps=40)
-    def test_warned(self): ...
-
     @pytest.mark.bn_consistency(steps=80)
     def test_good(self): ...
+
+class TestForgetful:
+    @pytest.fixture
+    def bncheck_model(self):
+        return ToyModel(update_rate=0.9)
+
+    @pytest.mark.bn_consistency(steps=40)
+    def test_warned(self): ...
 
 @pytest.mark.xfail(raises=CheckFailed, strict=True)
 @pytest.mark.bn_consistency(steps=5)
@@ -62,7 +67,7 @@ def test_annotations(runner, xdist_args):
     file = f"{runner.path.name}/test_it.py"
     assert [m.groups()[:4] for m in found if m] == [
         ("warning", file, str(line_of(runner, "    @pytest.mark.bn_consistency(steps=40)")),
-         "BN101 running-stats-underconverged"),
+         "BN104 momentum-suspicious"),
         ("error", file, str(line_of(runner, "@pytest.mark.bn_consistency(steps=5)")),
          "BN101 running-stats-underconverged"),
         ("error", file, str(line_of(runner, "def test_error(bncheck):")), "bncheck"),

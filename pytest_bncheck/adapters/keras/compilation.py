@@ -5,7 +5,7 @@ Nothing here changes a result; without this file everything would run eagerly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -106,7 +106,9 @@ class CompiledPasses:
         known = subject.model.built and subject.recipe.forward is None
         return bool(subject.backend.compiles_passes and known)
 
-    def get(self, batch: Batch, mode: Mode, records: list[Record], ran: Ran) -> PassProgram | None:
+    def get(
+        self, batch: Batch, mode: Mode, records: list[Record], ran: Ran, told: Hashable
+    ) -> PassProgram | None:
         """The program for a pass, None where the pass has to run eagerly.
 
         Parameters
@@ -115,10 +117,12 @@ class CompiledPasses:
             Where the calls of the layers are counted during this pass.
         ran
             Where all that runs is noted.
+        told
+            The modes that layers are told, which a program keeps.
         """
         if not self.pays:
             return None
-        key = form_of(batch.inputs), mode
+        key = form_of(batch.inputs), mode, told
         if key not in self._programs:
             self._programs[key] = self._compile(batch, mode, records, ran)
         return self._programs[key]

@@ -238,19 +238,14 @@ class Criterion:
 
     def constant_loss(self, outputs: Any, batch: Batch) -> float | None:
         """Loss of answering every sample with the mean output; None if it cannot be computed."""
-        output = only_leaf(outputs)
-        if output is None or not output.shape or not keras.backend.is_float_dtype(output.dtype):
+        leaves = keras.tree.flatten(outputs)
+        axes = [_axis_of_samples(leaf, batch) for leaf in leaves]
+        if not leaves or None in axes:
             return None
-        # On the host: elsewhere the mean and its copies could be a program each to compile.
-        axis = axis_of_samples(output.shape, batch.sizes)
-        if axis is None:
-            return None
-        host = _host(output)
-        same = host.mean(axis=axis, keepdims=True, dtype=np.float64).astype(host.dtype)
-        mean = tensor_like(np.broadcast_to(same, host.shape), output)
-        set_keras_mask(mean, get_keras_mask(output))
+        pairs = [(leaf, axis) for leaf, axis in zip(leaves, axes, strict=True) if axis is not None]
         try:
-            return float(self.loss(keras.tree.pack_sequence_as(outputs, [mean]), batch))
+            means = keras.tree.pack_sequence_as(outputs, [_mean(*pair) for pair in pairs])
+            return float(self.loss(means, batch))
         except Exception:  # the user's loss may accept only real outputs
             return None
 
@@ -371,6 +366,24 @@ def _in_words(value: Any) -> str:
     if not keras.ops.is_tensor(value):
         return kind(value)
     return f"a tensor of shape {tuple(value.shape)}"
+
+
+def _axis_of_samples(output: Any, batch: Batch) -> int | None:
+    """The axis along which an output holds numbers for each sample; None if it holds none."""
+    shape = getattr(output, "shape", None)
+    if not shape or not keras.backend.is_float_dtype(output.dtype):
+        return None
+    return axis_of_samples(shape, batch.sizes)
+
+
+def _mean(output: Tensor, axis: int) -> Tensor:
+    """The mean over the samples, for each of them."""
+    # On the host: elsewhere the mean and its copies could be a program each to compile.
+    host = _host(output)
+    same = host.mean(axis=axis, keepdims=True, dtype=np.float64).astype(host.dtype)
+    mean = tensor_like(np.broadcast_to(same, host.shape), output)
+    set_keras_mask(mean, get_keras_mask(output))
+    return mean
 
 
 def _host(tensor: Tensor) -> Host:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -61,9 +61,9 @@ class Passes:
     ) -> Outcome:
         """One forward pass and what is seen in it.
 
-        Batch statistics are recorded in `Mode.BATCH_STATISTICS` and `Mode.TRAINING`. In every mode
-        but eval mode everything on the layers goes back, except for the states of random
-        generators; in eval mode what the framework itself drops.
+        Batch statistics are recorded in `Mode.BATCH_STATISTICS` and `Mode.TRAINING`. All variables
+        go back, except for the states of random generators, and in every mode but eval mode
+        everything else on the layers.
 
         Parameters
         ----------
@@ -78,7 +78,7 @@ class Passes:
             self.attributes = PlainAttributes(layers.named)
         with contextlib.ExitStack() as back:
             if mode is Mode.EVAL:
-                back.enter_context(put_back(self._dropped, self._subject.backend))
+                back.enter_context(put_back(layers.variables, self._subject.backend))
             else:
                 back.enter_context(self.kept())
             return self.go_on(batch, mode, modes, observe=observe)
@@ -122,6 +122,7 @@ class Passes:
         layers, backend = self._layers, self._subject.backend
         records, ran = [Record() for _ in layers.tracking], Ran()
         with contextlib.ExitStack() as changes:
+            changes.enter_context(put_back(self._dropped, backend))
             changes.enter_context(replaced_calls(without_idle_draws(layers.recurrent, backend)))
             if collect and mode in (Mode.BATCH_STATISTICS, Mode.TRAINING):
                 force = modes.normalising if mode is Mode.BATCH_STATISTICS else ()
@@ -137,7 +138,8 @@ class Passes:
             random = fingerprint(layers.seeds) if observe else ()
             before = contents(watched.values())
             moved = self._moved_weights() if observe and mode is Mode.EVAL else tuple
-            outputs, ran = self._outputs(batch, mode, records, ran, collect=collect)
+            told = () if mode is Mode.EVAL else modes.told
+            outputs, ran = self._outputs(batch, mode, records, ran, told, collect=collect)
             after = contents(watched.values())
             return Outcome(
                 outputs,
@@ -159,11 +161,15 @@ class Passes:
             return tuple
         weights = self._layers.weights
         before = {name: backend.copy(variable) for name, variable in weights.items()}
-        return lambda: [
-            name
-            for name, variable in weights.items()
-            if bool(keras.ops.any(keras.ops.not_equal(before[name], value_of(variable))))
-        ]
+
+        def moved() -> list[str]:
+            if not weights:
+                return []
+            flags = [_differs(before[name], value_of(weights[name])) for name in weights]
+            told = keras.ops.convert_to_numpy(keras.ops.stack(flags))  # in one transfer
+            return [name for name, differs in zip(weights, told, strict=True) if differs]
+
+        return moved
 
     def run_half(self, batch: Batch) -> Outcome:
         """Eval mode on the first half of the samples, of which there are two or more."""
@@ -178,14 +184,21 @@ class Passes:
         layers, backend = self._layers, self._subject.backend
         records = [Record() for _ in layers.tracking]
         with replaced_calls(without_idle_draws(layers.recurrent, backend)):
-            self.programs.get(batch, Mode.EVAL, records, Ran())
+            self.programs.get(batch, Mode.EVAL, records, Ran(), ())
 
     def _outputs(
-        self, batch: Batch, mode: Mode, records: list[Record], ran: Ran, *, collect: bool
+        self,
+        batch: Batch,
+        mode: Mode,
+        records: list[Record],
+        ran: Ran,
+        told: Hashable,
+        *,
+        collect: bool,
     ) -> tuple[Any, Ran]:
         """What the model returns, and what ran."""
         __tracebackhide__ = True
-        program = self.programs.get(batch, mode, records, ran) if collect else None
+        program = self.programs.get(batch, mode, records, ran, told) if collect else None
         if program is None:
             training = mode in (Mode.TRAINING, Mode.TRAINING_PATH)
             return self._subject.forward(batch, training=training), ran
@@ -202,3 +215,10 @@ class Passes:
                 for layer, record in zip(self._layers.tracking, records, strict=True)
             ]
         )
+
+
+def _differs(then: Any, now: Any) -> Any:
+    """Whether two tensors differ, where NaN equals itself; still on the device."""
+    ops = keras.ops
+    are_nan = ops.logical_and(ops.not_equal(then, then), ops.not_equal(now, now))
+    return ops.any(ops.logical_and(ops.not_equal(then, now), ops.logical_not(are_nan)))

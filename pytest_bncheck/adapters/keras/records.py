@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -118,6 +118,12 @@ class TrainingModes:
     normalising: Sequence[KerasLayer] = ()
     by_layer: Mapping[int, bool] = field(default_factory=dict)
     follow: bool = True
+
+    @property
+    def told(self) -> Hashable:
+        """What passes in these modes have in common."""
+        forced = () if self.follow else frozenset(self.by_layer.items())
+        return tuple(map(id, self.normalising)), forced
 
 
 NO_LAYERS = TrainingModes()

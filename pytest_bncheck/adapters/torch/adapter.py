@@ -81,7 +81,7 @@ class TorchAdapter(
 
     def trace(self, index: int) -> list[Trace]:
         self._passes.enter_eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._left_alone():
             return Tracer(self._snapshot.paths).run(
                 lambda: self._passes.forward(self._batches[index])
             )
@@ -109,7 +109,8 @@ class TorchAdapter(
             return None
         self._passes.enter_eval()
         try:
-            return self._passes.run(half, (self._sizes[index] or 0) // 2)
+            with self._left_alone():
+                return self._passes.run(half, (self._sizes[index] or 0) // 2)
         except Exception:  # the model takes one batch size only
             return None
 
@@ -138,11 +139,12 @@ class TorchAdapter(
         self._passes.enter_eval()
         for parameter in self.model.parameters():
             parameter.grad = None  # training is over, and a backward pass needs the memory
-        return slopes(
-            self._layers.modules,
-            lambda: by_sample(self._passes.forward(self._batches[index]), self._numbers(index)),
-            direction,
-        )
+        with self._left_alone():
+            return slopes(
+                self._layers.modules,
+                lambda: by_sample(self._passes.forward(self._batches[index]), self._numbers(index)),
+                direction,
+            )
 
     def _numbers(self, index: int) -> tuple[int, ...]:
         """Numbers of samples; see `sizes_of`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pytest_bncheck.adapters.containers import container_type, members_of
 from pytest_bncheck.adapters.torch.internals import plain_name
-from pytest_bncheck.adapters.torch.state import is_walked
+from pytest_bncheck.adapters.torch.state import is_walked, overwrite
 
 Place: TypeAlias = tuple[str, Any, Any]
 """The path of a tensor in the model, its owner, and its name or index there."""
@@ -48,14 +48,14 @@ class Buffers:
         """Every owner gets its tensors back, with the values that they had."""
         for (_, owner, key), tensor, values in self._kept:
             assign(owner, key, tensor)
-            tensor.data.copy_(values)
+            overwrite(tensor.data, values)
 
     def put_back_moved(self) -> None:
         """As `put_back`, without a write to what holds the same values."""
         changed = self._changed()
         for (_, owner, key), tensor, values in changed:
             assign(owner, key, tensor)
-            tensor.data.copy_(values)
+            overwrite(tensor.data, values)
 
     def _changed(self) -> list[tuple[Place, Tensor, Tensor]]:
         if not self._kept:

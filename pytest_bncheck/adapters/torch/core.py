@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,7 +96,7 @@ class TorchCore(Adapter):
         self._trained_on: dict[int, Pass] = {}
         """Passes on the training path that equal those in training mode, by mini-batch."""
         self._own_loss: OwnLoss | None = None
-        self._trained = False
+        self._trained, self._writes = False, False
         self._cleanup = ExitStack()
         self.noise = rounding(dtype_name(dtype), self.device)
 
@@ -250,13 +250,24 @@ class TorchCore(Adapter):
         self._leave_seldom()
         match mode:
             case Mode.EVAL:
-                return Pass(self._predict(index, observe))
+                with self._left_alone(observe):
+                    return Pass(self._predict(index, observe))
             case Mode.BATCH_STATISTICS:
                 return self._with_batch_statistics(self._batches[index], self._sizes[index])
             case Mode.TRAINING:
                 return self._trained_on.get(index) or self._in_training(index)
             case Mode.TRAINING_PATH:
                 return self._on_training_path(index)
+
+    def predict_again(self, index: int) -> Prediction:
+        __tracebackhide__ = True
+        with self._states.tensors_kept():
+            self._predict(index, observe=False)
+            return self._predict(index, observe=True)
+
+    def _left_alone(self, observe: bool = False) -> AbstractContextManager[None]:
+        """What a pass in eval mode writes goes back; nothing to do where the first wrote nothing."""
+        return self._states.tensors_kept() if observe or self._writes else nullcontext()
 
     def _leave_seldom(self) -> None:
         """After training: look no more at layers whose statistics move now and then only."""
@@ -286,11 +297,11 @@ class TorchCore(Adapter):
             for module in watch.training
             if module in self._snapshot.paths and depends_on_mode(module)
         ]
+        mutated = (*prediction.mutated, *statistics.moved())
+        rewritten = tuple(parameters.moved())
+        self._writes |= bool(mutated or rewritten)
         return dataclasses.replace(
-            prediction,
-            mutated=(*prediction.mutated, *statistics.moved()),
-            rewritten=tuple(parameters.moved()),
-            in_training=tuple(in_training),
+            prediction, mutated=mutated, rewritten=rewritten, in_training=tuple(in_training)
         )
 
     def _with_batch_statistics(self, batch: Any, size: int | None) -> Pass:

@@ -40,6 +40,11 @@ def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter | None]:
     return module._parameters
 
 
+def buffers_by_name(module: nn.Module) -> dict[str, Tensor | None]:
+    """The dictionary of a module's buffers, with None for those that it does without."""
+    return module._buffers
+
+
 def is_exported(model: object) -> bool:
     """Whether a model is an exported program as a module, which refuses to change its mode."""
     return isinstance(model, torch.fx.GraphModule) and "train" in vars(model)

@@ -15,6 +15,7 @@ from pytest_bncheck.adapters.targets import is_binary, is_one_hot, wrong_label
 from pytest_bncheck.adapters.torch.data import dtype_name, leaves
 from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.adapters.torch.internals import last_operation
+from pytest_bncheck.maths.predictions import achieved
 from pytest_bncheck.types import InputError
 
 Loss = Callable[[Any, Any], Any]
@@ -154,7 +155,7 @@ def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
     if entropy is not None:
         return entropy
     if targets.shape == output.shape and targets.is_floating_point():
-        return _squared_error
+        return _of_labels if _are_trained_logits(output, targets) else _squared_error
     raise _unclear(outputs, targets)
 
 
@@ -277,6 +278,29 @@ def _squared_error(outputs: Any, targets: Tensor) -> Tensor:
     if output.shape != targets.shape:
         raise _unclear(outputs, targets)
     return functional.mse_loss(output, targets)
+
+
+def _of_labels(outputs: Any, targets: Tensor) -> Tensor:
+    output = main_output(outputs)
+    return functional.binary_cross_entropy_with_logits(output, _like(output, targets))
+
+
+def _are_trained_logits(output: Tensor, targets: Tensor) -> bool:
+    """Whether outputs are logits of several labels each, by what a training made of them.
+
+    As values they are worse than a constant; as logits they are better by a tenth, which those of
+    an untrained net never are.
+    """
+    if not is_binary(targets) or not output.is_floating_point():
+        return False
+    with torch.no_grad():
+        output, targets = output.detach().double(), targets.double()
+        rate = targets.mean(dim=0, keepdim=True).expand_as(targets)
+        if functional.mse_loss(output, targets) <= functional.mse_loss(rate, targets):
+            return False
+        guess = functional.binary_cross_entropy(rate, targets)
+        entropy = functional.binary_cross_entropy_with_logits(output, targets)
+        return bool(achieved(guess.item(), entropy.item()))
 
 
 def _like(output: Tensor, targets: Tensor) -> Tensor:

@@ -239,13 +239,21 @@ class States:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Every tensor and plain attribute ends as it began."""
-        tensors = Buffers((*places(self._model), *parameter_places(self._model)))
         plain = PlainAttributes(self._paths.items(), without={"training"})
+        with self.tensors_kept():
+            try:
+                yield
+            finally:
+                plain.put_back()
+
+    @contextmanager
+    def tensors_kept(self) -> Iterator[None]:
+        """Every tensor ends as it began."""
+        tensors = Buffers((*places(self._model), *parameter_places(self._model)))
         try:
             yield
         finally:
             tensors.put_back()
-            plain.put_back()
 
     def _now(self) -> list[Tensor]:
         """Copies of all values; nothing where a place holds no tensor any more."""

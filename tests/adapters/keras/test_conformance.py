@@ -12,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
+from keras_norms import RangeNorm
 from pytest_bncheck.testing import check_adapter
 
 L = keras.layers
@@ -28,7 +29,7 @@ def norm(momentum=0.9):
 
 MODELS = {
     "several layers": lambda: net(norm(), L.ReLU(), L.Conv2D(4, 3), norm(0.99)),
-    "unbuilt, with dropout": lambda: net(norm(), L.Dropout(0.5), built=False),
+    "unbuilt, with dropout": lambda: net(norm(), L.Dropout(0.5), RangeNorm(), built=False),
     "no statistics": lambda: net(L.LayerNormalization()),
 }
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
 from keras_adapter import INDICES, L, X, adapter, functional, head, host, images
+from passes import on_training_path
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter
 from pytest_bncheck.types import InputError, Recipe
 
@@ -28,6 +30,42 @@ def test_outputs_of_any_structure():
     assert prediction.structure.count("float32[B, ") == 3
     assert prediction.accuracy is None
     assert prediction.loss == pytest.approx((prediction.outputs["a"] ** 2).mean(), rel=1e-5)
+    lab.restore()
+
+
+def test_outputs_whose_samples_lie_along_another_axis():
+    """Time first, and several rows for each sample."""
+    inputs = keras.Input((6, 4))
+    times = keras.ops.transpose(L.Dense(3)(inputs), (1, 0, 2))
+    pairs = keras.ops.concatenate([inputs[:, 0], inputs[:, 1]], axis=0)
+    model = keras.Model(inputs, {"times": times, "pairs": pairs})
+    x = np.random.default_rng(0).normal(size=(5, 6, 4)).astype("float32")
+    loss = lambda outputs, targets: keras.ops.mean(outputs["times"] ** 2)  # noqa: E731
+    lab = adapter(model, (x, np.arange(5) % 2), loss=loss)
+    prediction = lab.predict(0)
+    shapes = {name: values.shape for name, values in prediction.outputs.items()}
+    assert shapes == {"times": (5, 6, 3), "pairs (*, 4)": (40,)}
+    assert prediction.without_rows == {"times", "pairs (*, 4)"}
+    lab.restore()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_forward_that_asks_for_the_mode_is_told(named):
+    told = []
+
+    def third(model, batch, mode):
+        told.append(mode)
+        return model(batch[0], training=mode)
+
+    def keyword(model, batch, *, training):
+        return third(model, batch, training)
+
+    lab = adapter(functional(rate=0.5), steps=1, forward=keyword if named else third)
+    assert told[-1] is True
+    lab.predict(0)
+    assert told[-1] is False
+    on_training_path(lab)
+    assert told[-1] is True
     lab.restore()
 
 

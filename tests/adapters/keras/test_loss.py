@@ -23,6 +23,8 @@ from keras_adapter import (
     images,
     output,
 )
+from keras_nets import differentiated
+from passes import on_training_path
 from pytest_bncheck.adapters.keras.loss import match
 from pytest_bncheck.types import InputError
 
@@ -239,3 +241,72 @@ def test_sample_weights(compiled):
     assert lab.losses[0] == pytest.approx(float((each * weights).mean()), rel=1e-4)
     assert lab.predict(0).loss == pytest.approx(lab.losses[0], rel=1e-4)
     assert len(output(lab.predict_half(0))) == 6
+
+
+class Deciding(keras.Model):
+    """Returns scores in training, and the class itself in inference mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = head(3)
+
+    def call(self, x, training=None):
+        scores = self.scores(x)
+        return scores if training else keras.ops.argmax(scores, axis=-1)
+
+
+def test_an_inferred_loss_is_not_asked_about_decisions():
+    model = Deciding()
+    model(X)
+    lab = adapter(model, (X, INDICES), steps=1)
+    found = lab.predict(0)
+    assert (found.loss, found.constant_loss) == (None, None)
+    assert on_training_path(lab).loss == pytest.approx(lab.losses[0], rel=0.1)
+    lab.restore()
+
+
+def pulled_together(outputs, targets):
+    return keras.ops.mean(keras.ops.square(outputs - keras.ops.mean(outputs, axis=0)))
+
+
+def entropy(outputs, targets):
+    return keras.ops.mean(SPARSE(targets, outputs, from_logits=True))
+
+
+@pytest.mark.parametrize(("loss", "of_classes"), [(pulled_together, False), (entropy, True)])
+@pytest.mark.parametrize("own_step", [False, True])
+def test_accuracy_is_that_of_a_classifier(loss, of_classes, own_step):
+    """Integers ride along with many a batch that is not classified."""
+
+    def step(model, batch):
+        value, gradients = differentiated(lambda: loss(model(batch[0]), batch[1]), model)
+        optimizer.apply(gradients, model.trainable_variables)
+        return value
+
+    model, optimizer = head(3), keras.optimizers.SGD(1e-3)
+    lab = adapter(model, (X, INDICES), **({"train_step": step} if own_step else {"loss": loss}))
+    lab.rehearse(0)
+    lab.train_step(0)
+    assert (lab.predict(0).accuracy is not None) is of_classes
+    lab.restore()
+
+
+def test_compute_loss_gets_the_inputs():
+    teacher = head(3)
+
+    class Distilled(Deciding):
+        def call(self, x):
+            return self.scores(x)
+
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **more):
+            return keras.ops.mean((teacher(x) - y_pred) ** 2)
+
+    model = Distilled()
+    model(X)
+    model.compile("sgd")
+    lab = adapter(model, (X, INDICES), steps=1)
+    found = lab.predict(0)
+    apart = output(found) - host(teacher(X))
+    assert found.loss == pytest.approx((apart**2).mean(), rel=1e-4)
+    assert found.accuracy is None
+    lab.restore()

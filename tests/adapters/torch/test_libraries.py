@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,29 @@ def test_a_trainer_s_first_steps_are_the_same(expected: list[float]) -> None:
     )
     trainer.fit(Spied(), loader)
     assert seen == expected
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("momentum", "updates", "codes"), [(0.01, 25, ["BN101"]), (0.1, 80, [])])
+def test_a_module_after_its_trainer(momentum: float, updates: int, codes: list[str]) -> None:
+    """The trainer stays in the module, with weak references to it and a loader."""
+    torch.manual_seed(0)
+    model = Net(lr=1e-2)
+    model.body[1].momentum = momentum
+    batch = data()[0] * 5 + 20, data()[1]
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, torch.utils.data.DataLoader([batch] * updates, batch_size=None))
+    report = check(model, batch, steps=0)
+    assert [finding.code for finding in report.findings] == codes, str(report)
+    assert {layer.updates for layer in report.layers} == {updates}
+    assert model.trainer is trainer
 
 
 def adam(model: Any) -> Any:
@@ -334,6 +358,35 @@ def test_a_model_from_a_configuration_uses_its_own_loss() -> None:
     assert report.training.loss == pytest.approx(report_given.training.loss)
     assert report.predictions.eval.loss == pytest.approx(report_given.predictions.eval.loss)
     assert report.predictions.eval.accuracy == report_given.predictions.eval.accuracy
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("momentum", "updates", "codes"), [(0.01, 25, ["BN101"]), (0.1, 60, [])])
+def test_a_model_after_its_trainer(
+    momentum: float, updates: int, codes: list[str], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    model, batch = resnet(), images()
+    batch["pixel_values"] = 5 * batch["pixel_values"] + 20
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=updates,
+        per_device_train_batch_size=16,
+        learning_rate=1e-2,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    rows = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+    transformers.Trainer(model=model, args=arguments, train_dataset=rows).train()
+    report = check(model, batch, steps=0)
+    assert [finding.code for finding in report.findings] == codes, str(report)
+    assert report.layers[0].updates == pytest.approx(updates, rel=0.25)
 
 
 def test_a_batch_from_a_tokenizer_keeps_its_type() -> None:

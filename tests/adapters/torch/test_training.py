@@ -195,15 +195,16 @@ def test_a_step_as_the_plugin_makes_it_gives_the_same(expected: Any) -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_scores_need_the_step_s_own_loss(scale: float) -> None:
-    """A loss on another scale than that of training would make progress out of nothing."""
+def test_the_step_tells_the_loss_and_only_cross_entropy_an_accuracy(scale: float) -> None:
+    """Losses on one scale: that of eval mode is what the step returns there."""
     model = Net()
     step = plain_step(
         model, lambda outputs, labels: scale * cross_entropy(outputs, labels), lr=1e-2
     )
-    predictions = check(model, data(), train_step=step, steps=40).predictions
-    assert (predictions.eval.loss is None) == (scale != 1.0)
-    assert (predictions.retained is None) == (scale != 1.0)
+    report = check(model, data(), train_step=step, steps=40)
+    predictions, first = report.predictions, report.training.loss[0]
+    assert scale * 0.1 < predictions.eval.loss < first / 2
+    assert 0.9 < predictions.retained < 1.1
     assert (predictions.eval.accuracy is None) == (scale != 1.0)
 
 

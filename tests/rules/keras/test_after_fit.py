@@ -79,6 +79,30 @@ def test_long_enough(kind, seed):
     silent(check(model, data(kind, seed), steps=0))
 
 
+@pytest.mark.parametrize("form", [dict, list])
+def test_losses_of_several_outputs(form):
+    """What a constant prediction would lose is known of all of them together."""
+    keras.utils.set_random_seed(0)
+    inputs, classes = data("functional")
+    start = keras.Input(inputs.shape[1:])
+    hidden = keras.layers.Flatten()(start)
+    for _ in range(2):
+        hidden = keras.layers.Dense(16)(hidden)
+        hidden = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.99)(hidden))
+    heads = {
+        "kind": keras.layers.Dense(int(classes.max()) + 1)(hidden),
+        "size": keras.layers.Dense(1)(hidden),
+    }
+    size = inputs.reshape(len(inputs), -1).mean(1, keepdims=True)
+    losses, targets = {"kind": LOSS, "size": "mse"}, {"kind": classes, "size": size}
+    if form is list:
+        heads, losses, targets = (list(each.values()) for each in (heads, losses, targets))
+    model = keras.Model(start, heads)
+    model.compile(fast(), losses)
+    model.fit(inputs, targets, batch_size=len(inputs), epochs=20, verbose=0)
+    assert sole(check(model, (inputs, targets), steps=0), "BN101").severity == "error"
+
+
 # a mode that only the step knows ------------------------------------------------------------------
 
 

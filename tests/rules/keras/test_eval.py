@@ -61,7 +61,18 @@ class Centre(L.Layer):
     def call(self, x, training=None):
         if training or not self.minds_mode:
             self.mean.assign(0.9 * self.mean + 0.1 * keras.ops.mean(x, axis=0))
-        return x - 0.1 * self.mean
+        return x
+
+
+class Counting(L.Layer):
+    """Counts its calls, and does something else in each."""
+
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), name="count", initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.count.assign(self.count + 1.0)
+        return x * (1.0 + 0.1 * keras.ops.cos(self.count))
 
 
 class Decaying(L.Dense):
@@ -75,9 +86,14 @@ class Decaying(L.Dense):
 @KIND
 @SEED
 def test_state_that_inference_changes(kind, seed):
-    finding = sole(run(net(kind, seed, extra=Centre(False)), kind, seed), "BN304")
-    assert "centre.mean" in finding.message
-    silent(run(net(kind, seed, extra=Centre(True)), kind, seed))
+    finding = sole(run(net(kind, seed, extra=Counting(name="counting")), kind, seed), "BN304")
+    assert "`counting.count`" in finding.message
+
+
+@KIND
+@pytest.mark.parametrize("minds_mode", [True, False])
+def test_state_that_nothing_reads(kind, minds_mode):
+    silent(run(net(kind, 0, extra=Centre(minds_mode)), kind, 0))
 
 
 @KIND

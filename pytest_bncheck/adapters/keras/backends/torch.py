@@ -21,7 +21,7 @@ from pytest_bncheck.adapters.keras.backends.base import (
 )
 from pytest_bncheck.adapters.keras.state import contents
 from pytest_bncheck.adapters.torch.draws import Draws, function_name
-from pytest_bncheck.adapters.torch.internals import force_eager
+from pytest_bncheck.adapters.torch.internals import buffers_by_name, force_eager
 from pytest_bncheck.adapters.torch.state import global_flags
 
 
@@ -83,15 +83,15 @@ class Torch(Backend):
         return _PlainTensor(holder, key) if plain else None
 
     def buffers(self, layer: Any) -> Iterator[tuple[Any, str, str, Variable]]:
-        for key in internals.buffers_of(layer):
-            yield layer, "", key, _PlainTensor(internals.buffers_of(layer), key)
+        for key in buffers_by_name(layer):
+            yield layer, "", key, _PlainTensor(buffers_by_name(layer), key)
         for name, child in layer.named_children():
             if isinstance(child, (keras.Layer, torch.nn.ParameterDict)):
                 continue
             for path, module in child.named_modules():
                 wrapped = isinstance(layer, keras.layers.TorchModuleWrapper)
                 inside = path if wrapped else ".".join(filter(None, (name, path)))
-                for holder in (internals.buffers_of(module), vars(module)):
+                for holder in (buffers_by_name(module), vars(module)):
                     for key in holder:
                         if self.loose(holder, key) is not None:
                             yield module, inside.replace(".", "/"), key, self.loose(holder, key)

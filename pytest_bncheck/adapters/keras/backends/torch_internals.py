@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 
 from pytest_bncheck.adapters import versions
@@ -23,11 +21,6 @@ def require() -> None:
     """
     missing = [path for path in PATHS if versions.find(path) is None]
     versions.require("Keras", keras.__version__, missing)
-
-
-def buffers_of(module: Any) -> dict[str, Any]:
-    """The buffers of a module by name, without those of inner modules."""
-    return module._buffers  # type: ignore[no-any-return]
 
 
 def default_device() -> str:
