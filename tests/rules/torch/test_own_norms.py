@@ -14,6 +14,8 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from own_layers import own_norm
+from own_steps import Steps
 from pytest_bncheck import check
 from torch_nets import FAST, NORMS, SEED, WIDTH, Net, batch_norm, data, passes, sole
 
@@ -190,6 +192,15 @@ def test_second_forward_that_is_not_tracked(kind, seed):
 
     report = passes(model, data(kind, seed), train_step=step_with(model, again))
     assert [layer.updates for layer in report.layers] == [150, 150]
+
+
+def test_second_forward_of_an_own_norm_that_is_not_tracked():
+    """Sharpness-aware: a flag of the layer holds its statistics in the second forward."""
+    model = Net("mlp", norm=own_norm("Flagged", place="reassigned", rate=0.02))
+    step = Steps(F.cross_entropy).sharpness_aware
+    report = check(model, data("mlp"), steps=16, train_step=step)
+    assert [layer.updates for layer in report.layers] == [16, 16]
+    assert [layer.initial_weight for layer in report.layers] == pytest.approx([0.98**16] * 2)
 
 
 @TWO
