@@ -266,7 +266,7 @@ class TorchCore(Adapter):
             return self._predict(index, observe=True)
 
     def _left_alone(self, observe: bool = False) -> AbstractContextManager[None]:
-        """What a pass in eval mode writes goes back; nothing to do where the first wrote nothing."""
+        """What a pass in eval mode writes goes back, if any did."""
         return self._states.tensors_kept() if observe or self._writes else nullcontext()
 
     def _leave_seldom(self) -> None:
