@@ -106,7 +106,7 @@ NNXAdapter keeps the contract:
   passed: restore with keep_weights
   passed: restore after an error in a step
   passed: restore after an error in a pass
-It does not offer: watching, sampling, streams, replicas, slopes.
+It does not offer: watching, sampling, streams, replicas, slopes, moving state, rehearsal.
 These rules stay silent:
   BN108 mixed-streams needs streams
   BN109 batch-shortcut needs sampling
