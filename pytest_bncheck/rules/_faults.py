@@ -49,6 +49,8 @@ def severity(evidence: Evidence, explained: Set[str]) -> Severity | None:
     # Another path in eval mode explains a gap that no layer's statistics do.
     if evidence.takes_another_path and not evidence.distorted():
         return None
+    if not evidence.steps and all(part <= 0.0 for part in evidence.judged_misplacements):
+        return None  # chance explains all of it
     if verdict == "degraded" or _predicts_worse_without(evidence):
         return "warning"
     return "note" if _is_noticed(evidence) else None

@@ -280,7 +280,8 @@ def test_a_small_batch_of_what_cannot_be_learnt_is_no_error(seed: int) -> None:
         optimizer.step()
     for samples in (4, 8, 32):
         report = check(model, (inputs[:samples], targets[:samples]), steps=0)
-        assert report.ok, str(report)
+        found = {(finding.code, finding.severity) for finding in report.findings}
+        assert found <= {("BN106", "warning")}, str(report)
 
 
 @SHAPES
