@@ -20,6 +20,9 @@ Place: TypeAlias = tuple[str, Any, Any]
 _HOSTS = {"accelerate", "lightning", "lightning_fabric", "pytorch_lightning", "transformers"}
 """Packages whose objects drive a training and hold more than a model's state."""
 
+Kept: TypeAlias = tuple[Place, Tensor, Tensor]
+"""A place, the tensor that it held, and a copy of its values."""
+
 DEEP = 3
 """Containers and helper objects within each other that are looked into."""
 
@@ -34,7 +37,7 @@ class Buffers:
     """
 
     def __init__(self, places: Iterable[Place]) -> None:
-        self._kept = [
+        self._kept: list[Kept] = [
             (place, tensor, tensor.detach().clone())
             for place in places
             if isinstance(tensor := held(place[1], place[2]), Tensor)
@@ -46,18 +49,15 @@ class Buffers:
 
     def put_back(self) -> None:
         """Every owner gets its tensors back, with the values that they had."""
-        for (_, owner, key), tensor, values in self._kept:
-            assign(owner, key, tensor)
-            overwrite(tensor.data, values)
+        _put(self._kept)
 
-    def put_back_moved(self) -> None:
-        """As `put_back`, without a write to what holds the same values."""
+    def put_back_moved(self) -> list[str]:
+        """As `put_back`, without a write to what holds the same values; paths of what did not."""
         changed = self._changed()
-        for (_, owner, key), tensor, values in changed:
-            assign(owner, key, tensor)
-            overwrite(tensor.data, values)
+        _put(changed)
+        return [name for (name, _, _), _, _ in changed]
 
-    def _changed(self) -> list[tuple[Place, Tensor, Tensor]]:
+    def _changed(self) -> list[Kept]:
         if not self._kept:
             return []
         home = self._kept[0][2].device
@@ -65,6 +65,12 @@ class Buffers:
             [_same(held(owner, key), values).to(home) for (_, owner, key), _, values in self._kept]
         ).tolist()
         return [kept for kept, equals in zip(self._kept, same, strict=True) if not equals]
+
+
+def _put(kept: Iterable[Kept]) -> None:
+    for (_, owner, key), tensor, values in kept:
+        assign(owner, key, tensor)
+        overwrite(tensor.data, values)
 
 
 def places(model: nn.Module) -> list[Place]:

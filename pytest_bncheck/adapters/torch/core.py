@@ -250,7 +250,7 @@ class TorchCore(Adapter):
         self._leave_seldom()
         match mode:
             case Mode.EVAL:
-                with self._left_alone(observe):
+                with self._left_alone():
                     return Pass(self._predict(index, observe))
             case Mode.BATCH_STATISTICS:
                 return self._with_batch_statistics(self._batches[index], self._sizes[index])
@@ -265,9 +265,9 @@ class TorchCore(Adapter):
             self._predict(index, observe=False)
             return self._predict(index, observe=True)
 
-    def _left_alone(self, observe: bool = False) -> AbstractContextManager[None]:
+    def _left_alone(self) -> AbstractContextManager[None]:
         """What a pass in eval mode writes goes back, if any did."""
-        return self._states.tensors_kept() if observe or self._writes else nullcontext()
+        return self._states.tensors_kept() if self._writes else nullcontext()
 
     def _leave_seldom(self) -> None:
         """After training: look no more at layers whose statistics move now and then only."""
@@ -285,8 +285,9 @@ class TorchCore(Adapter):
         self._passes.enter_eval()
         if not observe:
             return self._passes.run(batch, size, observe=False)
-        watch, statistics = Watch(), Buffers(self._layers.places())
-        parameters = Buffers(parameter_places(self.model))
+        parameters, watch = parameter_places(self.model), Watch()
+        state = (*self._layers.other_places(), *self._layers.places())
+        before = Buffers((*state, *parameters))
         with watch.open():
             prediction = self._passes.run(batch, size)
         prediction = self._scored(prediction, batch)
@@ -297,11 +298,13 @@ class TorchCore(Adapter):
             for module in watch.training
             if module in self._snapshot.paths and depends_on_mode(module)
         ]
-        mutated = (*prediction.mutated, *statistics.moved())
-        rewritten = tuple(parameters.moved())
-        self._writes |= bool(mutated or rewritten)
+        changed, weights = before.put_back_moved(), {name for name, _, _ in parameters}
+        self._writes |= bool(changed)
         return dataclasses.replace(
-            prediction, mutated=mutated, rewritten=rewritten, in_training=tuple(in_training)
+            prediction,
+            mutated=tuple(name for name in changed if name not in weights),
+            rewritten=tuple(name for name in changed if name in weights),
+            in_training=tuple(in_training),
         )
 
     def _with_batch_statistics(self, batch: Any, size: int | None) -> Pass:

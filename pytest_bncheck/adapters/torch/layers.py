@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pytest_bncheck.adapters.torch.buffers import Buffers, Place, places
+from pytest_bncheck.adapters.torch.buffers import Buffers, Place, held, places
 from pytest_bncheck.adapters.torch.calls import CallCounter
 from pytest_bncheck.adapters.torch.data import Raw, dtype_name
 from pytest_bncheck.adapters.torch.internals import plain_name
@@ -91,6 +91,11 @@ class Layers:
             for key in _updated(module)
         ]
 
+    def other_places(self) -> list[Place]:
+        """Where all other tensors are that a forward can change, parameters aside."""
+        own = {id(held(owner, key)) for _, owner, key in self.places()}
+        return [place for place in places(self._model) if id(held(*place[1:])) not in own]
+
     def write(self, statistics: Statistics, exact: bool) -> None:
         """Store statistics; with `exact` the biased variances as they are."""
         for k, (name, module) in enumerate(self.modules.items()):
@@ -150,10 +155,7 @@ class Layers:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """All buffers of the model end as they began: a pass in training mode moves others too."""
-        own = self.places()
-        mine = {(id(owner), key) for _, owner, key in own}
-        others = (place for place in places(self._model) if (id(place[1]), place[2]) not in mine)
-        statistics, rest = Buffers(own), Buffers(others)
+        statistics, rest = Buffers(self.places()), Buffers(self.other_places())
         try:
             yield
         finally:

@@ -16,7 +16,6 @@ from pytest_bncheck.adapters.signatures import forwarded
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import loss as losses
 from pytest_bncheck.adapters.torch.batch import refuse_arguments, targets_of, understand
-from pytest_bncheck.adapters.torch.buffers import Buffers, held, places
 from pytest_bncheck.adapters.torch.data import (
     describe,
     float_outputs,
@@ -191,7 +190,6 @@ class Passes:
         """One forward without gradients in the modes that the modules are in."""
         __tracebackhide__ = True
         random_before = fingerprint() if observe else {}
-        others = self._other_buffers() if observe else None
         targets = targets_of(self._model, batch)
         sizes = sizes_of(size, targets)
         # Only the autograd graph tells logits from probabilities, so the first pass may need it.
@@ -206,7 +204,6 @@ class Passes:
             accuracy=self._criterion.accuracy(outputs, targets),
             constant_loss=constant,
             random=observe and random_before != fingerprint(),
-            mutated=() if others is None else tuple(others.moved()),
         )
 
     def _scores(
@@ -235,14 +232,6 @@ class Passes:
                 return None  # only the user's step knows the loss, or nobody asks for it
             raise
         return None if loss is None else number(loss)
-
-    def _other_buffers(self) -> Buffers:
-        own = {id(held(owner, key)) for _, owner, key in self._layers.places()}
-        return Buffers(
-            (name, owner, key)
-            for name, owner, key in places(self._model)
-            if id(held(owner, key)) not in own
-        )
 
 
 def number(loss: Any) -> float:
