@@ -272,8 +272,6 @@ class Rehearsal:
     changed
         Names of known layers and of states that the step moved otherwise than the pass, the one
         that differs most first.
-    loss, step_loss
-        The loss of the pass and that of the step; None where only the user's step knows it.
     comparable
         Whether there was anything to compare.
     """
@@ -281,8 +279,6 @@ class Rehearsal:
     absent: tuple[str, ...] = ()
     untrained: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
-    loss: float | None = None
-    step_loss: float | None = None
     comparable: bool = True
 
     @property

@@ -210,7 +210,8 @@ class Rehearsing(ABC):
     def rehearsal(self) -> Rehearsal | None:
         """The last rehearsal beside the step after it; None if there was none.
 
-        Two values differ if they are more than 1e-5 apart, relative, or than the device's noise.
+        A layer was moved otherwise if the two moves differ by `settling.OTHERWISE` of the move, and
+        by more than rounding.
         """
 
 

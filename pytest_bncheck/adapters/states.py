@@ -13,6 +13,9 @@ from pytest_bncheck.types import Calls, Layer, RunningState, State, Statistics
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
 
+MOST_LOGGED = 131_072
+"""Values of all states together up to which every step is logged."""
+
 
 class Adopted:
     """Running states that count as layers.

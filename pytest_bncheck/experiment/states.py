@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     Values = Mapping[str, Array]
 
-SELDOM = 0.75
-"""Share of the steps below which a state moves every few steps only."""
-
 LONGEST = 16
 """The most steps between two moves that are looked for."""
 
@@ -137,7 +134,7 @@ def _apart(found: Iterable[RunningState]) -> Iterable[tuple[str, Array]]:
 
 def _between_moves(states: Iterable[State], steps: int) -> int:
     """Passes that let every state move once: more than one where some move every few steps."""
-    seldom = [state.moves for state in states if 1 < state.moves < SELDOM * steps]
+    seldom = [state.moves for state in states if 1 < state.moves < settling.SELDOM * steps]
     return min(LONGEST, round(steps / min(seldom))) if seldom else 1
 
 
@@ -272,7 +269,7 @@ def _running_state(
 ) -> RunningState:
     first = group[0]
     state = first.state
-    seldom = passes > 1 and 1 < state.moves < SELDOM * steps
+    seldom = passes > 1 and 1 < state.moves < settling.SELDOM * steps
     in_pass = 1 if seldom else max(first.calls, 1)
     made = state.moves * in_pass if state.as_in_pass else state.calls
     updates = state.moves if seldom else (made or state.moves)

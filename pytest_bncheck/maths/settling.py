@@ -20,6 +20,12 @@ STRAIGHT = 1e-3
 ROUNDINGS = 8.0
 """Spacings of floating-point numbers that count as rounding."""
 
+SELDOM = 0.75
+"""Share of the steps below which a state moves every few steps only."""
+
+OTHERWISE, MOVE_ROUNDINGS = 1e-3, 32.0
+"""Share of a layer's move in a step by which two moves differ, and spacings that are rounding."""
+
 CONFIRMED = 1e-3
 """Share of an update, from a settled state, that it may still move by."""
 

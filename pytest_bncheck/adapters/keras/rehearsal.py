@@ -11,13 +11,8 @@ from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Tensor
 from pytest_bncheck.adapters.keras.layers import Layers
 from pytest_bncheck.adapters.keras.modes import Ran
+from pytest_bncheck.maths.settling import MOVE_ROUNDINGS, OTHERWISE
 from pytest_bncheck.types import Rehearsal
-
-OTHERWISE = 1e-3
-"""Share of a layer's move in a step by which two moves differ, beyond rounding."""
-
-ROUNDINGS = 32.0
-"""Spacings of floating-point numbers that count as rounding."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ def _changed(
         calls = step.calls[owner]
         if not calls or calls != pass_.ran.calls[owner]:
             continue
-        allowed = OTHERWISE * _norm(end - start) + ROUNDINGS * 2.0**-23 * _norm(end)
+        allowed = OTHERWISE * _norm(end - start) + MOVE_ROUNDINGS * 2.0**-23 * _norm(end)
         if _norm(end - mine) > allowed:
             found.append((_norm(end - mine) / max(allowed, 1e-30), name))
     return [name for _, name in sorted(found, reverse=True)]

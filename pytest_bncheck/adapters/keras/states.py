@@ -13,14 +13,12 @@ import numpy as np
 from pytest_bncheck.adapters.keras.backends.base import Backend, Tensor, Variable, split
 from pytest_bncheck.adapters.keras.places import Place
 from pytest_bncheck.adapters.keras.state import RESOLUTION, value_of, write_values
+from pytest_bncheck.adapters.states import MOST_LOGGED
 from pytest_bncheck.types import State
 
 if TYPE_CHECKING:
     from pytest_bncheck.adapters.keras.modes import Ran
     from pytest_bncheck.types import Array
-
-MOST_LOGGED = 131_072
-"""Values of all states together up to which every step is logged."""
 
 
 class States:

@@ -12,13 +12,8 @@ from pytest_bncheck.adapters.torch.data import Raw
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch
 from pytest_bncheck.adapters.torch.states import States
+from pytest_bncheck.maths.settling import MOVE_ROUNDINGS, OTHERWISE
 from pytest_bncheck.types import Rehearsal
-
-OTHERWISE = 1e-3
-"""Share of a layer's move in a step by which two moves differ, beyond rounding."""
-
-ROUNDINGS = 32.0
-"""Spacings of floating-point numbers that count as rounding."""
 
 
 class Rehearsals:
@@ -99,7 +94,7 @@ class Rehearsals:
         moves = sum_of_squares(now, self._before, sizes)
         values = sum_of_squares(now, (torch.zeros_like(now[0]), torch.zeros_like(now[1])), sizes)
         eps = torch.finfo(now[1].dtype).eps
-        allowed = torch.maximum(OTHERWISE * moves.sqrt(), ROUNDINGS * eps * values.sqrt())
+        allowed = torch.maximum(OTHERWISE * moves.sqrt(), MOVE_ROUNDINGS * eps * values.sqrt())
         apart = (apart.sqrt() / allowed) * (moves > 0.0)  # an update that was undone is no other
         rows = zip(self._names, apart.tolist(), calls, self._calls, strict=True)
         found = [(size, name) for name, size, c, mine in rows if c == mine and c and size > 1.0]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pytest_bncheck.adapters.attributes import PlainAttributes
 from pytest_bncheck.adapters.random_state import RandomState, seed_everything
+from pytest_bncheck.adapters.states import MOST_LOGGED
 from pytest_bncheck.adapters.torch.buffers import (
     Buffers,
     Place,
@@ -26,16 +27,11 @@ from pytest_bncheck.adapters.torch.data import dtype_name
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch
 from pytest_bncheck.adapters.torch.state import overwrite
+from pytest_bncheck.maths.settling import SELDOM
 from pytest_bncheck.types import Moved, Prediction, State
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
-
-SELDOM = 0.75
-"""Share of the steps below which a state moves every few steps only."""
-
-MOST_LOGGED = 131_072
-"""Values of all states together up to which every step is logged."""
 
 
 class States:
@@ -57,7 +53,6 @@ class States:
         self._calls: Counter[nn.Module] = Counter()
         self._rehearsed: dict[str, Tensor] = {}
         self._as_rehearsed: dict[str, Tensor] = {}
-        self._watched = False
 
     def begin(self) -> None:
         """Remember the values before the first training step."""
