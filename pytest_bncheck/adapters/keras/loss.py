@@ -211,20 +211,18 @@ class Criterion:
             Whether the user's step trains on a loss that nobody else knows; it is asked about by
             `decide_by`.
         """
-        single, given = self._single_compiled(), self._user_loss is not None
-        if self.of_classes is not None or (own_step and single is None):
+        compiled = self._single_compiled() is not None
+        if own_step and not compiled:
             return
-        if not given and not self._overrides_compute_loss():
-            if single is None or any(each in _name(single) for each in _OF_CLASSES):
-                self.of_classes = True
-                return
-            if self._is_regression():
-                self.of_classes = False
-                return
+        given = self._user_loss is not None
+        if self.of_classes is None and not (given or compiled or self._overrides_compute_loss()):
+            self.of_classes = True
         self.decide_by(loss, outputs, targets)
 
     def decide_by(self, loss: float, outputs: Any, targets: Any) -> None:
-        """Whether a loss is the cross-entropy of these outputs and targets."""
+        """Whether the compiled loss says so, or a loss is the cross-entropy of these outputs."""
+        if self.of_classes is None:
+            self.of_classes = self._of_classes_by_name()
         if self.of_classes is not None:
             return
         try:
@@ -343,9 +341,15 @@ class Criterion:
         leaves = keras.tree.flatten(loss)
         return leaves[0] if len(leaves) == 1 else None
 
-    def _is_regression(self) -> bool:
-        name = _name(self._single_compiled())
-        return name in _REGRESSIONS or name in _ABBREVIATIONS
+    def _of_classes_by_name(self) -> bool | None:
+        """Whether the compiled loss is a classification's; None if its name does not say."""
+        single = self._single_compiled()
+        if single is None or self._overrides_compute_loss():
+            return None
+        name = _name(single)
+        if any(each in name for each in _OF_CLASSES):
+            return True
+        return False if name in _REGRESSIONS or name in _ABBREVIATIONS else None
 
 
 def scalar(loss: Any) -> Tensor:
