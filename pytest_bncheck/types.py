@@ -201,6 +201,15 @@ class Calls:
     inference: tuple[int, ...]
     values: tuple[int | None, ...]
 
+    def beside(self, states: Sequence[int]) -> Calls:
+        """These, and after them those of running state, which has no channels and always trains."""
+        more = len(states)
+        return Calls(
+            (*self.training, *states),
+            (*self.inference, *(0,) * more),
+            (*self.values, *(None,) * more),
+        )
+
 
 @dataclass(frozen=True)
 class State:

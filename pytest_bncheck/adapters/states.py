@@ -57,12 +57,7 @@ class Adopted:
 
     def calls(self, known: Calls) -> Calls:
         """Calls over all training steps, after those of the known layers."""
-        more = len(self._found)
-        return Calls(
-            (*known.training, *(each.updates for each in self._found)),
-            (*known.inference, *(0,) * more),
-            (*known.values, *(None,) * more),
-        )
+        return known.beside([each.updates for each in self._found])
 
     def kept(self, known: list[list[float]]) -> list[list[float]]:
         """The share that each layer kept in each step, after those of the known layers."""
@@ -108,6 +103,5 @@ class Adopted:
         count = len(statistics) - len(self._found)
         values: dict[str, Array] = {}
         for each, row in zip(self._found, statistics.mean[count:], strict=True):
-            parts = np.split(row, np.cumsum(each.sizes)[:-1])
-            values.update(zip(each.states, parts, strict=True))
+            values.update(zip(each.states, running.parts(row, each.sizes), strict=True))
         return Statistics(statistics.mean[:count], statistics.var[:count]), values

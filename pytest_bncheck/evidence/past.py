@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
 
 import numpy as np
 
 from pytest_bncheck.maths import initial, running
 from pytest_bncheck.types import Layer, Statistics
-
-if TYPE_CHECKING:
-    from pytest_bncheck.types import Array
 
 DOMINATES = 0.8
 """Share of the distance from which the initial value alone explains the statistics.
@@ -179,22 +176,7 @@ def past(
         if active[k] and not layer.states:
             stuck = _is_stuck(layer, _only(now, [k]), _only(batch, [k]))
             alike.setdefault((layer.update_rate, layer.counted, stuck), []).append(k)
-    groups = []
-    own: dict[float | None, list[int]] = {}
-    for k, layer in enumerate(layers):
-        if layer.states:
-            own.setdefault(layer.update_rate, []).append(k)
-    for rate, members in own.items():
-        rows = [
-            (k, _parts(layers[k], now.mean[k]), _parts(layers[k], batch.mean[k])) for k in members
-        ]
-        fit, began = initial.fit_values(
-            [pair for _, r, b in rows for pair in zip(r, b, strict=True)]
-        )
-        for k, parts, _ in rows:
-            start = _with_mean(start, k, np.concatenate(began[: len(parts)]))
-            began = began[len(parts) :]
-        groups.append(Group(tuple(members), rate, fit, None))
+    groups, start = _of_states(layers, now, batch, start)
     for (rate, counted, stuck), members in alike.items():
         fit = initial.fit(
             _only(now, members),
@@ -206,14 +188,31 @@ def past(
     return Past(groups, start, active)
 
 
-def _parts(layer: Layer, row: Array) -> list[Array]:
-    """The values of each state of a layer that is known by what it does only."""
-    return np.split(row, np.cumsum(layer.sizes)[:-1])
-
-
-def _with_mean(statistics: Statistics, k: int, mean: Array) -> Statistics:
-    means = (*statistics.mean[:k], mean, *statistics.mean[k + 1 :])
-    return Statistics(means, statistics.var)
+def _of_states(
+    layers: Sequence[Layer], now: Statistics, batch: Statistics, start: Statistics
+) -> tuple[list[Group], Statistics]:
+    """Groups of layers that are known by what they do only, and what all layers began as."""
+    alike: dict[float | None, list[int]] = {}
+    for k, layer in enumerate(layers):
+        if layer.states:
+            alike.setdefault(layer.update_rate, []).append(k)
+    groups, means = [], list(start.mean)
+    for rate, members in alike.items():
+        states = [
+            pair
+            for k in members
+            for pair in zip(
+                running.parts(now.mean[k], layers[k].sizes),
+                running.parts(batch.mean[k], layers[k].sizes),
+                strict=True,
+            )
+        ]
+        fit, began = initial.fit_values(states)
+        each = iter(began)
+        for k in members:
+            means[k] = np.concatenate(list(islice(each, len(layers[k].sizes))))
+        groups.append(Group(tuple(members), rate, fit, None))
+    return groups, Statistics(tuple(means), start.var)
 
 
 def _is_stuck(layer: Layer, now: Statistics, batch: Statistics) -> bool:

@@ -27,7 +27,6 @@ from pytest_bncheck.experiment.panel import Panel, averaged, joined
 from pytest_bncheck.maths import predictions, running
 from pytest_bncheck.maths.verdict import USUAL_DISTORTION, USUAL_GAP
 from pytest_bncheck.types import (
-    Calls,
     InputError,
     Layer,
     Modes,
@@ -176,7 +175,7 @@ def _run_passes(
     passes = Passes(
         batch=_with_states(batch, found),
         noisy_batch=_with_states(noisy, found),
-        calls=_with_calls(first.calls, found),
+        calls=first.calls.beside([each.calls for each in found]),
         rounding=adapter.noise,
         train=train,
         eval=evaluated,
@@ -248,14 +247,6 @@ def _find_states(
 
 def _with_states(known: Statistics, found: Sequence[RunningState]) -> Statistics:
     return running.joined(known, [each.settled for each in found])
-
-
-def _with_calls(known: Calls, found: Sequence[RunningState]) -> Calls:
-    return Calls(
-        (*known.training, *(each.calls for each in found)),
-        (*known.inference, *(0 for _ in found)),
-        (*known.values, *(None for _ in found)),
-    )
 
 
 def _past(layers: Sequence[Layer], now: Statistics, passes: Passes, unbiased: bool) -> Past:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_bncheck.adapters.base import Stateful
-from pytest_bncheck.maths import settling
+from pytest_bncheck.maths import running, settling
 from pytest_bncheck.types import Moved, Prediction, RunningState, State
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def find(adapter: Stateful, steps: int, *, stochastic: bool) -> list[RunningStat
     ]
     settled = _settle(adapter, 0, found, passes, first.states)
     if stochastic:
-        settled = _mean_over_draws(adapter, 0, found, passes, settled)
+        rates = {each.state.name: each.rate for each in found}
+        settled = _mean_over_draws(adapter, 0, rates, passes, settled)
     confirmed = _accumulating([each for each in found if each.state.name in settled])
     return _grouped(confirmed, settled, passes, steps)
 
@@ -94,21 +95,16 @@ def settled_on(
     adapter: Stateful, index: int, found: Sequence[RunningState], *, stochastic: bool
 ) -> list[Array]:
     """The values towards which another mini-batch moves what was found, a row for each."""
-    states = {state.name: state for state in adapter.states()}
     rates = {
         name: 1.0 - (1.0 - _rate(each)) ** max(each.calls, 1)
         for each in found
         for name in each.states
     }
-    singles = [_Found(states[name], rate, 1) for name, rate in rates.items()]
     near = dict(_apart(found))
     ends = adapter.train_from(index, near).states
-    reached = {
-        each.state.name: settling.settled(near[each.state.name], ends[each.state.name], each.rate)
-        for each in singles
-    }
+    reached = {name: settling.settled(near[name], ends[name], rate) for name, rate in rates.items()}
     if stochastic:
-        reached = _mean_over_draws(adapter, index, singles, 1, reached)
+        reached = _mean_over_draws(adapter, index, rates, 1, reached)
     return [np.concatenate([reached[name] for name in each.states]) for each in found]
 
 
@@ -125,8 +121,7 @@ def _rate(found: RunningState) -> float:
 
 def _apart(found: Iterable[RunningState]) -> Iterable[tuple[str, Array]]:
     for each in found:
-        rows = np.split(each.settled, np.cumsum(each.sizes)[:-1])
-        yield from zip(each.states, rows, strict=True)
+        yield from zip(each.states, running.parts(each.settled, each.sizes), strict=True)
 
 
 # rates ------------------------------------------------------------------------------------------
@@ -219,20 +214,13 @@ def _is_settled(each: _Found, here: Values, ends: Values) -> bool:
 
 
 def _mean_over_draws(
-    adapter: Stateful, index: int, found: Sequence[_Found], passes: int, near: Values
+    adapter: Stateful, index: int, rates: Mapping[str, float], passes: int, near: Values
 ) -> dict[str, Array]:
     """The values towards which passes with stochastic layers on move the states, on average."""
     draws = [adapter.train_from(index, near, passes=passes, draw=k).states for k in range(DRAWS)]
     return {
-        each.state.name: np.mean(
-            [
-                settling.settled(near[each.state.name], ends[each.state.name], each.rate)
-                for ends in draws
-            ],
-            axis=0,
-        )
-        for each in found
-        if each.state.name in near
+        name: np.mean([settling.settled(values, ends[name], rates[name]) for ends in draws], axis=0)
+        for name, values in near.items()
     }
 
 

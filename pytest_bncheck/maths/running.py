@@ -257,6 +257,11 @@ def joined(known: Statistics, rows: Sequence[Array]) -> Statistics:
     return Statistics((*known.mean, *rows), (*known.var, *(np.empty(0) for _ in rows)))
 
 
+def parts(row: Array, sizes: Sequence[int]) -> list[Array]:
+    """The values of each state in a row of them."""
+    return np.split(row, np.cumsum(sizes)[:-1])
+
+
 def share_of_way(now: Array, start: Array, target: Array) -> float:
     """How far values still are from a target, as a share of the way there from their start.
 
