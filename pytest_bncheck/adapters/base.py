@@ -250,10 +250,20 @@ class Adapter(ABC):
     def _history(self) -> list[Statistics]:
         return []
 
+    @cached_property
+    def _read_losses(self) -> list[float]:
+        return []
+
     @property
     def losses(self) -> list[float]:
-        """The loss of every training step so far."""
-        return [float(loss) for loss in self._losses]
+        """The loss of every training step so far; each is fetched from its device once."""
+        if unread := self._losses[len(self._read_losses) :]:
+            self._read_losses.extend(self.fetched(unread))
+        return list(self._read_losses)
+
+    def fetched(self, losses: Sequence[Any]) -> list[float]:
+        """What `step` returned, as numbers; at best in one transfer from the device."""
+        return [float(loss) for loss in losses]
 
     @property
     def history(self) -> list[Statistics]:

@@ -26,6 +26,7 @@ from pytest_bncheck.adapters.torch.buffers import Buffers, parameter_places
 from pytest_bncheck.adapters.torch.data import (
     Raw,
     dtype_name,
+    on_host,
     to_tensors,
 )
 from pytest_bncheck.adapters.torch.dialect import DIALECT, RECALIBRATE
@@ -207,10 +208,13 @@ class TorchCore(Adapter):
         self._calls = self._layers.calls.counted()
         return loss.detach() if isinstance(loss, Tensor) else loss
 
+    def fetched(self, losses: Sequence[Any]) -> list[float]:
+        tensors = [torch.as_tensor(each, dtype=_exact(each)).reshape(()) for each in losses]
+        return [float(value) for value in on_host(tensors)]
+
     @property
     def history(self) -> list[Statistics]:
-        for raw in self._log[len(self._read_log) :]:
-            self._read_log.append(self._layers.biased(raw))
+        self._read_log += self._layers.biased_each(self._log[len(self._read_log) :])
         return self._adopted.history(self._read_log)
 
     @property
@@ -390,6 +394,11 @@ class TorchCore(Adapter):
             and self._passes.last_modes.get(module, True)
             and not self._layers.is_constant(name)
         }
+
+
+def _exact(loss: Any) -> torch.dtype | None:
+    """The type that keeps a loss as it is."""
+    return None if isinstance(loss, Tensor) else torch.float64
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

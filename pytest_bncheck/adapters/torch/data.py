@@ -88,8 +88,23 @@ def sizes_of(size: int | None, targets: Any) -> tuple[int, ...]:
 
 def float_outputs(outputs: Any, sizes: Sequence[int]) -> dict[str, Array]:
     """Outputs `by_sample` in float64."""
-    found = by_sample(outputs, sizes).items()
-    return {path: leaf.detach().cpu().double().numpy() for path, leaf in found}
+    found = by_sample(outputs, sizes)
+    return dict(zip(found, on_host(list(found.values())), strict=True))
+
+
+def on_host(tensors: Sequence[Tensor]) -> list[Array]:
+    """Copies in float64, in one transfer for all tensors of a type on a device."""
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for k, tensor in enumerate(tensors):
+        alike.setdefault((tensor.device, tensor.dtype), []).append(k)
+    found: dict[int, Array] = {}
+    for members in alike.values():
+        flat = torch.cat([tensors[k].detach().reshape(-1) for k in members])
+        host = flat.cpu().double().numpy()
+        ends = np.cumsum([tensors[k].numel() for k in members])[:-1]
+        for k, values in zip(members, np.split(host, ends), strict=True):
+            found[k] = values.reshape(tensors[k].shape)
+    return [found[k] for k in range(len(tensors))]
 
 
 def by_sample(outputs: Any, sizes: Sequence[int]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pytest_bncheck.adapters.torch.buffers import Buffers, Place, held, places
 from pytest_bncheck.adapters.torch.calls import CallCounter
-from pytest_bncheck.adapters.torch.data import Raw, dtype_name
+from pytest_bncheck.adapters.torch.data import Raw, dtype_name, on_host
 from pytest_bncheck.adapters.torch.internals import plain_name
 from pytest_bncheck.adapters.torch.rates import Rates, is_own
 from pytest_bncheck.maths.running import bessel
@@ -74,14 +74,21 @@ class Layers:
 
     def biased(self, raw: Raw, exact: bool = False) -> Statistics:
         """Stored statistics per layer, in float64, with biased variances unless `exact`."""
+        return self.biased_each([raw], exact)[0]
+
+    def biased_each(self, log: Sequence[Raw], exact: bool = False) -> list[Statistics]:
+        """The same of several moments, in one transfer."""
         if not self.modules:
-            return Statistics((), ())
+            return [Statistics((), ()) for _ in log]
         ends = np.cumsum(self._sizes())[:-1]
-        mean, var = (np.split(t.cpu().double().numpy(), ends) for t in raw)
         factors = [1.0 if exact else self._factor(name) for name in self.modules]
-        return Statistics(
-            tuple(mean), tuple(v / factor for v, factor in zip(var, factors, strict=True))
-        )
+        flat = iter(on_host([tensor for raw in log for tensor in raw]))
+        found = []
+        for mean, var in zip(flat, flat, strict=True):
+            rows = zip(np.split(var, ends), factors, strict=True)
+            variances = tuple(row / factor for row, factor in rows)
+            found.append(Statistics(tuple(np.split(mean, ends)), variances))
+        return found
 
     def places(self) -> list[Place]:
         """Where everything is that the layers update."""

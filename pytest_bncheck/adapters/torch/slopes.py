@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pytest_bncheck.adapters.torch.data import on_host
 from pytest_bncheck.adapters.torch.internals import parameters_by_name
 
 if TYPE_CHECKING:
@@ -42,11 +42,7 @@ def slopes(
     if not leaves:
         return [None] * len(modules)
     own = {name: _slope(pair[0], *gradients[name]) for name, pair in leaves.items()}
-    home = next(iter(own.values())).device
-    # In one transfer for all layers, as two rows: by the scale and by the offset.
-    host = torch.cat([pair.to(home) for pair in own.values()], dim=1).cpu().double().numpy()
-    ends = np.cumsum([pair.shape[1] for pair in own.values()])[:-1]
-    found_of = dict(zip(own, np.split(host, ends, axis=1), strict=True))
+    found_of = dict(zip(own, on_host(list(own.values())), strict=True))
     return [(*found_of[name],) if name in own else None for name in modules]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from pytest_bncheck.adapters.torch.buffers import (
     parameter_places,
     places,
 )
-from pytest_bncheck.adapters.torch.data import dtype_name
+from pytest_bncheck.adapters.torch.data import dtype_name, on_host
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch
 from pytest_bncheck.adapters.torch.state import overwrite
@@ -127,14 +127,34 @@ class States:
         """The states that training moved; without training all of them."""
         known = {(id(owner), key) for _, owner, key in self._layers.places()}
         moves = self._moves()
-        return [
-            self._state(k, place, moved)
-            for k, (place, moved) in enumerate(zip(self._places, moves, strict=True))
-            if (id(place[1]), place[2]) not in known
-            and (moved or not self._moved)
-            and _floats(held(*place[1:]))
-            and held(*place[1:]).shape == self._log[0][k].shape
+        found = [
+            k
+            for k, (_, owner, key) in enumerate(self._places)
+            if (id(owner), key) not in known
+            and (moves[k] or not self._moved)
+            and _floats(held(owner, key))
+            and held(owner, key).shape == self._log[0][k].shape
         ]
+        names = [self._places[k][0] for k in found]
+        logs = self._logs(found)
+        as_in_pass = self._repeated(names)
+        return [
+            self._state(k, moves[k], log, name in as_in_pass)
+            for k, name, log in zip(found, names, logs, strict=True)
+        ]
+
+    def _logs(self, found: Sequence[int]) -> list[list[Array]]:
+        """The values of some states at the start, after each step if they are kept, and now."""
+        now = {k: held(*self._places[k][1:]) for k in found}
+        rows = [[*(step[k] for step in self._log), now[k]] for k in found]
+        values = iter(on_host([tensor.reshape(-1) for row in rows for tensor in row]))
+        return [[next(values) for _ in row] for row in rows]
+
+    def _repeated(self, names: Collection[str]) -> set[str]:
+        """Those of some states that the pass before the last step moved as the step did."""
+        compared = [name for name in names if name in self._as_rehearsed]
+        same = on_host([self._as_rehearsed[name] for name in compared])
+        return {name for name, each in zip(compared, same, strict=True) if each}
 
     def _moves(self) -> list[int]:
         if not self._moved or not self._places:
@@ -143,23 +163,21 @@ class States:
         flags = torch.stack([torch.stack([f.to(home) for f in step]) for step in self._moved])
         return [int(count) for count in flags.sum(0).tolist()]
 
-    def _state(self, k: int, place: Place, moved: int) -> State:
-        name, owner, _ = place
-        module = self._owner(name, owner)
-        now = held(*place[1:])
-        values = [_flat(step[k]) for step in self._log]
+    def _state(self, k: int, moved: int, values: list[Array], as_in_pass: bool) -> State:
+        name, owner, key = self._places[k]
+        module, dtype = self._owner(name, owner), held(owner, key).dtype
         return State(
             name=name,
             owner=self._paths.get(module, ""),
             type=type(module).__name__,
             start=values[0] if self._moved else None,
-            stop=_flat(now),
-            log=values[1:] if self._moved and self._keeps else (),
+            stop=values[-1],
+            log=values[1:-1] if self._moved and self._keeps else (),
             moves=moved,
             calls=self._calls[module],
-            as_in_pass=name in self._as_rehearsed and bool(self._as_rehearsed[name]),
-            resolution=torch.finfo(now.dtype).eps,
-            dtype=dtype_name(now.dtype),
+            as_in_pass=as_in_pass,
+            resolution=torch.finfo(dtype).eps,
+            dtype=dtype_name(dtype),
         )
 
     def _owner(self, name: str, owner: object) -> nn.Module:
@@ -173,11 +191,9 @@ class States:
 
     def read(self, names: Collection[str] | None = None) -> dict[str, Array]:
         """Values of some states now, or of all."""
-        return {
-            name: _flat(held(owner, key))
-            for name, owner, key in self._places
-            if names is None or name in names
-        }
+        wanted = [place for place in self._places if names is None or place[0] in names]
+        values = on_host([held(owner, key).reshape(-1) for _, owner, key in wanted])
+        return {name: row for (name, _, _), row in zip(wanted, values, strict=True)}
 
     def write(self, values: Mapping[str, Array]) -> None:
         """Set some states."""
@@ -267,8 +283,3 @@ def equal_if_alike(one: Tensor, other: Tensor) -> Tensor:
 
 def _floats(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
-
-
-def _flat(tensor: Tensor) -> Array:
-    flat: Array = tensor.detach().reshape(-1).cpu().double().numpy().copy()
-    return flat

@@ -112,13 +112,14 @@ class _LossStep:
         """The loss, after forward and backward."""
         __tracebackhide__ = True
         assert self._optimizer is not None
-        self._optimizer.zero_grad()
         loss = self._criterion(self._forward(batch), targets_of(self._model, batch))
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise hints.no_loss(
                 "loss: expected one number that depends on the model's parameters, a tensor "
                 f"with a gradient; got {_describe(loss)}"
             )
+        # Only now: else the memory of gradients goes to the forward pass, and is fetched anew.
+        self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
