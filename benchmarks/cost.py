@@ -6,8 +6,6 @@ The same 20 training steps on 8 images of 64 x 64, and the two forwards that a c
 modes needs at least, with and without the plugin around them, in alternating pairs. Each
 measurement is a process of its own: in one process whoever comes second trains in memory that the
 first has used. It is in CPU seconds on one thread, which other work on the machine disturbs least.
-And glibc keeps freed memory: else it is chance whether it gives pages back and fetches them again
-in every step, a fifth of the whole on either side.
 
 The statistics converge (momentum 0.45, Adam(1e-4)), so no failure is diagnosed; `diagnosis.py`
 measures that. Of 32 values per channel the variance is known to 3 % only, which multiplies over 151
@@ -19,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -36,7 +33,6 @@ from pytest_bncheck import check
 from pytest_bncheck.report import Report
 
 STEPS = 20
-KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 LIMIT = 1.10
 OPTIMIZER = partial(torch.optim.Adam, lr=1e-4)
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
@@ -51,7 +47,6 @@ def main() -> int:
         what, depth, side = options.measure
         print(json.dumps(_measured(what, int(depth), int(side))))
         return 0
-    os.environ.update(KEPT)
     side, repeats = ("32", 1) if options.smoke else ("64", 5)
     print(f"check / bare loop of {STEPS} steps and 2 forwards: median [least, most]")
     dear = False

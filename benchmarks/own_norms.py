@@ -30,6 +30,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
+from own_norms_table import Row, Truth, judge, table
+
 from own_layers import CONVENTIONS, PLACES, READS, RULES, own_norm
 from own_steps import Distilled, Steps, own_norms
 from pytest_bncheck import check
@@ -258,24 +260,6 @@ def _sequences(seed: int) -> tuple[Tensor, Tensor]:
 # truth ------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Truth:
-    """What plain code measures of a case.
-
-    Attributes
-    ----------
-    state
-        ``"broken"``, ``"healthy"``, or empty where it lies between.
-    rates, weights
-        Of each layer by hand, where it is broken: α of an update, and what is left of the initial
-        value.
-    """
-
-    state: str
-    rates: dict[str, float | None]
-    weights: dict[str, float]
-
-
 def truth(case: Case) -> Truth:
     model, first = case.train()
     inputs, targets = case.batch
@@ -338,65 +322,15 @@ def _weights(case: Case, model: nn.Module) -> dict[str, float]:
 # judging ----------------------------------------------------------------------------------------
 
 
-@dataclass
-class Row:
-    """What came out for one design and memory."""
-
-    right: int = 0
-    tried: int = 0
-    out: int = 0
-    rate: float = 0.0
-    weight: float = 0.0
-
-
-def judge(case: Case, row: Row) -> str:
+def judged(case: Case, row: Row) -> str:
     """What is wrong with the check's answer; empty if nothing is, or if the case is left out."""
     measured = truth(case)
     if not measured.state or (case.memory == "settled" and measured.state == "broken"):
         row.out += 1
         return ""
-    row.tried += 1
     model = case.build()
     report = check(model, case.batch, steps=case.steps, **case.options(model))
-    codes = [f"{f.code} ({f.severity})" for f in report.findings]
-    if measured.state == "healthy":
-        wrong = f"healthy, but {', '.join(codes)}" if codes else ""
-    elif codes != ["BN101 (error)"]:
-        wrong = f"broken, but {', '.join(codes) or report.verdict}"
-    else:
-        wrong = _numbers(report, measured, row)
-    row.right += not wrong
-    return wrong
-
-
-def _numbers(report: Any, measured: Truth, row: Row) -> str:
-    """Whether the layers have the rates and the weights that plain code measures."""
-    wrong = []
-    for name, weight in measured.weights.items():
-        layers = [layer for layer in report.layers if f"{layer.name}.".startswith(f"{name}.")]
-        if not layers:
-            wrong.append(f"no row for {name}")
-        for layer in layers:
-            off = abs((layer.initial_weight or 0.0) - weight)
-            row.weight = max(row.weight, off)
-            if off > 0.02:
-                wrong.append(f"{name}: weight {layer.initial_weight}, truth {weight:.4f}")
-            rate = measured.rates[name]
-            if rate is None:
-                continue
-            far = abs((layer.update_rate or 0.0) / rate - 1)
-            row.rate = max(row.rate, far)
-            if far > 0.02:
-                wrong.append(f"{name}: rate {layer.update_rate}, truth {rate:.5f}")
-    found = report.findings[0]
-    blamed = [
-        name
-        for name in measured.weights
-        if not any(f"{o}.".startswith(f"{name}.") for o in found.layers)
-    ]
-    if blamed:
-        wrong.append(f"{', '.join(blamed)} not named")
-    return "; ".join(wrong)
+    return judge(report, measured, row)
 
 
 def main() -> int:
@@ -412,22 +346,9 @@ def main() -> int:
             if options.smoke and (case.kind, case.seed) != ("mlp", 0):
                 continue
             row = rows.setdefault((design.name, case.memory), Row())
-            if wrong := judge(case, row):
+            if wrong := judged(case, row):
                 print(f"  {case}: {wrong}", flush=True)
-    return _table(rows, fewest=0 if options.smoke or options.only else FEWEST)
-
-
-def _table(rows: dict[tuple[str, str], Row], fewest: int) -> int:
-    columns = "{:<32}{:>9}{:>8}{:>8}{:>10}{:>10}{:>10}"
-    print(columns.format("design", "memory", "tried", "right", "left out", "rate off", "w0 off"))
-    for (name, memory), row in rows.items():
-        numbers = f"{row.rate:.4f}", f"{row.weight:.4f}"
-        print(columns.format(name, memory, row.tried, row.right, row.out, *numbers))
-    tried = sum(row.tried for row in rows.values())
-    right = sum(row.right for row in rows.values())
-    kinds = sum(row.tried > 0 for row in rows.values())
-    print(f"{right} of {tried} right, {kinds} designs and memories")
-    return int(right < tried or kinds < fewest)
+    return table(rows, fewest=0 if options.smoke or options.only else FEWEST)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ RUNS = (
     ("fuzz.py",),
     ("checkpoints.py",),
     ("own_norms.py",),
+    ("own_norms_keras.py",),
     ("memory.py",),
     ("memory.py", "--framework", "keras"),
     ("culprits.py",),

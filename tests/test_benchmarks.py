@@ -23,6 +23,7 @@ SCRIPTS = {
     "keras_cost": "2 steps",
     "memory": "copies more",
     "own_norms": "designs and memories",
+    "own_norms_keras": "designs and memories",
     "remedies": "all",
     "scaling": "-n 2",
     "startup": "start-up",
@@ -30,7 +31,7 @@ SCRIPTS = {
 }
 
 
-PARTS = {"run", "pairs", "nets_torch", "nets_keras"}
+PARTS = {"run", "pairs", "nets_torch", "nets_keras", "own_norms_table"}
 LONG = {"keras_story"}  # fits a ResNet-50 as its user does, which compiles for minutes
 
 
