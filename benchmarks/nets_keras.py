@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -51,21 +52,28 @@ class ByHand:
         self._train = tf.function(lambda: model(self._images, training=True))
         self._eval = tf.function(lambda: model(self._images, training=False))
 
-    def update(self) -> None:
-        """One more update of the running statistics."""
-        self._train()
+    @contextmanager
+    def restored(self) -> Iterator[ByHand]:
+        """The model ends as it began."""
+        saved = self._model.get_weights()
+        try:
+            yield self
+        finally:
+            self._model.set_weights(saved)
+
+    def update(self, times: int) -> None:
+        """More updates of the running statistics."""
+        for _ in range(times):
+            self._train()
 
     def predict(self, training: bool) -> np.ndarray:
         if not training:
             return self._eval().numpy().astype("float64")
-        saved = self._model.get_weights()
-        outputs = self._train().numpy().astype("float64")
-        self._model.set_weights(saved)
-        return outputs
+        with self.restored():
+            return self._train().numpy().astype("float64")
 
     def recalibrate(self) -> None:
-        for _ in range(2000):
-            self._train()
+        self.update(2000)
 
 
 def _conv(x: Any, width: int, momentum: float) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,19 +47,26 @@ class ByHand:
     def __init__(self, model: nn.Module, batch: tuple[Any, Any]) -> None:
         self._model, self._images = model, batch[0]
 
-    def update(self) -> None:
-        """One more update of the running statistics."""
+    @contextmanager
+    def restored(self) -> Iterator[ByHand]:
+        """The model ends as it began."""
+        saved = {key: value.clone() for key, value in self._model.state_dict().items()}
+        try:
+            yield self
+        finally:
+            self._model.load_state_dict(saved)
+
+    def update(self, times: int) -> None:
+        """More updates of the running statistics."""
         self._model.train()
         with torch.no_grad():
-            self._model(self._images)
+            for _ in range(times):
+                self._model(self._images)
 
     def predict(self, training: bool) -> np.ndarray:
-        saved = {key: value.clone() for key, value in self._model.state_dict().items()}
         self._model.train(training)
-        with torch.no_grad():
-            outputs = self._model(self._images).double().numpy()
-        self._model.load_state_dict(saved)
-        return outputs
+        with self.restored(), torch.no_grad():
+            return self._model(self._images).double().numpy()
 
     def recalibrate(self) -> None:
         torch.optim.swa_utils.update_bn([self._images], self._model)

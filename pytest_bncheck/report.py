@@ -102,11 +102,22 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Remedies:
-    """What would cure the running statistics; None where unknown or not computed."""
+    """What would cure the running statistics; None where unknown or not computed.
+
+    Attributes
+    ----------
+    further_updates, silent_updates
+        Training steps until the check would not fail any more, and until it would find nothing.
+    momentum
+        With which the same training would have passed, in the framework's own sense.
+    recalibrates
+        Whether statistics that are re-estimated cure the prediction.
+    """
 
     further_updates: int | None = None
     momentum: float | None = None
     recalibrates: bool | None = None
+    silent_updates: int | None = None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Remedies:
     ----------
     further_updates
         Training steps until the prediction would pass, with the weights as they are.
+    silent_updates
+        The same until nothing at all would be found.
     sufficient_rates
         Total steps -> smallest update rate that would have passed (None: no rate does). Two keys:
         the steps made, and more with frozen weights.
@@ -48,6 +50,7 @@ class Remedies:
     """
 
     further_updates: int | None = None
+    silent_updates: int | None = None
     sufficient_rates: Mapping[int, float | None] = field(default_factory=dict)
     gaps_after: Mapping[int, float | None] = field(default_factory=dict)
     gaps_at: Mapping[float, float | None] = field(default_factory=dict)

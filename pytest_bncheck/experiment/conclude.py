@@ -162,6 +162,7 @@ def _remedies(evidence: Evidence) -> Remedies | None:
         further_updates=remedies.further_updates,
         momentum=None if rate is None else evidence.dialect.momentum_of(rate),
         recalibrates=None if recalibrated is None else not evidence.fails(recalibrated),
+        silent_updates=remedies.silent_updates,
     )
 
 

@@ -287,7 +287,7 @@ def _diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Comp
     judgement = measured
     if measured.cured_by_planning:
         updates = remedies.further_updates(measured.typical, typical.predict_with)
-        cure = Remedies(updates.enough, gaps_after=updates.gaps)
+        cure = Remedies(updates.enough, updates.silent, gaps_after=updates.gaps)
     if measured.looks_off or _may_explain_path(measured):
         recalibrated = panel.predict_with(passes.noisy_batch, observe=True)
         judgement = dataclasses.replace(measured, compared=passes.compared(recalibrated))

@@ -17,9 +17,11 @@ def longer_training(evidence: Evidence, layer: Layer) -> str | None:
     if more is not None:
         made = evidence.training.made
         in_all = "" if made is None else f", {made + more} in all"
+        silent = evidence.diagnosis.remedies.silent_updates
+        calm = f", and without a warning after {silent}" if silent and silent > more else ""
         return (
             f"Train for at least {more} more updates{in_all}: with the weights as they are now, "
-            "eval mode passes then."
+            f"eval mode passes then{calm}."
         )
     until = updates_until(layer.update_rate, SETTLED)
     if until is None or layer.momentum is None:
