@@ -53,12 +53,16 @@ class PlainAttributes:
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
-        """Give changed attributes their first values back for the time of a ``with`` block."""
+        """Give changed attributes their first values back for the time of a ``with`` block.
+
+        What the block changes goes back, too: the counter of a training pass is no trace of eval.
+        """
         changed = self.changed()
         self._set(self._first(changed))
         try:
             yield
         finally:
+            self.put_back()
             self._set(changed)
 
     def sticky(self, outputs: Callable[[], Mapping[str, Array]], noise: float) -> list[str]:

@@ -14,8 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
 
-STRAIGHT = 1e-3
-"""Largest difference of 1-α over the values of a state, without rounding."""
+STRAIGHT, OF_RATE = 1e-3, 0.01
+"""Largest difference of 1-α over the values of a state, without rounding, and as a share of α."""
 
 ROUNDINGS = 8.0
 """Spacings of floating-point numbers that count as rounding."""
@@ -60,8 +60,9 @@ def rate(starts: Sequence[Array], ends: Sequence[Array], resolution: float) -> f
             return None
         kept = float((move * shift).sum() / np.square(shift).sum())
         size = np.max(np.abs([*starts, *ends]), axis=0)
+        straight = min(STRAIGHT, OF_RATE * abs(1.0 - kept))
         for each, moved in zip(shifts, moves, strict=True):
-            allowed = STRAIGHT * np.abs(shift) + ROUNDINGS * resolution * size
+            allowed = straight * np.abs(shift) + ROUNDINGS * resolution * size
             if not (np.abs(moved - kept * each) <= allowed).all():
                 return None
     found = 1.0 - kept

@@ -169,6 +169,7 @@ class Builder:
         self.momentum: float | None = self.rng.choice((0.1, 0.1, 0.15, 0.2, 0.3))
         self.affine = 0.8
         self.by_hand: Callable[[int], nn.Module] | None = None
+        self.alike = True
 
     def norm(self, channels: int) -> nn.Module:
         if self.by_hand:
@@ -209,7 +210,8 @@ class Builder:
         return nn.Sequential(self.conv(c, c), nn.GroupNorm(4, c), self.act())
 
     def shared(self, c: int) -> nn.Module:
-        return Twins(self.plain(c))
+        body = self.plain(c)
+        return Twins(body) if self.alike else body
 
     def blocks(self, *, kinds: tuple[str, ...] = ()) -> list[nn.Module]:
         """A stem and one to three blocks."""

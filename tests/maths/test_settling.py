@@ -100,3 +100,16 @@ def test_the_initial_weight_of_states_from_0_and_from_1(seed: int, weight: float
 def test_settled_states_hold_nothing_of_their_start() -> None:
     settled = np.array([2.0, 3.0])
     assert initial.fit_values([(settled, settled)])[0].weight == 0.0
+
+
+@given(SEEDS, st.sampled_from([0.001, 0.003, 0.01, 0.1]))
+def test_a_small_rate_hides_no_dependence(seed: int, alpha: float) -> None:
+    """What is displaced beside a state moves it too, in proportion to the rate as all does."""
+    state, batch = state_and_batch(seed)
+    starts = starts_of(state)
+    beside = [settling.away(start) for start in starts]  # as the mean beside a variance
+    ends = [
+        start + alpha * (batch + 0.3 * other - start)
+        for start, other in zip(starts, beside, strict=True)
+    ]
+    assert settling.rate(starts, ends, FLOAT32) is None

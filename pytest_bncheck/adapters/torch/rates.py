@@ -18,15 +18,13 @@ from torch import Tensor, nn
 from pytest_bncheck.adapters.random_state import RandomState
 from pytest_bncheck.adapters.torch.data import leaves
 from pytest_bncheck.adapters.torch.state import Snapshot
+from pytest_bncheck.maths import settling
 
 _Setting: TypeAlias = tuple[str, tuple[tuple[str, bool], ...]]
 """A layer's name and its flags: one of them may say that a call is not to be tracked."""
 
 SAME = 1e-4
 """Largest relative difference of outputs that count as equal."""
-
-STRAIGHT = 1e-3
-"""Largest difference of 1-α over the channels of a layer, without rounding."""
 
 OWN = 0.01
 """How far a measured rate may be from the layer's momentum, relative."""
@@ -174,18 +172,14 @@ def measure(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Meas
     depends = not all(_same(outputs[0], other) for other in outputs[1:])
     if all(torch.equal(start, end) for start, end in zip(starts, ends, strict=True)):
         return Measured(0.0, depends)
-    shift, moved = away - now, ends[2] - ends[0]
-    kept = float((moved * shift).sum() / (shift * shift).sum())
-    rounding = ROUNDINGS * torch.finfo(module.running_var.dtype).eps
-    allowed = (STRAIGHT + rounding) * shift
-    straight = all(
-        bool(((end - ends[0] - kept * (start - now)).abs() <= allowed).all())
-        for start, end in zip(starts[1:], ends[1:], strict=True)
+    rate = settling.rate(
+        [start.numpy() for start in starts],
+        [end.numpy() for end in ends],
+        torch.finfo(module.running_var.dtype).eps,
     )
-    rate = 1.0 - kept
-    if not (straight and 0.0 < rate <= 1.0 + STRAIGHT):
+    if rate is None:
         return Measured(None, depends)
-    return Measured(min(rate, 1.0), depends, ends[1][module.running_mean.numel() :] / rate)
+    return Measured(rate, depends, ends[1][module.running_mean.numel() :] / rate)
 
 
 def _is_biased(variance: Tensor, args: Sequence[Any]) -> bool:

@@ -263,3 +263,13 @@ def test_padding_that_eval_mode_fills_with_zeros(dropout, masked):
     t[torch.arange(10) >= lengths[:, None]] = 0
     report = check(Padded(dropout, masked), (t, y), steps=40)
     assert [f.code for f in report.findings] == ([] if masked else ["BN201"]), str(report)
+
+
+@pytest.mark.parametrize("place", ["dict", "parameter"])
+def test_a_variance_around_the_running_mean_at_a_small_rate(place):
+    """Displacing all states at once moves it hardly more than its rate does."""
+    model = Net("mlp", 0, norm=own_norm("MyNorm", rate=0.001, rule="coupled", place=place))
+    report = check(model, data("mlp", 0), steps=60, optimizer=FAST)
+    assert sole(report, "BN101").severity == "error"
+    assert rows_of(report) == NORMS
+    assert [layer.update_rate for layer in report.layers] == pytest.approx([0.001] * 2, rel=0.02)
