@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths.running import FORGETFUL, SETTLED, updates_until
+from pytest_bncheck.maths.running import SETTLED, updates_until
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.types import Layer
 
@@ -86,8 +86,7 @@ def set_rate(evidence: Evidence, layer: Layer, rate: float) -> str:
 
 def _enough(evidence: Evidence, layer: Layer, steps: int, rate: float) -> str:
     """``momentum 0.8 should suffice for 20 steps``."""
-    only = " (which remembers the last batches only)" if rate >= FORGETFUL else ""
-    momentum = f"{words.memory(evidence, layer, rate)}{only}"
+    momentum = words.memory(evidence, layer, rate)
     if steps > (evidence.training.made or 0):
         return f"{momentum} should suffice for {words.plural(steps, 'step')}"
     return f"{momentum} would have sufficed for {_made(evidence)}"
