@@ -261,10 +261,13 @@ def _draws_norm(b: Builder, rate: float, *, reads: bool = False, **choices: Any)
     rules = [rule for rule in RULES if reads or rule not in READS]
     rule = b.rng.choice(rules)
     b.alike = rule != "whitening"  # two views have the same moments, and other covariances
+    place = b.rng.choice(PLACES)
+    if rule == "whitening" and place == "stacked":
+        place = "in place"  # mean and covariance have different shapes
     b.by_hand = own_norm(
         "OwnNorm",
         rule=rule,
-        place=b.rng.choice(PLACES),
+        place=place,
         convention=b.rng.choice(list(CONVENTIONS)),
         spelling=b.rng.randrange(5),
         rate=rate,
