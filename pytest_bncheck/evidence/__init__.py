@@ -116,12 +116,15 @@ class Evidence(Judgement):
 
         Once it settled, eval mode repeats training mode.
         """
-        known = any(layer.states for layer in self.layers)
+        rows = zip(self.layers, self.passes.calls.training, strict=True)
+        calls = [count for layer, count in rows if layer.states]
         left, whole = self.surviving_gap, self.judged_gap
-        if not known or left is None:
+        if not calls or left is None:
             return False
-        # An unbiased variance that is stored leaves a little, which no decision feels.
-        little = left <= USUAL_GAP and not self.fails(self.diagnosis.replaced)
+        # An unbiased variance that is stored leaves a little, which no decision feels, and so does
+        # one average over several calls, each of which normalises with its own statistics.
+        allowed = USUAL_GAP if max(calls) <= 1 else self.gap_limit
+        little = left <= allowed and not self.fails(self.diagnosis.replaced)
         return little or left <= max(REPRODUCED, (whole or 0.0) / 5.0)
 
     @property
