@@ -260,7 +260,7 @@ def _draws_norm(b: Builder, rate: float, *, reads: bool = False, **choices: Any)
     """The net is to be normalised by hand, in some way."""
     rules = [rule for rule in RULES if reads or rule not in READS]
     rule = b.rng.choice(rules)
-    b.alike = rule != "whitening"  # two views have the same moments, and other covariances
+    b.alike = rule in OF_MOMENTS
     place = b.rng.choice(PLACES)
     if rule == "whitening" and place == "stacked":
         place = "in place"  # mean and covariance have different shapes
@@ -439,6 +439,9 @@ HEALTHY_BY_HAND = (own_settled, own_settled, own_settled, own_seldom, teacher, f
                    scheduled, sharpness_aware, frozen_late, time_first)  # fmt: skip
 FAULTS_BY_HAND = (own_slow, own_slow, own_slow, own_other_path, scheduled_slow, taught_slow,
                   time_first_slow)  # fmt: skip
+OF_MOMENTS = ("moments", "unbiased", "deviation", "second moment", "power", "mean only",
+              "log variance", "coupled", "renorm", "observer")  # fmt: skip
+"""What two views of a batch have in common; ranges, medians and covariances they have not."""
 BY_HAND = 100_000
 """The first seed of nets that may be by hand; those before stay as they were."""
 
