@@ -29,6 +29,8 @@ RUNS = (
     ("checkpoints.py",),
     ("own_norms.py",),
     ("own_norms_keras.py",),
+    ("zoo.py",),
+    ("zoo.py", "--framework", "keras"),
     ("memory.py",),
     ("memory.py", "--framework", "keras"),
     ("culprits.py",),

@@ -28,15 +28,17 @@ SCRIPTS = {
     "scaling": "-n 2",
     "startup": "start-up",
     "three_images": "20 epochs at momentum",
+    "zoo": "2 architectures",
 }
 
 
-PARTS = {"run", "pairs", "nets_torch", "nets_keras", "own_norms_table"}
+PARTS = {"run", "pairs", "own_norms_table"}
+NETS = {"nets_torch", "nets_keras", "zoo_torch", "zoo_keras"}
 LONG = {"keras_story"}  # fits a ResNet-50 as its user does, which compiles for minutes
 
 
 def test_every_benchmark_is_run() -> None:
-    others = PARTS | LONG | {"gpu"}  # see test_gpu.py
+    others = PARTS | NETS | LONG | {"gpu"}  # see test_gpu.py
     assert {path.stem for path in FOLDER.glob("*.py")} == {*SCRIPTS} | others
 
 

@@ -72,6 +72,8 @@ class Passes:
         explains that. The statistics are then judged on the path of eval mode.
     shares_state
         Whether both modes read running state of no known layer, and nearly agree.
+    splits
+        Whether the training path runs some layer on parts of a batch that eval mode leaves whole.
     projection
         Eval mode after the planned updates, where they are declared.
     mini_batches
@@ -93,6 +95,7 @@ class Passes:
     sticky: Sequence[str] = ()
     own_path: bool = False
     shares_state: bool = False
+    splits: bool = False
     projection: Projection | None = None
     mini_batches: MiniBatches | None = None
 

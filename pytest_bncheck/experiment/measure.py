@@ -27,6 +27,7 @@ from pytest_bncheck.experiment.panel import Panel, averaged, joined
 from pytest_bncheck.maths import predictions, running
 from pytest_bncheck.maths.verdict import USUAL_DISTORTION, USUAL_GAP
 from pytest_bncheck.types import (
+    Calls,
     InputError,
     Layer,
     Modes,
@@ -188,6 +189,7 @@ def _run_passes(
         sticky=sticky,
         own_path=train is not first.prediction and not found and bool(adapter.layers()),
         shares_state=shares,
+        splits=_has_more(on_path.calls, first.calls),
     )
     if panel.size > 1:
         passes = _measure_all(adapter, panel, passes, found)
@@ -217,6 +219,12 @@ def _reference(
     scatter = [predictions.gap(each.outputs, mean.outputs) or 0.0 for each in draws]
     allowed = max(PATH_GAP, adapter.noise) + 2.0 * max(scatter)
     return first if apart <= allowed else mean
+
+
+def _has_more(on_path: Calls, first: Calls) -> bool:
+    """Whether some layer is called more often on the training path than on that of eval mode."""
+    pairs = zip(on_path.training, first.training, strict=False)
+    return any(more > once > 0 for more, once in pairs)
 
 
 def _find_states(

@@ -91,7 +91,8 @@ class EvalPathDiffers(Rule):
         other = worse or train
         gap = evidence.compared.gap(other, path) or 0.0
         allowed = evidence.passes.allowed_path_gap
-        if worse is None and (gap <= allowed or evidence.passes.shares_state):
+        by_design = evidence.passes.shares_state or evidence.passes.splits  # as ghost batches
+        if worse is None and (gap <= allowed or by_design):
             return None
         which = "the same batch statistics" if other is train else "converged statistics"
         seen = other if evidence.stream else evidence.recalibrated or other

@@ -366,3 +366,22 @@ def test_normalisation_that_stays_on_by_design(kind):
     assert set(suppressed(report).values()) == {design}
     report = check(Net(kind, norm=Adapting), data(kind), steps=150, intended="stochastic-eval")
     assert codes(report) == ["BN301"], str(report)
+
+
+def deep(seed: int) -> nn.Module:
+    """So deep that small distortions of many layers cost a quarter of the answers."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for _ in range(16):
+        layers += [nn.Linear(64, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU()]
+    return nn.Sequential(nn.Linear(8, 64), *layers, nn.Dropout(0.2), nn.Linear(64, 4))
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore": {"BN106": "small on purpose"}}])
+def test_few_values_hide_no_lag(options: Any) -> None:
+    """Ignored or not: what converged statistics bring back is an error of its own."""
+    model = deep(1)
+    batch = torch.randn(32, 8), torch.arange(32) % 4
+    optimizer = partial(torch.optim.SGD, lr=0.2, momentum=0.9)
+    report = check(model, batch, steps=60, optimizer=optimizer, **options)
+    assert [(f.code, f.severity) for f in report.findings] == [("BN102", "error")], str(report)

@@ -330,7 +330,7 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             outcome = self._passes.run(batch, mode, self._training.modes(), observe=observe)
             if mode is Mode.TRAINING:
                 return Pass(None, self._batch_statistics(outcome))
-            return Pass(self._prediction(batch, outcome))
+            return Pass(self._prediction(batch, outcome), calls=calls_of(outcome.records))
 
     def _with_batch_statistics(self, index: int) -> Pass:
         __tracebackhide__ = True

@@ -186,3 +186,23 @@ def test_regression(kind, seed):
     inputs, labels = data(kind, seed)
     targets = np.eye(CLASSES)[labels] * 3.0 - 1.0
     silent(check(net(kind, seed), (inputs, targets), steps=120, optimizer=fast(), seed=seed))
+
+
+class Parts(L.Layer):
+    """Ghost batches of sixteen around a layer of Keras."""
+
+    def __init__(self, norm, name):
+        super().__init__(name=name)
+        self.norm = norm
+
+    def call(self, x, training=None):
+        if not training:
+            return self.norm(x, training=False)
+        parts = keras.ops.split(x, 2)
+        return keras.ops.concatenate([self.norm(part, training=True) for part in parts])
+
+
+@KIND
+def test_ghost_batches_around_a_layer(kind):
+    report = run(net(kind, 0, lambda name: Parts(batch_norm()("inner"), name)), kind, 0, steps=60)
+    assert report.verdict == "pass", str(report)

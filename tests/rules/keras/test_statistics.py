@@ -90,3 +90,14 @@ def test_frozen_variables_do_not_freeze_statistics(kind, seed):
     report = check(model, (inputs, labels), steps=100, optimizer=fast(5e-2), seed=seed)
     finding = sole(report, "BN107")
     assert finding.layers == [f"base/{name}" for name in NORMS[kind]]
+
+
+def test_weights_that_rest_are_not_said_to_move():
+    """A memory of one batch, and dropout that draws: no lag, whatever the gap."""
+    inner = net("functional", 0, batch_norm(0.0))
+    model = keras.Sequential([keras.Input((20,)), keras.layers.Dropout(0.1), inner])
+    model.compile(fast(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(*data("functional", 0), epochs=40, batch_size=32, verbose=0)
+    model.optimizer.learning_rate = 0.0
+    report = check(model, data("functional", 0), steps=20)
+    assert "BN102" not in {finding.code for finding in report.findings}, str(report)

@@ -261,3 +261,25 @@ class Recurrent(nn.Module):
 @SEED
 def test_recurrent_with_dropout(cell, seed):
     passes(Recurrent(cell, seed), data("mlp", seed), seed=seed, steps=300)
+
+
+class Parts(nn.Module):
+    """The same around a layer of PyTorch."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.norm(x)
+        return torch.cat([self.norm(part) for part in x.split(16)])
+
+
+@KIND
+@SEED
+def test_ghost_batches_around_a_layer(kind, seed):
+    plain = nn.BatchNorm1d if kind == "mlp" else nn.BatchNorm2d
+    model = Net(kind, seed, norm=lambda channels: Parts(plain(channels)))
+    report = check(model, data(kind, seed, 64), steps=150, seed=seed)
+    assert report.verdict == "pass", str(report)
