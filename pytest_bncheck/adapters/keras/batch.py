@@ -56,7 +56,7 @@ class Batch:
         leaves = keras.tree.flatten(self.whole if self.inputs is None else self.inputs)
         self.size = next((shape[0] for shape in map(_shape, leaves) if shape), None)
         if self.size == 0:
-            raise no_samples(self.whole)
+            raise no_samples(self._given)
         if recipe.train_step is None and not has_custom_step(model):
             self._refuse_rows()
 
@@ -79,16 +79,16 @@ class Batch:
         targets = keras.tree.flatten(self.targets)
         weights = [] if self.weights is None else keras.tree.flatten(self.weights)
         if any(isinstance(leaf, (int, float)) or _shape(leaf) == () for leaf in targets):
-            raise one_sample(self.whole)
+            raise one_sample(self._given)
         for name, leaves in (("targets", targets), ("sample weights", weights)):
             for leaf in leaves:
                 shape = _shape(leaf)
                 if name != "targets" and shape is None:
-                    raise InputError(f"batch: its {name} are {kind(leaf)} ({seen(self.whole)})")
+                    raise InputError(f"batch: its {name} are {kind(leaf)} ({seen(self._given)})")
                 if shape and self.size is not None and shape[0] != self.size:
                     raise InputError(
                         f"batch: its inputs have {plural(self.size, 'sample')}, its {name} "
-                        f"{shape[0]}; they have to be as many ({seen(self.whole)})"
+                        f"{shape[0]}; they have to be as many ({seen(self._given)})"
                     )
 
     @property

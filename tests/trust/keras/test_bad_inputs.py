@@ -17,6 +17,13 @@ L = keras.layers
 FIRST = keras.backend.backend() == "tensorflow"
 """The page shows what this backend gives; others say the same of what the plugin refuses."""
 
+OTHERWISE = {
+    "a layer",  # is a module of PyTorch on that backend
+    "labels with one axis too many",  # JAX has no integers of 64 bits
+    "a loss without a gradient",  # on JAX the gradient is zero; elsewhere the backend is named
+}
+"""What other backends cannot or need not refuse with the same words."""
+
 
 @pytest.mark.parametrize("group", ["keras checks", "keras"])
 def test_checks(group: str) -> None:
@@ -26,9 +33,14 @@ def test_checks(group: str) -> None:
         compare(group, rows, errors)
         return
     said = {what: error for what, (_, error) in written(group).items()}
-    for row, error in zip(rows, errors, strict=True):
-        raw = "pytest-bncheck: raised in" in said[row.what]
-        assert raw or cell(error) == said[row.what], row
+    others = {
+        row.what: error
+        for row, error in zip(rows, errors, strict=True)
+        if row.what not in OTHERWISE
+        and "pytest-bncheck: raised in" not in said[row.what]  # the framework's own words
+        and cell(error) != said[row.what]
+    }
+    assert not others, others
 
 
 def test_both_frameworks_refuse_with_the_same_words() -> None:
@@ -40,8 +52,8 @@ def test_both_frameworks_refuse_with_the_same_words() -> None:
 
 def net(outputs: int = 3) -> Any:
     keras.utils.set_random_seed(0)
-    layers = [L.Dense(8), L.BatchNormalization(name="norm"), L.ReLU(), L.Dense(outputs)]
-    return keras.Sequential([keras.Input((4,), name="image"), *layers])
+    layers = [L.Dense(8, name="first"), L.BatchNormalization(name="norm"), L.ReLU()]
+    return keras.Sequential([keras.Input((4,), name="image"), *layers, L.Dense(outputs)])
 
 
 def compiled(loss: Any = "sparse_categorical_crossentropy") -> Any:
