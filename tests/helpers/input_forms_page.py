@@ -43,6 +43,6 @@ def compare(title: str, lines: list[str]) -> None:
 
 def understood(form: Form, names: dict[str, Any]) -> None:
     """The model was trained on this batch, and its slow statistics were judged."""
-    report = eval(form.call[:-1] + ", steps=4)", names)
-    assert report.steps == 4
+    report = eval(form.call[:-1] + ", steps=3)", names)
+    assert report.steps == 3
     assert "BN101" in [finding.code for finding in report.findings], (form, str(report))

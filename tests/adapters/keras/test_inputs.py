@@ -64,7 +64,7 @@ class Distiller(Around):
     """Learns from the inputs; `compute_loss` gets them as `fit` gives them."""
 
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, *_: Any, **__: Any):
-        return ops.mean((y_pred - ops.mean(x, axis=-1, keepdims=True)) ** 2)
+        return ops.mean((y_pred - x[:, :3]) ** 2)
 
 
 class Penalty(L.Layer):
