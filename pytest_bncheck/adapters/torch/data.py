@@ -186,7 +186,7 @@ def without_rows(outputs: Any, sizes: Sequence[int]) -> frozenset[str]:
 
 def _floating(outputs: Any, sizes: Sequence[int]) -> Iterator[tuple[str, Tensor, int | None]]:
     for path, each in leaves(outputs):
-        leaf = _dense(each)
+        leaf = _numbers(each)
         if leaf is not None:
             leaf = torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
             axis = axis_of_samples(leaf.shape, sizes)
@@ -203,23 +203,29 @@ def mean_output(outputs: Any, sizes: Sequence[int]) -> Any:
         return None
 
     def mean(leaf: Any) -> Any:
-        dense = _dense(leaf)
-        axis = None if dense is None else axis_of_samples(dense.shape, sizes)
-        if dense is None or axis is None:
+        found = _numbers(leaf)
+        axis = None if found is None else axis_of_samples(found.shape, sizes)
+        if found is None or axis is None:
             return leaf
-        return dense.mean(dim=axis, keepdim=True).expand_as(dense).contiguous()
+        return found.mean(dim=axis, keepdim=True).expand_as(found).contiguous()
 
     return _map(outputs, mean)
 
 
-def _dense(leaf: Any) -> Tensor | None:
+def _numbers(leaf: Any) -> Tensor | None:
     """A tensor of floating or complex numbers that has an axis, not sparse; None for the rest."""
     if not isinstance(leaf, Tensor) or leaf.is_nested or not leaf.dim():
         return None
     if not (leaf.is_floating_point() or leaf.is_complex()):
         return None
-    dense: Tensor = leaf if leaf.layout is torch.strided else leaf.to_dense()
-    return dense.float() if dense.dtype.itemsize == 1 else dense  # nothing is computed in 8 bits
+    numbers = dense(leaf)
+    return numbers.float() if leaf.dtype.itemsize == 1 else numbers  # nothing adds up in 8 bits
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A tensor with all its numbers, also those that a sparse one does not hold."""
+    strided: Tensor = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    return strided
 
 
 def dtype_name(dtype: torch.dtype | None) -> str:
