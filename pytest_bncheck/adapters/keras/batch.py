@@ -179,9 +179,9 @@ def _parts(batch: Any, whole: Any, recipe: Recipe, model: Any) -> tuple[Any, Any
     """
     if recipe.train_step is not None and recipe.forward is not None:
         known = isinstance(whole, (list, tuple)) and len(whole) in (2, 3)
-        return (*whole, None)[:3] if known else _of_dict(whole, model)
+        return (*whole, None)[:3] if known else _of_dict(whole, recipe, model)
     if isinstance(whole, dict):
-        return _of_dict(whole, model)
+        return _of_dict(whole, recipe, model)
     several = isinstance(whole, (list, tuple))
     alone = _trains_without_targets(recipe, model)
     if keras.ops.is_tensor(whole) or (several and alone and _are_inputs(whole, recipe, model)):
@@ -202,12 +202,15 @@ def _unknown(batch: Any) -> InputError:
     )
 
 
-def _of_dict(whole: Any, model: Any) -> tuple[Any, Any, Any]:
+def _of_dict(whole: Any, recipe: Recipe, model: Any) -> tuple[Any, Any, Any]:
     if not isinstance(whole, dict):
         return None, None, None
     struct = internals.input_structure(model)
+    own = recipe.train_step is not None or has_custom_step(model)
+    # A mask may well be an input of a model that no input is known of.
     others = [key for key in KEYS if key in whole and _ignores(model, key)]
-    key = next((key for key in (*others, *KEYS[:-2]) if key in whole), None)
+    likely = KEYS[:-2] if struct is None and own else (*others, *KEYS[:-2])
+    key = next((key for key in likely if key in whole), None)
     inputs = whole
     if others and struct is not None:
         # A functional model takes values by their order, so it must not see others.

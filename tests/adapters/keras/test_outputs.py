@@ -131,3 +131,13 @@ def test_a_batch_is_not_changed_by_what_is_made_of_it() -> None:
         wanted = np.asarray(given).astype("float32")
         assert np.array_equal(ops.convert_to_numpy(made.inputs), wanted)
     assert np.array_equal(reversed_, X[:, ::-1])
+
+
+def test_a_mask_is_no_target_where_only_the_model_knows() -> None:
+    batch = {"tokens": X, "mask": Y}
+    assert Batch(batch, Recipe(), own_step()).targets is None
+    assert Batch(batch, Recipe(), Net(ops.relu)).targets is not None
+    both = [keras.Input((8,), name="tokens"), keras.Input((), name="mask")]
+    model = keras.Model(both, L.Dense(2)(both[0]) * both[1][:, None])
+    assert Batch(batch, Recipe(), model).targets is None
+    assert Batch({**batch, "y": Y}, Recipe(), model).targets is not None
