@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from pytest_bncheck.adapters.arrays import from_numbers, is_numbers, native, refuse_depth
 from pytest_bncheck.adapters.batches import like
-from pytest_bncheck.adapters.hints import seen
+from pytest_bncheck.adapters.hints import PAGE, seen
 from pytest_bncheck.types import InputError
 
 ROWS = np.arange(12.0).reshape(3, 4)
@@ -122,3 +123,7 @@ def test_an_error_shows_types_and_shapes() -> None:
     )
     assert seen([ROWS] * 9).endswith("batch[5]: float64 (3, 4), ...")
     assert seen(()) == "batch: a tuple of 0"
+
+
+def test_the_page_that_errors_name_is_there() -> None:
+    assert "## Five ways out" in (Path(__file__).parents[2] / PAGE).read_text(encoding="utf-8")

@@ -73,8 +73,12 @@ class Batch:
         )
 
     def _refuse_rows(self) -> None:
-        """Raise an InputError where ``fit`` would find too few targets or weights."""
+        """Raise an InputError where no loss of Keras finds as many targets or weights as inputs."""
         if self._recipe.loss is not None or self._recipe.forward is not None:
+            return
+        losses = keras.tree.flatten(getattr(self._model, "loss", None))
+        known = all(each is None or internals.is_library_loss(each) for each in losses)
+        if not known or internals.overrides_compute_loss(self._model):
             return
         targets = keras.tree.flatten(self.targets)
         weights = [] if self.weights is None else keras.tree.flatten(self.weights)

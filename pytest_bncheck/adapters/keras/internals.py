@@ -169,6 +169,12 @@ def compiled_parts(model: Any) -> list[Any]:
     return [part for part in parts if part is not None]
 
 
+def is_library_loss(loss: Any) -> bool:
+    """Whether a compiled loss is code of Keras."""
+    function = None if loss is None else keras.losses.get(loss)
+    return str(getattr(function, "__module__", "")).split(".")[0] == "keras"
+
+
 def separate_loss(model: Any) -> Any:
     """The compiled loss again, without its metrics, which the model's own would update."""
     loss = compiled_loss(model)

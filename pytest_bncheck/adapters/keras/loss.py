@@ -270,11 +270,12 @@ class Criterion:
             columns = output.shape[getattr(single, "axis", -1)]
             _check_labels(labels, columns)
         alone = output is outputs and target is targets and get_keras_mask(output) is None
-        pure = alone and self._backend.concrete(output) is output and _is_library(single)
+        library = internals.is_library_loss(single)
+        pure = alone and library and self._backend.concrete(output) is output
         try:
             return scalar((self._jitted if pure else self._compiled)(targets, outputs, weights))
         except Exception as error:
-            if not _is_library(single):
+            if not library:
                 raise
             raise hints.no_loss(
                 f"loss: {_title(single)}, which the model is compiled with, does not fit "
@@ -423,12 +424,6 @@ def _name(loss: Any) -> str:
 def _title(loss: Any) -> str:
     """Name of a loss as the user wrote it."""
     return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-
-
-def _is_library(loss: Any) -> bool:
-    """Whether a compiled loss is code of Keras."""
-    function = None if loss is None else keras.losses.get(loss)
-    return str(getattr(function, "__module__", "")).split(".")[0] == "keras"
 
 
 def _squashes(layer: Any) -> bool:

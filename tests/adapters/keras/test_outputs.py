@@ -141,3 +141,16 @@ def test_a_mask_is_no_target_where_only_the_model_knows() -> None:
     model = keras.Model(both, L.Dense(2)(both[0]) * both[1][:, None])
     assert Batch(batch, Recipe(), model).targets is None
     assert Batch({**batch, "y": Y}, Recipe(), model).targets is not None
+
+
+def test_a_loss_of_the_users_may_take_another_number_of_targets() -> None:
+    def flat(targets: Any, outputs: Any) -> Any:
+        rows = ops.reshape(targets, (-1, 2))[:, 0]
+        return keras.losses.sparse_categorical_crossentropy(rows, outputs, from_logits=True)
+
+    model = Net(ops.relu)
+    model.compile("adam", flat)
+    assert Batch((X, np.repeat(Y, 2)), Recipe(), model).size == 32
+    model.compile("adam", "mse")
+    with pytest.raises(InputError, match="its inputs have 32 samples, its targets 64"):
+        Batch((X, np.repeat(Y, 2)), Recipe(), model)
