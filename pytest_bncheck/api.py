@@ -63,6 +63,7 @@ def check(
     >>> report.ok, report.verdict  # doctest: +SKIP
     (False, 'fail')
     """
+    __tracebackhide__ = True
     from pytest_bncheck import adapters, settings
     from pytest_bncheck.experiment import engine
     from pytest_bncheck.experiment.batches import gather

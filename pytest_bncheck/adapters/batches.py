@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,21 @@ from pytest_bncheck.maths.dealing import deal
 
 if TYPE_CHECKING:
     from pytest_bncheck.maths.dealing import Indices
+
+
+def like(container: Any, items: Sequence[Any]) -> Any:
+    """A list or tuple of the same class with other items, even if its constructor takes others."""
+    kind = type(container)
+    if hasattr(container, "_make"):
+        return container._make(items)
+    if isinstance(container, list) and kind is not list:
+        other = copy.copy(container)
+        list.__setitem__(other, slice(None), items)
+        return other
+    try:
+        return kind(items)
+    except Exception:  # a constructor of another form
+        return tuple.__new__(kind, items)
 
 
 def axis_of_samples(shape: Sequence[int], sizes: Sequence[int]) -> int | None:

@@ -25,9 +25,20 @@ def forwarded(function: Callable[..., Any], model: Any, batch: Any, *, training:
     __tracebackhide__ = True
     if not takes_training(function):
         return function(model, batch)
-    if any(p.name == "training" for p in _parameters(function)):
+    if _is_named(function):
         return function(model, batch, training=training)
     return function(model, batch, training)
+
+
+def argument_for_training(function: Callable[..., Any]) -> str:
+    """How code tells a ``forward`` that it trains: ``, training=True``, or nothing."""
+    if not takes_training(function):
+        return ""
+    return ", training=True" if _is_named(function) else ", True"
+
+
+def _is_named(function: Callable[..., Any]) -> bool:
+    return any(p.name == "training" for p in _parameters(function))
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+KEYS = ("labels", "label", "targets", "target", "y", "y_true", "masks", "mask")
+"""Names under which a batch holds its targets, the likelier one first."""
+
 
 def is_binary(targets: Any) -> bool:
     """Whether they hold zeros and ones alone."""

@@ -22,6 +22,7 @@ from pytest_bncheck.adapters.base import (
     TooFewValues,
     Watching,
 )
+from pytest_bncheck.adapters.hints import given
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.evidence import (
     Attribution,
@@ -98,7 +99,11 @@ def run(
     if not batches:
         raise InputError("batches: there is none; at least one is needed")
     clock = _Clock()
-    with seeded(settings.seed), _freed(adapter(model, batches, recipe, settings.device)) as subject:
+    with (
+        given(recipe),
+        seeded(settings.seed),
+        _freed(adapter(model, batches, recipe, settings.device)) as subject,
+    ):
         subject.expected_steps = AUTO_LAST if settings.steps == "auto" else settings.steps
         subject.save()
         finished = False

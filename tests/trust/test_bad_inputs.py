@@ -2,72 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bad_inputs import CHECKS, FIXTURES, MARKERS, OPTIONS, Row
-from pytest_bncheck import InputError, check
-
-PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
-REWRITE = "BNCHECK_REWRITE"
-"""Set to 1, with PyTorch installed, to write the page anew."""
-
-TITLES = {
-    "options": "Command line and ini file",
-    "markers": "Marker",
-    "fixtures": "Fixtures",
-    "checks": "Models and batches, with PyTorch",
-}
-HEAD = ["what is wrong", "given", "error"]
-
-
-def written(group: str) -> dict[str, tuple[str, str]]:
-    """The rows of a section of the page."""
-    section = PAGE.read_text(encoding="utf-8").partition(f"## {TITLES[group]}\n")[2]
-    lines = [line for line in section.partition("\n## ")[0].splitlines() if line[:1] == "|"]
-    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
-    return {what: (given, error) for what, given, error in cells}
-
-
-def cell(text: str) -> str:
-    """Text as one line of code in a table."""
-    return "`" + re.sub(r"\s+", " ", text).strip().replace("|", r"\|").replace("`", "'") + "`"
-
-
-def compare(group: str, rows: list[Row], errors: list[str]) -> None:
-    """Hold a section of the page against what happened."""
-    made = {
-        row.what: (cell(row.given), cell(error)) for row, error in zip(rows, errors, strict=True)
-    }
-    assert len(made) == len(rows)
-    if os.environ.get(REWRITE):
-        lines = [HEAD, ["---"] * 3, *([what, *pair] for what, pair in made.items())]
-        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-        before, title, rest = PAGE.read_text(encoding="utf-8").partition(f"## {TITLES[group]}\n")
-        after = rest[rest.index("\n## ") :] if "\n## " in rest else ""
-        PAGE.write_text(f"{before}{title}\n{table}{after}", encoding="utf-8")
-    assert written(group) == made
-
-
-def neutral(text: str, *folders: Path) -> str:
-    """Without what differs from machine to machine."""
-    for folder in folders:
-        text = text.replace(str(folder), ".")
-    text = re.sub(r"^(Failed|pytest_bncheck.InputError): ", "", text)
-    text = re.sub(r"(for example in conftest.py:).*", r"\1 ...", text, flags=re.DOTALL)
-    text = re.sub(r" at 0x[0-9a-f]+", "", text)
-    return re.sub(r"this machine has cpu.*", "this machine has cpu", text)
+from bad_inputs import CHECKS, FIXTURES, KERAS, MARKERS, OPTIONS, TORCH
+from bad_inputs_page import ARRAYS, X, Y, compare, neutral, outcome
 
 
 def test_there_are_enough() -> None:
-    assert len([*OPTIONS, *MARKERS, *FIXTURES, *CHECKS]) >= 60
+    assert len([*OPTIONS, *MARKERS, *FIXTURES, *CHECKS, *TORCH, *KERAS]) >= 160
 
 
 # pytest -----------------------------------------------------------------------------------------
@@ -124,23 +72,11 @@ def test_fixtures(project: Any) -> None:
 # check() ----------------------------------------------------------------------------------------
 
 
-def test_checks() -> None:
+@pytest.mark.parametrize("group", ["checks", "torch"])
+def test_checks(group: str) -> None:
     pytest.importorskip("torch")
-    compare("checks", CHECKS, [outcome(row.given) for row in CHECKS])
-
-
-def outcome(call: str) -> str:
-    """What a call gives: an error of the plugin's, a finding, or the model's own error."""
-    try:
-        report = eval(call, names())
-    except InputError as error:
-        return neutral(str(error))
-    except Exception as error:
-        notes = getattr(error, "__notes__", [])
-        assert "pytest-bncheck: raised in training step 1" in notes[-1]
-        return f"{type(error).__name__}: {error} {' '.join(notes)}"
-    (finding,) = report.findings
-    return f"{finding.code} {finding.name} ({finding.severity}): {finding.message}"
+    rows = {"checks": CHECKS, "torch": TORCH}[group]
+    compare(group, rows, [outcome(row.given, names()) for row in rows])
 
 
 def quietly(make: Callable[[], Any]) -> Callable[[], Any]:
@@ -156,13 +92,16 @@ def quietly(make: Callable[[], Any]) -> Callable[[], Any]:
 
 def names() -> dict[str, Any]:
     """What the calls in the table use."""
-    import numpy
     import torch
     from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
 
     def net(outputs: int = 3) -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, outputs))
+
+    def frozen() -> nn.Module:
+        return net().requires_grad_(False)
 
     @quietly
     def quantised() -> nn.Module:
@@ -172,9 +111,14 @@ def names() -> dict[str, Any]:
     def scripted() -> nn.Module:
         return torch.jit.script(net())
 
+    def nested_tensor(rows: torch.Tensor) -> torch.Tensor:
+        return quietly(lambda: torch.nested.nested_tensor(list(rows)))()
+
     def adam(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(model.parameters())
 
-    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(12) % 3
-    return {**locals(), "np": numpy, "check": check}
+    def samples() -> TensorDataset:
+        return TensorDataset(tx, ty)
+
+    tx, ty = torch.from_numpy(X), torch.from_numpy(Y)
+    return {**ARRAYS, **locals(), "DataLoader": DataLoader}

@@ -14,7 +14,8 @@ import numpy as np
 from pytest_bncheck.adapters.base import Mode
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Tensor, Variable
-from pytest_bncheck.adapters.keras.data import Batch, form_of
+from pytest_bncheck.adapters.keras.batch import Batch
+from pytest_bncheck.adapters.keras.data import form_of
 from pytest_bncheck.adapters.keras.layers import Layers, statistics_of
 from pytest_bncheck.adapters.keras.modes import Ran
 from pytest_bncheck.adapters.keras.records import Outcome, Record, Watch, all_counted

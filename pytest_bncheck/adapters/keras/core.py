@@ -27,16 +27,9 @@ from pytest_bncheck.adapters.base import (
 from pytest_bncheck.adapters.devices import pick, rounding
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import own_backend
+from pytest_bncheck.adapters.keras.batch import Batch, has_custom_step, not_finite, remixed
 from pytest_bncheck.adapters.keras.calls import Order, replaced_calls, without_idle_draws
-from pytest_bncheck.adapters.keras.data import (
-    Batch,
-    batched,
-    floating,
-    has_custom_step,
-    remixed,
-    structure,
-    without_rows,
-)
+from pytest_bncheck.adapters.keras.data import batched, floating, structure, without_rows
 from pytest_bncheck.adapters.keras.layers import DIALECT, Layers
 from pytest_bncheck.adapters.keras.loss import Criterion
 from pytest_bncheck.adapters.keras.passes import Passes
@@ -135,6 +128,8 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
     def save(self) -> None:
         __tracebackhide__ = True
         subject = self._subject
+        for batch in self._batches if self.expected_steps else ():
+            batch.require_targets()
         try:
             self._cleanup.enter_context(subject.backend.nothing_traced())
             if not all(layer.built for layer in internals.flat_layers(subject.model)):
@@ -284,6 +279,9 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             only_infer = watch.layers.inference - watch.layers.training
             idle |= only_infer & set(map(id, self._layers.dropouts))
         return [path for layer, path in self._layers.named if id(layer) in idle]
+
+    def not_finite(self, index: int) -> str | None:
+        return not_finite(self._batches[index].whole)
 
     def layers(self) -> list[Layer]:
         described = self._described or self._layers.describe()

@@ -8,8 +8,8 @@ from pytest_bncheck.adapters.hints import Hints
 
 _TENSORFLOW = """\
     @pytest.fixture
-    def bncheck_train_step():
-        optimizer = keras.optimizers.Adam(1e-3)
+    def bncheck_train_step({arguments}):
+        optimizer = {optimizer}
 
         def train_step(model, batch):
             with tf.GradientTape() as tape:
@@ -23,8 +23,8 @@ _TENSORFLOW = """\
 
 _TORCH = """\
     @pytest.fixture
-    def bncheck_train_step():
-        optimizer = keras.optimizers.Adam(1e-3)
+    def bncheck_train_step({arguments}):
+        optimizer = {optimizer}
 
         def train_step(model, batch):
             model.zero_grad()
@@ -41,8 +41,8 @@ _TORCH = """\
 
 _JAX = """\
     @pytest.fixture
-    def bncheck_train_step():
-        optimizer = keras.optimizers.Adam(1e-3)
+    def bncheck_train_step({arguments}):
+        optimizer = {optimizer}
 
         def train_step(model, batch):
             def compute(weights, others):
@@ -70,5 +70,7 @@ _STEPS = {"tensorflow": _TENSORFLOW, "torch": _TORCH, "jax": _JAX}
 
 hints = Hints(
     _STEPS.get(keras.backend.backend(), _TENSORFLOW),  # `own_backend` refuses every other one
+    "keras.optimizers.Adam(1e-3)",
+    "bncheck_model.trainable_variables",
     "keras.losses.mean_squared_error({targets}, {outputs})",
 )

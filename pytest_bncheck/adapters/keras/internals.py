@@ -153,8 +153,9 @@ def tracked_containers(value: Any) -> list[Any] | None:
 
 
 def input_structure(model: Any) -> Any:
-    """The symbolic inputs of a functional model, None for others."""
-    return getattr(model, "_inputs_struct", None)
+    """The symbolic inputs of a functional or sequential model, None for others."""
+    functional = getattr(model, "_functional", None)  # of a sequential model, once it is built
+    return getattr(functional or model, "_inputs_struct", None)
 
 
 def compiled_loss(model: Any) -> Any:
@@ -168,10 +169,21 @@ def compiled_parts(model: Any) -> list[Any]:
     return [part for part in parts if part is not None]
 
 
+def is_library_loss(loss: Any) -> bool:
+    """Whether a compiled loss is code of Keras."""
+    function = None if loss is None else keras.losses.get(loss)
+    return str(getattr(function, "__module__", "")).split(".")[0] == "keras"
+
+
 def separate_loss(model: Any) -> Any:
     """The compiled loss again, without its metrics, which the model's own would update."""
     loss = compiled_loss(model)
     return type(loss)(loss._user_loss, loss._user_loss_weights, output_names=loss.output_names)
+
+
+def overrides_compute_loss(model: Any) -> bool:
+    """Whether a model has a ``compute_loss`` of its own."""
+    return type(model).compute_loss is not keras.Model.compute_loss
 
 
 def compute_loss(

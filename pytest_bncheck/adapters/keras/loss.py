@@ -11,13 +11,14 @@ import keras
 import numpy as np
 
 from pytest_bncheck.adapters.batches import axis_of_samples
-from pytest_bncheck.adapters.hints import kind
+from pytest_bncheck.adapters.hints import kind, seen
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import tensor_like, to_numpy
-from pytest_bncheck.adapters.keras.data import Batch
+from pytest_bncheck.adapters.keras.batch import Batch
 from pytest_bncheck.adapters.keras.hints import hints
 from pytest_bncheck.adapters.keras.internals import get_keras_mask, set_keras_mask
 from pytest_bncheck.adapters.keras.subject import Subject
+from pytest_bncheck.adapters.refusals import no_such_label
 from pytest_bncheck.adapters.targets import is_binary, is_one_hot, wrong_label
 from pytest_bncheck.types import InputError
 
@@ -68,10 +69,10 @@ def match(shape: tuple[int, ...], targets: Host) -> Match:
                 return Match("binary", targets.reshape(shape))
             if not integer:
                 return Match("values", targets.reshape(shape))
-            _check_labels(targets, 2, "for one column")
+            _check_labels(targets, 1)
     else:
         if integer and targets.shape in (shape[:-1], (*shape[:-1], 1)):
-            _check_labels(targets, columns, f"for {columns} columns")
+            _check_labels(targets, columns)
             return Match("indices", targets.reshape(shape[:-1]))
         if targets.shape == shape:
             if is_one_hot(targets, axis=-1):
@@ -85,13 +86,10 @@ def match(shape: tuple[int, ...], targets: Host) -> Match:
     )
 
 
-def _check_labels(labels: Host, classes: int, why: str) -> None:
-    wrong = wrong_label(labels, classes)
+def _check_labels(labels: Host, classes: int) -> None:
+    wrong = wrong_label(labels, max(classes, 2))
     if wrong is not None:
-        raise hints.no_loss(
-            f"the batch's targets hold the label {wrong}, but {why} of the model's output "
-            f"the allowed labels are 0..{classes - 1}; correct the targets, or"
-        )
+        raise InputError(no_such_label(wrong, classes))
 
 
 def only_leaf(structure: Any) -> Tensor | None:
@@ -139,7 +137,8 @@ class Criterion:
 
     def losses(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss on the data, and the same with penalties and added losses: what is trained on."""
-        if self._user_loss is None and self._overrides_compute_loss():
+        __tracebackhide__ = True
+        if self._user_loss is None and internals.overrides_compute_loss(self._model):
             total = scalar(
                 internals.compute_loss(
                     self._model,
@@ -150,6 +149,9 @@ class Criterion:
                     training=True,
                 )
             )
+            return total, total
+        if batch.targets is None and self._user_loss is None and self._model.losses:
+            total = scalar(sum(self._model.losses))  # what layers added is all that is trained
             return total, total
         loss = self.loss(outputs, batch)
         self._form = self._form or self._form_of(outputs, batch.targets)
@@ -164,14 +166,18 @@ class Criterion:
         InputError
             If there is none, or the targets do not fit.
         """
+        __tracebackhide__ = True
         targets = batch.targets
         if self._user_loss is not None:
             return scalar(self._user_loss(outputs, targets))
-        if self._overrides_compute_loss():
+        if internals.overrides_compute_loss(self._model):
             arguments = batch.inputs, targets, outputs, batch.weights
             return scalar(internals.compute_loss(self._model, *arguments, training=False))
         if targets is None:
-            raise hints.no_loss("the batch holds no targets, so there is no loss")
+            raise hints.no_step(
+                "loss: none was given, and the batch holds no targets to infer it from; "
+                f"the outputs are {_in_words(outputs)}"
+            )
         if internals.compiled_loss(self._model) is not None:
             return self._compiled_loss(outputs, targets, batch.weights)
         return self._inferred_loss(outputs, targets, batch.weights)
@@ -215,7 +221,9 @@ class Criterion:
         if own_step and not compiled:
             return
         given = self._user_loss is not None
-        if self.of_classes is None and not (given or compiled or self._overrides_compute_loss()):
+        if self.of_classes is None and not (
+            given or compiled or internals.overrides_compute_loss(self._model)
+        ):
             self.of_classes = True
         self.decide_by(loss, outputs, targets)
 
@@ -249,10 +257,8 @@ class Criterion:
 
     # the three sources ------------------------------------------------------------------------
 
-    def _overrides_compute_loss(self) -> bool:
-        return type(self._model).compute_loss is not keras.Model.compute_loss
-
     def _compiled_loss(self, outputs: Any, targets: Any, weights: Any) -> Tensor:
+        __tracebackhide__ = True
         if self._compiled is None:
             self._compiled = internals.separate_loss(self._model)
             self._jitted = self._backend.jitted(self._compiled)
@@ -262,10 +268,22 @@ class Criterion:
             labels = _host(target)
             labels = labels if ignored is None else labels[labels != ignored]
             columns = output.shape[getattr(single, "axis", -1)]
-            _check_labels(labels, columns, f"for {columns} columns")
+            _check_labels(labels, columns)
         alone = output is outputs and target is targets and get_keras_mask(output) is None
-        pure = alone and self._backend.concrete(output) is output and _is_library(single)
-        return scalar((self._jitted if pure else self._compiled)(targets, outputs, weights))
+        library = internals.is_library_loss(single)
+        pure = alone and library and self._backend.concrete(output) is output
+        try:
+            return scalar((self._jitted if pure else self._compiled)(targets, outputs, weights))
+        except Exception as error:
+            if not library:
+                raise
+            raise hints.no_loss(
+                f"loss: {_title(single)}, which the model is compiled with, does not fit "
+                f"the outputs ({seen(outputs, 'outputs')}) and targets "
+                f"({seen(targets, 'targets')})",
+                outputs,
+                targets,
+            ) from error
 
     def _inferred_loss(self, outputs: Any, targets: Any, weights: Any) -> Tensor:
         output, target = only_leaf(outputs), only_leaf(targets)
@@ -344,7 +362,7 @@ class Criterion:
     def _of_classes_by_name(self) -> bool | None:
         """Whether the compiled loss is a classification's; None if its name does not say."""
         single = self._single_compiled()
-        if single is None or self._overrides_compute_loss():
+        if single is None or internals.overrides_compute_loss(self._model):
             return None
         name = _name(single)
         if any(each in name for each in _OF_CLASSES):
@@ -361,7 +379,10 @@ def scalar(loss: Any) -> Tensor:
         If it is no number or tensor.
     """
     if loss is None or isinstance(loss, (str, dict)):
-        raise hints.no_loss(f"loss= returned {kind(loss)}; it must return the loss, as a tensor")
+        raise hints.no_loss(
+            "loss: expected one number that depends on the model's parameters, a tensor with a "
+            f"gradient; got {kind(loss)}"
+        )
     value = keras.ops.convert_to_tensor(loss)
     return keras.ops.mean(value) if value.shape else value
 
@@ -374,7 +395,7 @@ def _in_words(value: Any) -> str:
 
 def _axis_of_samples(output: Any, batch: Batch) -> int | None:
     """The axis along which an output holds numbers for each sample; None if it holds none."""
-    shape = getattr(output, "shape", None)
+    shape = tuple(getattr(output, "shape", ()))
     if not shape or not keras.backend.is_float_dtype(output.dtype):
         return None
     return axis_of_samples(shape, batch.sizes)
@@ -397,14 +418,12 @@ def _host(tensor: Tensor) -> Host:
 
 def _name(loss: Any) -> str:
     """Name of a loss without case and underscores: ``sparsecategoricalcrossentropy``."""
-    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    return str(name).lower().replace("_", "")
+    return _title(loss).lower().replace("_", "")
 
 
-def _is_library(loss: Any) -> bool:
-    """Whether a compiled loss is code of Keras."""
-    function = None if loss is None else keras.losses.get(loss)
-    return str(getattr(function, "__module__", "")).split(".")[0] == "keras"
+def _title(loss: Any) -> str:
+    """Name of a loss as the user wrote it."""
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
 
 
 def _squashes(layer: Any) -> bool:

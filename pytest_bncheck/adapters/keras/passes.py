@@ -11,9 +11,9 @@ import keras
 from pytest_bncheck.adapters.attributes import PlainAttributes
 from pytest_bncheck.adapters.base import Mode
 from pytest_bncheck.adapters.keras.backends.base import Variable
+from pytest_bncheck.adapters.keras.batch import Batch
 from pytest_bncheck.adapters.keras.calls import replaced_calls, without_idle_draws
 from pytest_bncheck.adapters.keras.compilation import CompiledPasses
-from pytest_bncheck.adapters.keras.data import Batch
 from pytest_bncheck.adapters.keras.layers import Layers
 from pytest_bncheck.adapters.keras.modes import Ran, forced, muted
 from pytest_bncheck.adapters.keras.records import (

@@ -10,12 +10,13 @@ import keras
 from pytest_bncheck.adapters.hints import kind
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Tensor
-from pytest_bncheck.adapters.keras.data import Batch
+from pytest_bncheck.adapters.keras.batch import Batch
 from pytest_bncheck.adapters.keras.hints import hints
 from pytest_bncheck.adapters.keras.layers import Layers
 from pytest_bncheck.adapters.keras.loss import Criterion, scalar
 from pytest_bncheck.adapters.keras.records import Record
 from pytest_bncheck.adapters.keras.subject import Subject
+from pytest_bncheck.adapters.refusals import NOTHING_TO_TRAIN
 from pytest_bncheck.types import InputError
 
 Optimizer: TypeAlias = Any
@@ -56,6 +57,9 @@ class FitStep:
         __tracebackhide__ = True
         backend, weights = self._subject.backend, self._subject.model.trainable_weights
 
+        if not weights:
+            raise InputError(NOTHING_TO_TRAIN)
+
         def losses() -> tuple[Any, Tensor]:
             __tracebackhide__ = True
             outputs = self._subject.forward(batch, training=True)
@@ -68,14 +72,13 @@ class FitStep:
         (loss, seen, outputs), gradients = backend.gradients(losses, weights)
         for record, (between, masked) in zip(records, seen, strict=True):
             record.between, record.masked = between, masked
-        if weights and all(gradient is None for gradient in gradients):
+        if all(gradient is None for gradient in gradients):
             raise hints.no_loss(
                 "the loss does not depend on any trainable weight of the model, so it cannot "
                 "be trained on; loss= must return a value computed from the outputs with "
                 f"keras.ops or {backend.name}, not with numpy"
             )
-        if weights:
-            backend.apply(self.optimizer, gradients, weights)
+        backend.apply(self.optimizer, gradients, weights)
         return loss, outputs
 
     def build(self) -> None:
@@ -99,7 +102,7 @@ class UsersStep:
         subject = self._subject
         with subject.backend.users_step():
             returned = self._train_step(subject.model, batch.whole)
-            return _loss_in(returned, "train_step="), ()
+            return _loss_in(returned, "train_step"), ()
 
 
 class ModelsStep:
@@ -164,7 +167,9 @@ def _loss_in(returned: Any, where: str) -> Tensor:
     """The loss that a step returned, alone or among its logs."""
     loss = returned.get("loss") if isinstance(returned, dict) else returned
     if not hasattr(loss, "dtype") and not isinstance(loss, (int, float)):
-        raise hints.no_step(f"{where} must return the loss as a number, got {kind(returned)}")
+        raise hints.no_step(
+            f"{where} returned {kind(returned)}; it has to return the loss, one number"
+        )
     return keras.ops.stop_gradient(scalar(loss))  # read later, without the graph behind it
 
 
@@ -185,11 +190,9 @@ def check_optimizer(optimizer: Any, *, made: bool = False) -> Any:
         return optimizer
     if callable(optimizer) and not made:
         return optimizer
-    what = "a function that returned " if made else ""
-    name = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
     raise InputError(
-        "optimizer= must be a Keras optimizer, or a function optimizer(params) that returns one, "
-        f"for a Keras model; got {what}{name}"
+        "optimizer: expected a keras.optimizers.Optimizer or a function of the parameters that "
+        f"returns one, got a {type(optimizer).__name__}"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend
-from pytest_bncheck.adapters.keras.data import Batch, has_custom_step
+from pytest_bncheck.adapters.keras.batch import Batch, has_custom_step
 from pytest_bncheck.adapters.keras.state import in_mode
 from pytest_bncheck.adapters.signatures import forwarded
 from pytest_bncheck.types import Recipe

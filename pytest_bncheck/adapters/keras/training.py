@@ -9,9 +9,9 @@ import keras
 
 from pytest_bncheck.adapters.keras import step
 from pytest_bncheck.adapters.keras.backends.base import Tensor
+from pytest_bncheck.adapters.keras.batch import Batch, has_custom_step
 from pytest_bncheck.adapters.keras.calls import Replacement
 from pytest_bncheck.adapters.keras.compilation import CompiledSteps
-from pytest_bncheck.adapters.keras.data import Batch, has_custom_step
 from pytest_bncheck.adapters.keras.layers import Layers
 from pytest_bncheck.adapters.keras.loss import Criterion
 from pytest_bncheck.adapters.keras.modes import Ran

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pytest_bncheck.adapters.hints import kind
-from pytest_bncheck.adapters.torch.data import leaves
+from pytest_bncheck.adapters.hints import kind, seen
+from pytest_bncheck.adapters.refusals import no_samples, one_sample, refuse_source
+from pytest_bncheck.adapters.targets import KEYS
+from pytest_bncheck.adapters.torch.data import leaves, named_targets
 from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.adapters.torch.internals import uncompiled
 from pytest_bncheck.types import InputError
-
-TARGETS = ("labels", "label", "targets", "target", "y")
-"""Keys of a dict that hold targets."""
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
@@ -32,6 +31,12 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     targets: Any
+
+    @property
+    def gives_targets(self) -> bool:
+        """Whether the model gets the targets."""
+        given = (*self.args, *self.kwargs.values())
+        return self.targets is not None and any(each is self.targets for each in given)
 
 
 def understand(model: nn.Module, batch: Any, *, targets: bool = True) -> Call:
@@ -54,6 +59,8 @@ def understand(model: nn.Module, batch: Any, *, targets: bool = True) -> Call:
     """
     if isinstance(batch, Mapping):
         return _understand_dict(model, dict(batch))
+    if named_targets(batch) is not None:
+        return _understand_object(model, batch)
     if not targets and isinstance(batch, Tensor):
         return Call((batch,), {}, None)
     if not targets and isinstance(batch, (tuple, list)) and len(batch) == 1:
@@ -62,10 +69,16 @@ def understand(model: nn.Module, batch: Any, *, targets: bool = True) -> Call:
         known: tuple[str, ...] = ()
         if isinstance(batch, (tuple, list)) and len(batch) > 2:
             known = _guesses("model(batch[0])", f"batch[{len(batch) - 1}]")
+        refuse_source(batch)
         raise hints.no_forward_and_step(
-            f"batch: expected (inputs, targets) or a dict, got {kind(batch)}", *known
+            f"batch: expected (inputs, targets) or a dict, got {kind(batch)} ({seen(batch)})",
+            *known,
         )
     inputs, expected = batch
+    if all(isinstance(leaf, (str, bytes, type(None))) for _, leaf in leaves(inputs)):
+        raise hints.no_forward(
+            f"batch: there is no array in its inputs, {kind(inputs)} ({seen(batch)})"
+        )
     if per_sample(batch):
         return Call((inputs,), {}, expected)
     if isinstance(inputs, Mapping):
@@ -79,8 +92,16 @@ def targets_of(model: nn.Module, batch: Any) -> Any:
         return understand(model, batch).targets
     except InputError:
         if isinstance(batch, Mapping):
-            return next((batch[key] for key in TARGETS if key in batch), None)
-        return None
+            return next((batch[key] for key in KEYS if key in batch), None)
+        return named_targets(batch)
+
+
+def refuse_samples(model: nn.Module, batches: Iterable[Any]) -> None:
+    """Raise an InputError if what is given as batches are samples: with one number as target."""
+    for batch in batches:
+        targets = targets_of(model, batch)
+        if isinstance(targets, (int, float)) or (isinstance(targets, Tensor) and not targets.dim()):
+            raise one_sample(batch)
 
 
 def per_sample(batch: Any) -> bool:
@@ -106,16 +127,32 @@ def batch_length(batch: Any) -> int | None:
     """
     if per_sample(batch):
         return len(batch[0])
-    for _, leaf in leaves(batch):
+    found = named_targets(batch)
+    parts = (leaf for _, leaf in leaves(batch)) if found is None else (found,)
+    for leaf in parts:
         if isinstance(leaf, Tensor) and leaf.dim():
             if leaf.shape[0] == 0:
-                raise InputError("batch: it holds no sample (its leading axis has length 0)")
+                raise no_samples(batch)
             return int(leaf.shape[0])
     return None
 
 
+def _understand_object(model: nn.Module, batch: Any) -> Call:
+    """The call for an object with attributes: its arguments by name, or the object itself."""
+    parameters = _parameters(model).values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    required = {p.name for p in parameters if p.name in names and p.default is p.empty}
+    accepted = {name: getattr(batch, name, None) for name in names}
+    known = {name: value for name, value in accepted.items() if value is not None}
+    if required <= set(known) and not (len(required) == 1 and required <= set(_WHOLE)):
+        return Call((), known, named_targets(batch))
+    return Call((batch,), {}, named_targets(batch))
+
+
 def _understand_dict(model: nn.Module, batch: dict[str, Any]) -> Call:
-    named = next((key for key in TARGETS if key in batch), None)
+    arguments = _parameters(model)
+    masks = [key for key in ("masks", "mask") if key in arguments]  # an input of that name
+    named = next((key for key in KEYS if key in batch and key not in masks), None)
     args, kwargs = _keywords(model, batch, named)
     left = [key for key in batch if key not in kwargs] if kwargs else []
     if named is None and len(left) == 1:
@@ -147,7 +184,7 @@ def _keywords(
             return (inputs[others[0]],), {}
     problem = (
         f"batch: its keys {_words(inputs)} do not fit the arguments of "
-        f"{type(model).__name__}.forward: {_words(parameters) or 'none'}"
+        f"{type(model).__name__}.forward: {_words(parameters) or 'none'} ({seen(inputs)})"
     )
     taken = others[: max(len(required), 1)]
     call = f"model({', '.join(map(_item, taken))})"

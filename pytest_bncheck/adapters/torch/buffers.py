@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bncheck.adapters.containers import container_type, members_of
+from pytest_bncheck.adapters.torch.data import dense
 from pytest_bncheck.adapters.torch.internals import plain_name
 from pytest_bncheck.adapters.torch.state import is_walked, overwrite
 
@@ -170,6 +171,7 @@ def held(owner: Any, key: Any) -> Any:
 
 def equal(left: Tensor, right: Tensor) -> Tensor:
     """Equality in which NaN equals itself; still on the device."""
+    left, right = dense(left), dense(right)
     return ((left == right) | ((left != left) & (right != right))).all()
 
 

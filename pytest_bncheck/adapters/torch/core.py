@@ -16,12 +16,13 @@ from pytest_bncheck.adapters.base import (
     Pass,
 )
 from pytest_bncheck.adapters.devices import pick, rounding, torch_devices
-from pytest_bncheck.adapters.hints import kind
+from pytest_bncheck.adapters.hints import kind, seen
 from pytest_bncheck.adapters.random_state import RandomState, fingerprint
+from pytest_bncheck.adapters.refusals import refuse_source
 from pytest_bncheck.adapters.states import Adopted
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import step as steps
-from pytest_bncheck.adapters.torch.batch import batch_length
+from pytest_bncheck.adapters.torch.batch import batch_length, refuse_samples
 from pytest_bncheck.adapters.torch.buffers import Buffers, parameter_places
 from pytest_bncheck.adapters.torch.data import (
     Raw,
@@ -82,14 +83,19 @@ class TorchCore(Adapter):
         self.device = str(home)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         self._layers = Layers(model)
-        self._batches = [to_tensors(batch, home, dtype) for batch in batches]
+        understood = recipe.forward is None and recipe.train_step is None
+        self._batches = [to_tensors(batch, home, dtype, understood=understood) for batch in batches]
         self._sizes = [batch_length(batch) for batch in self._batches]
         self.batch_size = self._sizes[0]
         if None in self._sizes and None in (recipe.forward, recipe.train_step):
+            batch = batches[self._sizes.index(None)]
+            refuse_source(batch)
             raise hints.no_forward_and_step(
-                f"batch: no tensor or array of samples in {kind(batches[0])}; "
+                f"batch: no tensor or array of samples in {kind(batch)} ({seen(batch)}); "
                 "expected (inputs, targets) or a dict, of tensors or arrays"
             )
+        if understood and recipe.loss is None:
+            refuse_samples(self.model, self._batches)
         self._criterion = Criterion(recipe.loss)
         self._custom_step = steps.is_custom(model, recipe)
         self._log: list[Raw] = []
@@ -115,6 +121,8 @@ class TorchCore(Adapter):
         if not self._layers.are_reset_by_update_bn:
             self.dialect = dataclasses.replace(DIALECT, recalibrate=RECALIBRATE)
         self._passes = self._make_passes(self._snapshot.paths)
+        for batch in self._batches:
+            self._passes.refuse_call(batch)
         self._record = Record(self.model, self._snapshot)
         self._states = States(self.model, self._layers, self._snapshot.paths)
         self._adopted = Adopted()

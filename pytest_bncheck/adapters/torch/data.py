@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pytest_bncheck.adapters.batches import axis_of_samples, name_of_output, remix
+from pytest_bncheck.adapters.arrays import from_numbers, is_numbers, native, refuse_depth
+from pytest_bncheck.adapters.batches import axis_of_samples, like, name_of_output, remix
 from pytest_bncheck.adapters.hints import kind
+from pytest_bncheck.adapters.targets import KEYS
 from pytest_bncheck.types import InputError
 
 if TYPE_CHECKING:
@@ -23,38 +25,85 @@ Raw: TypeAlias = tuple[Tensor, Tensor]
 """Running means and running variances as they are stored, in one tensor each."""
 
 
-def to_tensors(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+def to_tensors(
+    batch: Any, device: torch.device, dtype: torch.dtype | None, *, understood: bool = True
+) -> Any:
     """The batch with arrays and numbers as tensors on `device`; floating arrays get `dtype`.
 
     Tensors of the user keep their dtype and are copied only to another device.
+
+    Parameters
+    ----------
+    understood
+        Whether the check itself gives the batch to the model and the loss. Lists with a number, or
+        a row of them, for each sample are then arrays, too.
     """
+    refuse_depth(batch)
+    paths = {id(leaf): path for path, leaf in leaves(batch)}
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            if leaf.is_meta:
-                raise InputError("batch: a tensor on the meta device holds no numbers")
-            # What inference mode made cannot be trained on.
-            return leaf.clone().to(device) if leaf.is_inference() else leaf.to(device)
+            return _usable(leaf, paths[id(leaf)]).to(device)
         if isinstance(leaf, (np.ndarray, np.generic)):
-            array = np.asarray(leaf)
-            if array.dtype.kind not in "fiub":
-                raise InputError(
-                    f"batch: an array of dtype {array.dtype} cannot become a torch tensor"
-                )
-            tensor = torch.tensor(array, device=device)
-            if tensor.is_floating_point():
-                return tensor.to(dtype or torch.get_default_dtype())
-            return tensor if array.dtype.kind == "b" else tensor.long()
+            return _tensor(native(np.asanyarray(leaf), paths[id(leaf)]), device, dtype)
+        targets = named_targets(leaf)
+        if targets is not None and targets.device != device and hasattr(leaf, "to"):
+            return copy.copy(leaf).to(device)
         return leaf
 
-    return _map(batch, convert)
+    converted = _map(batch, convert)
+    return _with_numbers(converted, device, dtype) if understood else converted
+
+
+def _with_numbers(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """The batch with tensors for those of its parts that are lists of numbers, one per sample."""
+    if not isinstance(batch, (Mapping, tuple, list)):
+        return batch
+    parts = dict(batch.items() if isinstance(batch, Mapping) else enumerate(batch))
+    size = next((len(leaf) for _, leaf in leaves(batch) if _has_axis(leaf)), None)
+    for key, part in parts.items():
+        if is_numbers(part) and len(part) == (size or len(part)):
+            size = len(part)
+            parts[key] = _tensor(from_numbers(part, f"[{key!r}]"), device, dtype)
+    return parts if isinstance(batch, Mapping) else like(batch, list(parts.values()))
+
+
+def _tensor(array: np.ndarray[Any, Any], device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    if array.dtype.kind == "V":  # bfloat16 and its like, of another package
+        array = array.astype(np.float32)
+    tensor = torch.tensor(array, device=device)
+    if tensor.is_floating_point():
+        return tensor.to(dtype or torch.get_default_dtype())
+    return tensor if array.dtype.kind == "b" else tensor.long()
+
+
+def _usable(tensor: Tensor, path: str) -> Tensor:
+    """A tensor that a model can be trained on."""
+    if tensor.is_meta:
+        raise InputError("batch: a tensor on the meta device holds no numbers")
+    if tensor.is_nested and tensor.layout is torch.strided:
+        raise InputError(
+            f"batch{path} is a nested tensor of the strided layout, which tells nobody its size; "
+            "pass a padded tensor and its mask, or layout=torch.jagged"
+        )
+    # What inference mode made cannot be trained on.
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def named_targets(batch: Any) -> Tensor | None:
+    """The targets of a batch that is an object with attributes, as of graphs; None of others."""
+    if isinstance(batch, (Tensor, Mapping, tuple, list, nn.Module, type)):
+        return None
+    found = (getattr(batch, key, None) for key in KEYS)
+    return next((each for each in found if isinstance(each, Tensor)), None)
 
 
 def first_half(batch: Any, size: int | None) -> Any:
     """The first half of the samples, or None if a tensor does not have one row per sample."""
+    if size is None or size < 2 or not _is_of_tensors(batch):
+        return None
     tensors = [leaf for _, leaf in leaves(batch) if _has_axis(leaf)]
-    sliceable = (leaf.shape[0] == size and leaf.layout is torch.strided for leaf in tensors)
-    if size is None or size < 2 or not all(sliceable):
+    if not all(leaf.layout is torch.strided and leaf.shape[0] == size for leaf in tensors):
         return None
     return _map(batch, lambda leaf: leaf[: size // 2] if _has_axis(leaf) else leaf)
 
@@ -62,7 +111,9 @@ def first_half(batch: Any, size: int | None) -> Any:
 def remixed(batches: Sequence[Any], sizes: Sequence[int]) -> list[tuple[Any, int]]:
     """Batches with their samples mixed, and the size of each; see `remix`."""
     each = [[leaf for _, leaf in leaves(batch) if _has_axis(leaf)] for batch in batches]
-    if any(leaf.layout is not torch.strided for batch in each for leaf in batch):
+    if not all(map(_is_of_tensors, batches)) or any(
+        leaf.layout is not torch.strided for own in each for leaf in own
+    ):
         return []
     mixed = remix(each, sizes, torch.cat, lambda leaf, rows: leaf[rows])
     return [(_with_leaves(batches[0], new), size) for new, size in mixed]
@@ -72,6 +123,12 @@ def _with_leaves(batch: Any, new: Iterable[Tensor]) -> Any:
     """The batch with other tensors that have an axis."""
     rest = iter(new)
     return _map(batch, lambda leaf: next(rest) if _has_axis(leaf) else leaf)
+
+
+def _is_of_tensors(batch: Any) -> bool:
+    """Whether no object in a batch can hold samples that nobody sees, as a graph does."""
+    plain = (Tensor, bool, int, float, str, bytes, type(None))
+    return all(isinstance(leaf, plain) for _, leaf in leaves(batch))
 
 
 def _has_axis(leaf: Any) -> bool:
@@ -128,8 +185,10 @@ def without_rows(outputs: Any, sizes: Sequence[int]) -> frozenset[str]:
 
 
 def _floating(outputs: Any, sizes: Sequence[int]) -> Iterator[tuple[str, Tensor, int | None]]:
-    for path, leaf in leaves(outputs):
-        if _is_floating(leaf):
+    for path, each in leaves(outputs):
+        leaf = _numbers(each)
+        if leaf is not None:
+            leaf = torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
             axis = axis_of_samples(leaf.shape, sizes)
             yield name_of_output(path or "output", leaf.shape, axis), leaf, axis
 
@@ -144,17 +203,29 @@ def mean_output(outputs: Any, sizes: Sequence[int]) -> Any:
         return None
 
     def mean(leaf: Any) -> Any:
-        axis = axis_of_samples(leaf.shape, sizes) if _is_floating(leaf) else None
-        if axis is None:
+        found = _numbers(leaf)
+        axis = None if found is None else axis_of_samples(found.shape, sizes)
+        if found is None or axis is None:
             return leaf
-        return leaf.mean(dim=axis, keepdim=True).expand_as(leaf).contiguous()
+        return found.mean(dim=axis, keepdim=True).expand_as(found).contiguous()
 
     return _map(outputs, mean)
 
 
-def _is_floating(leaf: Any) -> bool:
-    floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
-    return floating and leaf.dim() > 0 and leaf.layout is torch.strided
+def _numbers(leaf: Any) -> Tensor | None:
+    """A tensor of floating or complex numbers that has an axis, not sparse; None for the rest."""
+    if not isinstance(leaf, Tensor) or leaf.is_nested or not leaf.dim():
+        return None
+    if not (leaf.is_floating_point() or leaf.is_complex()):
+        return None
+    numbers = dense(leaf)
+    return numbers.float() if leaf.dtype.itemsize == 1 else numbers  # nothing adds up in 8 bits
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A tensor with all its numbers, also those that a sparse one does not hold."""
+    strided: Tensor = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    return strided
 
 
 def dtype_name(dtype: torch.dtype | None) -> str:
@@ -166,7 +237,7 @@ def describe(outputs: Any) -> str:
     """The structure of outputs: paths, shapes, dtypes."""
     return "; ".join(
         f"{path}{tuple(leaf.shape)}{leaf.dtype}"
-        if isinstance(leaf, Tensor)
+        if isinstance(leaf, Tensor) and not leaf.is_nested
         else f"{path}:{kind(leaf)}"
         for path, leaf in leaves(outputs)
     )
@@ -181,8 +252,8 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for index, item in enumerate(value):
             yield from leaves(item, f"{path}[{index}]")
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from leaves(getattr(value, field.name), f"{path}.{field.name}")
+        for name in _fields(value):
+            yield from leaves(getattr(value, name), f"{path}.{name}")
     else:
         yield path, value
 
@@ -196,13 +267,17 @@ def _map(value: Any, convert: Callable[[Any], Any]) -> Any:
         return mapped
     if isinstance(value, Mapping):
         return {key: _map(item, convert) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(item, convert) for item in value))
     if isinstance(value, (tuple, list)):
-        return type(value)(_map(item, convert) for item in value)
+        return like(value, [_map(item, convert) for item in value])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         mapped = copy.copy(value)
-        for field in dataclasses.fields(value):
-            object.__setattr__(mapped, field.name, _map(getattr(value, field.name), convert))
+        for name in _fields(value):
+            object.__setattr__(mapped, name, _map(getattr(value, name), convert))
         return mapped
     return convert(value)
+
+
+def _fields(value: Any) -> list[str]:
+    """The fields of a dataclass that are set."""
+    names = (field.name for field in dataclasses.fields(value))
+    return [name for name in names if hasattr(value, name)]

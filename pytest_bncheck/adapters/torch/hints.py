@@ -6,8 +6,8 @@ from pytest_bncheck.adapters.hints import Hints
 
 _TRAIN_STEP = """\
     @pytest.fixture
-    def bncheck_train_step(bncheck_model):
-        optimizer = torch.optim.Adam(bncheck_model.parameters())
+    def bncheck_train_step({arguments}):
+        optimizer = {optimizer}
 
         def train_step(model, batch):
             optimizer.zero_grad()
@@ -19,4 +19,9 @@ _TRAIN_STEP = """\
         return train_step
 """
 
-hints = Hints(_TRAIN_STEP, "torch.nn.functional.cross_entropy({outputs}, {targets})")
+hints = Hints(
+    _TRAIN_STEP,
+    "torch.optim.Adam(bncheck_model.parameters())",
+    "bncheck_model.parameters()",
+    "torch.nn.functional.cross_entropy({outputs}, {targets})",
+)

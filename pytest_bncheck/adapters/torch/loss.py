@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_bncheck.adapters.hints import kind as in_words
+from pytest_bncheck.adapters.refusals import no_such_label
 from pytest_bncheck.adapters.targets import is_binary, is_one_hot, wrong_label
 from pytest_bncheck.adapters.torch.data import dtype_name, leaves
 from pytest_bncheck.adapters.torch.hints import hints
@@ -45,10 +46,13 @@ class Criterion:
         `last_operation` of the outputs; None before the first outputs.
     of_classes
         Whether the loss is a classification's; None while unknown.
+    sees_targets
+        Whether the model gets the targets, so that the only number among its outputs is its loss.
     """
 
     def __init__(self, loss: Loss | None) -> None:
         self.loss = loss
+        self.sees_targets = False
         self.operation: str | None = None
         self.of_classes: bool | None = None
 
@@ -72,13 +76,21 @@ class Criterion:
         if self.operation is None and isinstance(output, Tensor) and output.grad_fn is not None:
             self.operation = last_operation(output)
         if self.loss is None:
-            self.loss = infer(outputs, targets)
+            self.loss = self.own(outputs) or infer(outputs, targets)
         loss = self.loss(outputs, targets)
         if self.of_classes is None and loss is not None:
             self.of_classes = isinstance(self.loss, _OF_CLASSES) or self._agrees(
                 loss, output, targets
             )
         return loss
+
+    def own(self, outputs: Any) -> Loss | None:
+        """The loss that a model computed itself and returned with its outputs, or None."""
+        if own_loss(outputs) is not None:
+            return lambda out, _: own_loss(out)
+        if self.sees_targets and _only_number(outputs) is not None:
+            return lambda out, _: _only_number(out)
+        return None
 
     def decide(self, kind: str | None, columns: int | None = None) -> None:
         """Infer the loss from outputs of this kind, or leave it unknown if None.
@@ -102,18 +114,30 @@ class Criterion:
         if isinstance(loss, Tensor) and loss.numel() != 1:
             return False
         kind = self.operation or "logits"
-        with torch.no_grad():
-            entropy = cross_entropy(output, targets, kind)
-            expected = math.nan if entropy is None else float(entropy(output, targets))
-        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        try:
+            with torch.no_grad():
+                entropy = cross_entropy(output, targets, kind)
+                expected = math.nan if entropy is None else float(entropy(output, targets))
+                value = float(loss)
+        except Exception:  # nothing that a cross-entropy could be of
+            return False
         return entropy is not None and _close(value, expected)
 
 
 def own_loss(outputs: Any) -> Any:
-    """The loss that a model computed itself and returned with its outputs, or None."""
+    """What a model returned as its ``loss``, or None."""
     if isinstance(outputs, Mapping):
         return outputs.get("loss")
     return getattr(outputs, "loss", None)
+
+
+def _only_number(outputs: Any) -> Tensor | None:
+    """The only number in a tuple of other tensors, or None."""
+    if not isinstance(outputs, (tuple, list)):
+        return None
+    tensors = [each for each in outputs if isinstance(each, Tensor)]
+    numbers = [each for each in tensors if each.is_floating_point() and not each.dim()]
+    return numbers[0] if len(numbers) == 1 < len(tensors) else None
 
 
 def main_output(outputs: Any) -> Any:
@@ -129,7 +153,7 @@ def main_output(outputs: Any) -> Any:
         if isinstance(value, Tensor):
             return value
     if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
-        return outputs[0]
+        return next((o for o in outputs if isinstance(o, Tensor) and o.dim()), outputs[0])
     tensors = [leaf for _, leaf in leaves(outputs) if isinstance(leaf, Tensor) and leaf.dim()]
     return tensors[0] if len(tensors) == 1 else outputs
 
@@ -148,6 +172,8 @@ def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
         return lambda out, _: own_loss(out)
     output = main_output(outputs)
     if not isinstance(output, Tensor) or not isinstance(targets, Tensor):
+        raise _unclear(outputs, targets)
+    if not output.is_floating_point():
         raise _unclear(outputs, targets)
     if classes(output, targets):
         check_labels(output, targets)
@@ -189,7 +215,7 @@ def cross_entropy(output: Tensor, targets: Tensor, kind: str) -> Loss | None:
         return lambda out, to: _cross_entropy(main_output(out), to, kind)
     if targets.shape == output.shape and _is_one_hot(targets):
         return lambda out, to: _cross_entropy(main_output(out), to.argmax(dim=1), kind)
-    if _is_one_column(output) and targets.numel() == output.numel() and is_binary(targets):
+    if _fits_one_column(output, targets) and is_binary(targets):
         entropy = (
             functional.binary_cross_entropy
             if kind == "sigmoid"
@@ -218,7 +244,7 @@ def accuracy(outputs: Any, targets: Any, kind: str | None) -> float | None:
         right = (output.argmax(dim=1) == targets)[counted]
     elif targets.shape == output.shape and _is_one_hot(targets):
         right = output.argmax(dim=1) == targets.argmax(dim=1)
-    elif kind and _is_one_column(output) and targets.numel() == output.numel():
+    elif kind and _fits_one_column(output, targets):
         if not is_binary(targets):
             return None
         threshold = 0.5 if kind == "sigmoid" else 0.0
@@ -248,10 +274,7 @@ def check_labels(output: Tensor, targets: Tensor) -> None:
         )
     wrong = _wrong_label(output, targets)
     if wrong is not None:
-        raise InputError(
-            f"the batch's targets hold the label {wrong}, but the model has {output.shape[1]} "
-            f"outputs: labels from 0 to {output.shape[1] - 1} are allowed"
-        )
+        raise InputError(no_such_label(wrong, output.shape[1]))
 
 
 def _wrong_label(output: Tensor, targets: Tensor) -> int | None:
@@ -309,7 +332,12 @@ def _like(output: Tensor, targets: Tensor) -> Tensor:
 
 
 def _is_one_column(output: Tensor) -> bool:
-    return output.dim() == 1 or math.prod(output.shape[1:]) == 1
+    """Whether an output is one number for each sample, or for each place of one: a mask."""
+    return output.dim() == 1 or output.shape[1] == 1
+
+
+def _fits_one_column(output: Tensor, targets: Tensor) -> bool:
+    return _is_one_column(output) and targets.numel() == output.numel()
 
 
 def _is_one_hot(targets: Tensor) -> bool:
@@ -325,6 +353,11 @@ def _unclear(outputs: Any, targets: Any) -> InputError:
         return hints.no_step(
             f"outputs: in training mode the model returns losses ({keys}) and no predictions",
             "sum(model(*batch).values())",
+        )
+    if targets is None:
+        return hints.no_step(
+            "loss: none was given, and the batch holds no targets to infer it from; "
+            f"the outputs are {_describe(outputs)}"
         )
     return hints.no_loss(
         "loss: none was given and it cannot be inferred from outputs, "

@@ -15,7 +15,7 @@ from pytest_bncheck.adapters.random_state import fingerprint
 from pytest_bncheck.adapters.signatures import forwarded
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import loss as losses
-from pytest_bncheck.adapters.torch.batch import refuse_arguments, targets_of, understand
+from pytest_bncheck.adapters.torch.batch import Call, refuse_arguments, targets_of, understand
 from pytest_bncheck.adapters.torch.data import (
     describe,
     float_outputs,
@@ -166,20 +166,39 @@ class Passes:
                 raise TooFewValues(self._layers.calls.last) from None
             raise
         except RuntimeError as error:
-            note = dtype_note(self._model, batch)
+            note = dtype_note(error, batch)
             if note is not None:
                 error.add_note(note)
             raise
 
-    def _call(self, batch: Any) -> Any:
-        __tracebackhide__ = True
-        if self._recipe.forward is not None:
-            return forwarded(self._recipe.forward, self._model, batch, training=self._trains)
+    def call(self, batch: Any) -> Call:
+        """The call of the model that a batch stands for.
+
+        Raises
+        ------
+        InputError
+            If it cannot be told.
+        """
         call = understand(self._model, batch, targets=self._needs_loss)
         if not lightning.has_forward(self._model):
             raise hints.no_forward(
                 f"{type(self._model).__name__} defines no forward, which is what it predicts"
             )
+        return call
+
+    def refuse_call(self, batch: Any) -> None:
+        """Raise an InputError if a step of the user's is to train what cannot predict."""
+        if self._recipe.forward is None:
+            call = self.call(batch)
+            if self._custom_step:
+                refuse_arguments(self._model, call)
+
+    def _call(self, batch: Any) -> Any:
+        __tracebackhide__ = True
+        if self._recipe.forward is not None:
+            return forwarded(self._recipe.forward, self._model, batch, training=self._trains)
+        call = self.call(batch)
+        self._criterion.sees_targets = call.gives_targets
         try:
             return self._model(*call.args, **call.kwargs)
         except TypeError:
@@ -212,10 +231,15 @@ class Passes:
         """Loss of the outputs, and of the mean output for every sample; None if unknown."""
         __tracebackhide__ = True
         loss = self._loss(outputs, targets)
-        if loss is None or losses.own_loss(outputs) is not None:  # the latter knows no other output
+        if (
+            loss is None or self._criterion.own(outputs) is not None
+        ):  # the latter knows no other output
             return loss, None
-        constant = mean_output(outputs, sizes)
-        return loss, None if constant is None else self._loss(constant, targets)
+        try:
+            constant = mean_output(outputs, sizes)
+            return loss, None if constant is None else self._loss(constant, targets)
+        except Exception:  # the user's loss may accept only real outputs
+            return loss, None
 
     def _loss(self, outputs: Any, targets: Any) -> float | None:
         __tracebackhide__ = True

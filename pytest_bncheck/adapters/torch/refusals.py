@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pytest_bncheck.adapters.refusals import not_finite_in
 from pytest_bncheck.adapters.torch.data import leaves
 from pytest_bncheck.types import InputError
 
@@ -72,20 +73,38 @@ def not_finite(batch: Any) -> str | None:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.is_sparse:
             count = int((~torch.isfinite(leaf)).sum())
             if count:
-                return f"batch{path} holds NaN or infinity in {count} of {leaf.numel()} places"
+                return not_finite_in(path, count, leaf.numel())
     return None
 
 
-def dtype_note(model: nn.Module, batch: Any) -> str | None:
-    """A note on the dtypes of a model and its batch if they differ, after a failed forward pass."""
-    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
-    own = next(floats, None)
-    path, first = next(
-        ((path, leaf) for path, leaf in leaves(batch) if isinstance(leaf, Tensor)), ("", None)
-    )
-    if own is None or first is None or first.dtype == own:
+def dtype_note(error: BaseException, batch: Any) -> str | None:
+    """A note on the tensor of a batch whose type another than the failing layer's is, or None."""
+    found = _mismatch(error)
+    if found is None:
         return None
-    return (
-        f"pytest-bncheck: batch{path} is of {first.dtype}, the model's parameters of {own}; "
-        "convert one of them."
-    )
+    own, other = found
+    for path, leaf in leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.dtype == other:
+            return (
+                f"pytest-bncheck: batch{path} is of {other}, the parameters of the layer that "
+                f"failed are of {own}; convert one of them."
+            )
+    return None
+
+
+def _mismatch(error: BaseException) -> tuple[torch.dtype, torch.dtype] | None:
+    """The types of a failing layer's parameters and of its argument, if these are the fault."""
+    layer, given = None, None
+    trace = error.__traceback__
+    while trace is not None:
+        values = trace.tb_frame.f_locals
+        owner = values.get("self")
+        if trace.tb_frame.f_code.co_name == "forward" and isinstance(owner, nn.Module):
+            layer, given = owner, [v for v in values.values() if isinstance(v, Tensor)]
+        trace = trace.tb_next
+    if layer is None or "type" not in str(error):
+        return None
+    floats = (p.dtype for p in layer.parameters(recurse=False) if p.is_floating_point())
+    own = next(floats, None)
+    other = next((tensor.dtype for tensor in given or () if tensor.dtype != own), None)
+    return None if own is None or other is None else (own, other)

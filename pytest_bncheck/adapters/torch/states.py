@@ -23,7 +23,7 @@ from pytest_bncheck.adapters.torch.buffers import (
     parameter_places,
     places,
 )
-from pytest_bncheck.adapters.torch.data import dtype_name, on_host
+from pytest_bncheck.adapters.torch.data import dense, dtype_name, on_host
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch
 from pytest_bncheck.adapters.torch.state import overwrite
@@ -147,7 +147,7 @@ class States:
         """The values of some states at the start, after each step if they are kept, and now."""
         now = {k: held(*self._places[k][1:]) for k in found}
         rows = [[*(step[k] for step in self._log), now[k]] for k in found]
-        values = iter(on_host([tensor.reshape(-1) for row in rows for tensor in row]))
+        values = iter(on_host([dense(tensor).reshape(-1) for row in rows for tensor in row]))
         return [[next(values) for _ in row] for row in rows]
 
     def _repeated(self, names: Collection[str]) -> set[str]:
@@ -192,7 +192,7 @@ class States:
     def read(self, names: Collection[str] | None = None) -> dict[str, Array]:
         """Values of some states now, or of all."""
         wanted = [place for place in self._places if names is None or place[0] in names]
-        values = on_host([held(owner, key).reshape(-1) for _, owner, key in wanted])
+        values = on_host([dense(held(owner, key)).reshape(-1) for _, owner, key in wanted])
         return {name: row for (name, _, _), row in zip(wanted, values, strict=True)}
 
     def write(self, values: Mapping[str, Array]) -> None:

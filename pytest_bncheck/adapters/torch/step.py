@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from pytest_bncheck.adapters.hints import kind as in_words
+from pytest_bncheck.adapters.refusals import NOTHING_TO_TRAIN
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch.batch import per_sample, targets_of
 from pytest_bncheck.adapters.torch.hints import hints
@@ -65,10 +66,7 @@ def optimizer_for(model: nn.Module, wish: Any) -> torch.optim.Optimizer:
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
-        raise InputError(
-            "model: no parameter requires a gradient, so it cannot be trained; "
-            "steps=0 judges it as it is"
-        )
+        raise InputError(NOTHING_TO_TRAIN)
     refuse_training(model)
     if wish is None:
         return torch.optim.Adam(parameters, lr=1e-3)

@@ -91,7 +91,7 @@ ERRORS = {
     "no loss": (
         lambda: (net(), (X, Y)),
         {"loss": lambda outputs, targets: None},
-        "loss= returned None",
+        "loss: expected one number .* got None",
         [LOSS],
     ),
     "loss by numpy": (
@@ -103,13 +103,13 @@ ERRORS = {
     "no loss from the step": (
         lambda: (net(), (X, Y)),
         {"train_step": lambda model, batch: None},
-        "train_step= must return the loss as a number, got None",
+        "train_step returned None; it has to return the loss",
         [STEP],
     ),
     "no loss in the logs": (
         lambda: (net(), (X, Y)),
         {"train_step": lambda model, batch: {"accuracy": 1.0}},
-        "got a dict with 'accuracy'",
+        "returned a dict with 'accuracy'",
         [STEP],
     ),
 }

@@ -137,7 +137,7 @@ def test_labels_outside_the_range(label, compiled):
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     targets = INDICES.copy()
     targets[5] = label
-    with pytest.raises(InputError, match=rf"batch's targets .* label {label}, .* 0\.\.2"):
+    with pytest.raises(InputError, match=rf"targets hold the label {label}, .* from 0 to 2 are"):
         adapter(model, (X, targets), steps=1)
 
 
@@ -167,7 +167,7 @@ def test_targets_that_do_not_fit(shape, targets):
 
 
 def test_one_column_wants_zero_and_one():
-    with pytest.raises(InputError, match=r"label 2, but for one column .* 0\.\.1"):
+    with pytest.raises(InputError, match="label 2, but the model has 1 output: labels from 0 to 1"):
         match((12, 1), np.arange(12) % 3)
 
 
@@ -179,7 +179,7 @@ def test_own_loss_is_averaged_and_its_accuracy_kept():
         expected_loss(SPARSE, INDICES, model(X), from_logits=True), rel=1e-4
     )
     assert lab.predict(0).accuracy is not None
-    with pytest.raises(InputError, match="loss= returned None"):
+    with pytest.raises(InputError, match=r"loss: expected one number .* got None"):
         adapter(head(3), (X, INDICES), loss=lambda o, t: None, steps=1)
 
 

@@ -108,9 +108,9 @@ def test_optimizers():
     own = keras.optimizers.SGD(0.1)
     adapter(functional(), steps=1, optimizer=own).restore()
     assert not own.built
-    with pytest.raises(InputError, match=r"optimizer=.*got builtins\.str"):
+    with pytest.raises(InputError, match=r"optimizer: expected .*Optimizer .*got a str"):
         adapter(functional(), optimizer="adam")
-    with pytest.raises(InputError, match=r"a function that returned builtins\.int"):
+    with pytest.raises(InputError, match="that returns one, got a int"):
         adapter(functional(), optimizer=lambda params: 3)
 
 
@@ -119,9 +119,9 @@ def test_own_train_step_and_forward():
     model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(True))
     lab = adapter(
         model,
-        {"image": images()[0], "label": images()[1]},
+        {"image": images()[0], "answer": images()[1]},
         steps=3,
-        train_step=lambda m, b: m.train_on_batch(b["image"], b["label"]),
+        train_step=lambda m, b: m.train_on_batch(b["image"], b["answer"]),
         forward=lambda m, b: m(b["image"]),
     )
     assert lab.calls.training == (3, 3)
@@ -147,7 +147,7 @@ def test_forward_is_called_in_the_mode_of_the_step():
 
 
 def test_train_step_must_return_a_loss():
-    with pytest.raises(InputError, match="train_step= must return the loss as a number, got None"):
+    with pytest.raises(InputError, match="train_step returned None; it has to return the loss"):
         adapter(functional(), steps=1, train_step=lambda model, batch: None)
 
 
@@ -204,7 +204,7 @@ def test_own_train_step_needs_what_fit_needs():
         adapter(with_own_step(), (X, INDICES), steps=1)
     model = with_own_step(key="score")
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
-    with pytest.raises(InputError, match=r"train_step of Own must return .* a dict with 'score'"):
+    with pytest.raises(InputError, match="train_step of Own returned a dict with 'score'"):
         adapter(model, (X, INDICES), steps=1)
 
 
