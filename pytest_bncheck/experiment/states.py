@@ -100,9 +100,12 @@ def settled_on(
         for each in found
         for name in each.states
     }
-    near = dict(_apart(found))
-    ends = adapter.train_from(index, near).states
-    reached = {name: settling.settled(near[name], ends[name], rate) for name, rate in rates.items()}
+    reached = dict(_apart(found))
+    for _ in range(2):  # the second pass rounds less, which matters beside a variance of 0
+        ends = adapter.train_from(index, reached).states
+        reached = {
+            name: settling.settled(reached[name], ends[name], rate) for name, rate in rates.items()
+        }
     if stochastic:
         reached = _mean_over_draws(adapter, index, rates, 1, reached)
     return [np.concatenate([reached[name] for name in each.states]) for each in found]
@@ -201,9 +204,12 @@ def _settle(
         here = {each.state.name: here[each.state.name] for each in left}
         ends = adapter.train_from(index, here, passes=passes).states
         if all(_is_settled(each, here, ends) for each in left):
-            return here
+            break
+    # A pass from there rounds less than those from afar, which may leave a variance below 0.
     return {
-        each.state.name: here[each.state.name] for each in left if _is_settled(each, here, ends)
+        each.state.name: settling.settled(here[each.state.name], ends[each.state.name], each.rate)
+        for each in left
+        if _is_settled(each, here, ends)
     }
 
 

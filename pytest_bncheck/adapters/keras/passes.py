@@ -126,7 +126,9 @@ class Passes:
             changes.enter_context(replaced_calls(without_idle_draws(layers.recurrent, backend)))
             if collect and mode in (Mode.BATCH_STATISTICS, Mode.TRAINING):
                 force = modes.normalising if mode is Mode.BATCH_STATISTICS else ()
-                changes.enter_context(self._collecting(records, force))
+                changes.enter_context(self._counting(records, force, collect=True))
+            elif collect and mode is Mode.TRAINING_PATH:
+                changes.enter_context(self._counting(records))
             everything = [layer for layer, _ in layers.named]
             if mode is Mode.TRAINING_PATH:
                 changes.enter_context(replaced_calls(muted(everything)))
@@ -204,14 +206,19 @@ class Passes:
             return self._subject.forward(batch, training=training), ran
         return program(batch.inputs, records), program.ran
 
-    def _collecting(
-        self, records: Sequence[Record], forced: Sequence[KerasLayer]
+    def _counting(
+        self,
+        records: Sequence[Record],
+        forced: Sequence[KerasLayer] = (),
+        *,
+        collect: bool = False,
     ) -> contextlib.AbstractContextManager[None]:
-        """Let layers record their batch statistics, some of them in training mode in any case."""
+        """Count the calls of layers, which may `collect` their batch statistics, some forced to."""
         ids = {id(layer) for layer in forced}
+        backend = self._subject.backend
         return replaced_calls(
             [
-                counted(layer, record, self._subject.backend, force=id(layer) in ids, collect=True)
+                counted(layer, record, backend, force=id(layer) in ids, collect=collect)
                 for layer, record in zip(self._layers.tracking, records, strict=True)
             ]
         )
