@@ -159,7 +159,10 @@ def _rates(
 def _one_by_one(
     adapter: Stateful, doubtful: Mapping[str, State], first: Moved, passes: int
 ) -> dict[str, float]:
-    """The rates of states that depend on each other: one of each kind is displaced alone."""
+    """The rates of states that depend on each other: one of each kind is displaced alone.
+
+    A mean and a variance may lie in one tensor, its halves; then each of them is displaced alone.
+    """
     rates: dict[str, float] = {}
     kinds: dict[tuple[str, str, int], list[str]] = {}
     for name, state in doubtful.items():
@@ -167,18 +170,28 @@ def _one_by_one(
         kinds.setdefault(kind, []).append(name)
     for names in list(kinds.values())[:KINDS]:
         state = doubtful[names[0]]
-        far = settling.away(state.stop)
-        starts = [far, (state.stop + far) / 2.0]
-        ends = [
-            adapter.train_from(0, {state.name: start}, passes=passes).states[state.name]
-            for start in starts
-        ]
-        rate = settling.rate(
-            (state.stop, *starts), (first.states[state.name], *ends), state.resolution
-        )
+        end, half = first.states[state.name], state.stop.size // 2
+        rate = _alone(adapter, state, end, passes, slice(None))
+        if rate is None and 2 * half == state.stop.size:
+            upper = _alone(adapter, state, end, passes, slice(half))
+            lower = upper and _alone(adapter, state, end, passes, slice(half, None))
+            rate = upper if upper and lower and _alike(upper, lower) else None
         if rate is not None:
             rates.update(dict.fromkeys(names, rate))
     return rates
+
+
+def _alone(adapter: Stateful, state: State, end: Array, passes: int, part: slice) -> float | None:
+    """The rate of a part of a state, of which nothing else is displaced."""
+    near, far = state.stop[part], settling.away(state.stop[part])
+    starts, ends = [near], [end[part]]
+    for values in (far, (near + far) / 2.0):
+        start = state.stop.copy()
+        start[part] = values
+        moved = adapter.train_from(0, {state.name: start}, passes=passes)
+        starts.append(values)
+        ends.append(moved.states[state.name][part])
+    return settling.rate(starts, ends, state.resolution)
 
 
 # settled values ---------------------------------------------------------------------------------

@@ -101,10 +101,12 @@ def distorting(layers: Collection[str], evidence: Evidence) -> str:
     allowed = limit(evidence, "distortion_tolerance").replace(" allowed", " sigma allowed", 1)
     if not layers:
         worst = float(evidence.judged_distortions.max(initial=0.0))
-        return (
-            f"No single layer is far off (distortion up to {worst:.2f}; {allowed})"
-            f"{', but depth amplifies it' if _is_noticed(evidence) else ''}"
-        )
+        far = f"is far off (distortion up to {worst:.2f}; {allowed})"
+        if all(layer.states for layer in evidence.layers):
+            worst = max(evidence.judged_misplacements, default=0.0)
+            far = f"is far from settled (up to {percent(worst)} of the way from its initial values)"
+        amplified = ", but depth amplifies it" if _is_noticed(evidence) else ""
+        return f"No single layer {far}{amplified}"
     return f"{n_of_m(layers, evidence, 'distort')} {their(layers)} normalised output ({allowed})"
 
 

@@ -525,11 +525,11 @@ def _is_true(finding: Finding, case: Case) -> bool:
     if finding.code not in ASIDES or finding.severity == "warning":
         return finding.code in ASIDES
     again = draw(case.seed)
-    check(again.model, again.batch, **again.options, restore=False)
+    report = check(again.model, again.batch, **again.options, restore=False)
     inputs = again.batch[0]
     with torch.no_grad():
         right = again.model.train()(inputs)
-        for name in finding.layers:
+        for name in finding.layers or [layer.name for layer in report.layers]:
             _layer(again.model, name).eval()
         blamed = again.model(inputs)
     if again.task == "regression":
@@ -587,10 +587,10 @@ def _gravities(case: Case, untrained: Any) -> set[str]:
     scored = case.task not in ("regression", "time first")
     drop = _accuracy(case, trained) - _accuracy(case, evaluated) if scored else 0.0
     limit = 0.5 if scored else 0.9
-    # A single sample decides nothing.
-    if (drop >= 0.1 and drop * len(targets) >= 1.5) or kept < limit - 0.1:
+    single = drop * len(targets) < 1.5  # a single sample decides nothing
+    if (drop >= 0.1 and not single) or kept < limit - 0.1:
         return {"error"}
-    mild = {"warning", "none"} if drop <= 0.0 and kept > 0.88 else {"warning"}
+    mild = {"warning", "none"} if single and kept > 0.88 else {"warning"}
     return mild if drop <= 0.0 and kept > limit + 0.05 else {"error", *mild}
 
 
