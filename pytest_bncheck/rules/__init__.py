@@ -115,7 +115,8 @@ def find(evidence: Evidence) -> Found:
             found.suppressed.append(hidden)
         else:
             found.findings.append(finding)
-            (explained if finding.severity == "error" else warned).update(finding.layers)
+            explains = explained if finding.severity == "error" else warned
+            explains.update(rule.explains(finding))
     found.findings.sort(key=lambda finding: finding.severity != "error")
     return found
 

@@ -61,6 +61,10 @@ class Rule(ABC):
         """Whether a finding is about a declared design of `intended`, and about nothing else."""
         return True
 
+    def explains(self, finding: Finding) -> Sequence[str]:
+        """The layers whose difference between the modes a finding explains."""
+        return finding.layers
+
     def finding(
         self,
         message: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 import numpy as np
 
@@ -103,6 +103,10 @@ class StatisticsLostInCopy(Rule):
             distortion=float(np.max(evidence.judged_distortions, initial=0.0)),
         )
 
+    def explains(self, finding: Finding) -> Sequence[str]:
+        # A state without the statistics spoils the next copy, and no prediction of this model.
+        return () if "unsaved" in finding.evidence else finding.layers
+
     def _unsaved(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         names = [name for name in evidence.training.unsaved if name not in explained]
         if not names:
@@ -117,6 +121,7 @@ class StatisticsLostInCopy(Rule):
                 'self.register_buffer("running_mean", torch.zeros(channels))  # persistent'
             ),
             layers=names,
+            unsaved=len(names),
         )
 
 
