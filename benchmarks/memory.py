@@ -54,7 +54,11 @@ def main() -> int:
     measured = partial(_measure, options.framework, options.smoke)
     dear = False
     units = {"model": "parameters and buffers", "outputs": "outputs"}
-    for what, unit in units.items() if options.framework == "torch" else [*units.items()][:1]:
+    if options.framework != "torch":
+        del units["outputs"]
+    elif options.smoke:
+        del units["model"]
+    for what, unit in units.items():
         copy, bare = measured(f"{what} bare")
         print(f"{options.framework}: {copy:.0f} MB of {unit}, bare loop {bare:.0f} MB")
         for part in ("fail",) if options.smoke else ENDS:

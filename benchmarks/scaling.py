@@ -33,6 +33,8 @@ def bncheck_batch():
 def test_model(): ...
 """
 
+RUNS: dict[str, tuple[str, ...]] = {"no xdist": (), "-n 1": ("-n1",), "-n 2": ("-n2",)}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -44,7 +46,8 @@ def main() -> int:
             Path(folder, f"test_{number:02}.py").write_text(f"SIDE = {side}\n{MODEL}")
         times = {
             name: seconds(lambda arguments=arguments: _pytest(folder, *arguments))
-            for name, arguments in (("no xdist", ()), ("-n 1", ("-n1",)), ("-n 2", ("-n2",)))
+            for name, arguments in RUNS.items()
+            if not options.smoke or name != "-n 1"
         }
     print(f"{count} models, one thread of torch per process, {os.cpu_count()} cores")
     for name, took in times.items():
