@@ -6,6 +6,7 @@ tried out then. `Evidence` is all of them together, made once at the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -121,9 +122,11 @@ class Evidence(Judgement):
         left, whole = self.surviving_gap, self.judged_gap
         if not calls or left is None:
             return False
-        # An unbiased variance that is stored leaves a little, which no decision feels, and so does
-        # one average over several calls, each of which normalises with its own statistics.
-        allowed = USUAL_GAP if max(calls) <= 1 else self.gap_limit
+        # An unbiased variance that is stored leaves a little in each layer, which no decision
+        # feels, and so does one average over several calls, each of which normalises by itself.
+        freedom = max((self.training.batch_size or math.inf) - 1.0, 1.0)
+        unbiased = min(USUAL_GAP + len(calls) / (2.0 * freedom), self.gap_limit)
+        allowed = unbiased if max(calls) <= 1 else self.gap_limit
         little = left <= allowed and not self.fails(self.diagnosis.replaced)
         return little or left <= max(REPRODUCED, (whole or 0.0) / 5.0)
 
