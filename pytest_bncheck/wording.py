@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+LONG = 10.0
+"""Seconds that a check takes at least for its time to be worth a word."""
+
+
+def duration(seconds: float) -> str:
+    """``12 s``, ``2 min 5 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
 
 def plural(count: int, noun: str) -> str:
     """``1 update``, ``5 updates``."""

@@ -95,7 +95,7 @@ def run_check(
         gathered = gather(batch, batches, seed)
         found = item.ihook.pytest_bncheck_adapters(model=model)
         adapter = adapters.require(found, model)
-        with screen.progress(item.config) as progress:
+        with screen.progress(item) as progress:
             report = engine.run(model, gathered, merged, recipe, adapter, progress)
         report = dataclasses.replace(report, nodeid=nodeid, index=index)
         attempt.checks.append(report.to_dict())

@@ -6,7 +6,7 @@ No other file touches it, so that a release of pytest that changes it is answere
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import pytest
@@ -134,10 +134,22 @@ def owns_terminal(config: pytest.Config) -> bool:
 
 
 def uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
-    """Lets what is written reach the terminal, where `owns_terminal`."""
+    """Lets what is written reach the terminal."""
     capture: Any = config.pluginmanager.getplugin("capturemanager")
+    if capture is None:
+        return nullcontext()
     disabled: AbstractContextManager[None] = capture.global_and_fixture_disabled()
     return disabled
+
+
+def write_line(config: pytest.Config, text: str) -> None:
+    """Print a line of its own while a test runs."""
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None:
+        with uncaptured(config):
+            reporter.ensure_newline()
+            reporter.write_line(text)
+            reporter.flush()
 
 
 # pytest-xdist -----------------------------------------------------------------------------------

@@ -58,6 +58,16 @@ def attach(item: pytest.Item, report: pytest.TestReport) -> None:
         setattr(report, ATTRIBUTE, wire.dumps(attempt.checks))
 
 
+def how_to_begin(tests: int) -> str:
+    """What a run with ``--bncheck`` says that checked nothing."""
+    from pytest_bncheck.wording import plural
+
+    return (
+        f"bncheck: {plural(tests, 'test')}, no check among them. To begin, mark one with "
+        "@pytest.mark.bn_consistency and define the fixtures bncheck_model and bncheck_batch."
+    )
+
+
 # of the whole run -------------------------------------------------------------------------------
 
 
@@ -69,6 +79,7 @@ class Results:
         self.session = config.stash[SESSION]
         self.collected = Collected()
         self.skipped = 0
+        self.tests = 0
         self.written: list[str] = []
         self.problems: list[str] = []
 
@@ -79,6 +90,7 @@ class Results:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the latest string of each test; a rerun replaces what it repeats."""
+        self.tests += report.when == "setup"
         if OFF in internals.skip_reason(report):
             self.skipped += 1
         if report.failed:
@@ -121,6 +133,8 @@ class Results:
 
             tests = plural(self.skipped, "test")
             terminalreporter.write_line(f"bncheck: {tests} skipped; --bncheck runs them.")
+        elif self.config.option.bncheck and self.tests and not self.collected.texts and not quiet:
+            terminalreporter.write_line(how_to_begin(self.tests))
 
     def pytest_unconfigure(self) -> None:
         """Let the process that reports come to its end first."""

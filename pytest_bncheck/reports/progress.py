@@ -1,4 +1,4 @@
-"""How far a long check is, on a line of a terminal that is gone when the check is over."""
+"""How far a long check is: on a line of a terminal that is gone in the end, or in one sentence."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pytest_bncheck.wording import LONG, duration
+
 PATIENCE = 1.0
 """Seconds before a check is long enough to show anything."""
+
+TIMED = 3
+"""Steps after which the time of the others is known."""
 
 PAUSE = 0.5
 """Seconds between two pictures; each needs the loss, which a GPU has to be waited for."""
@@ -65,7 +70,7 @@ class Progress:
             text = f"step {done} of {at_most}{most}, loss {loss():.3g}"
             if done > 1:
                 seconds = (now - self._first) / (done - 1) * (most - done)
-                text += f", {at_most or 'about '}{_duration(seconds)} left"
+                text += f", {at_most or 'about '}{duration(seconds)} left"
             self._show(text, now)
 
     def _show(self, text: str, now: float) -> None:
@@ -78,6 +83,32 @@ class Progress:
             self.write(f"{_BELOW}{_BACK}")
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+@dataclass
+class Forecast:
+    """Says once, after a few steps, how long a check will take, if that is long.
+
+    Attributes
+    ----------
+    write
+        Prints a line.
+    who
+        The test that the check belongs to.
+    clock
+        Seconds.
+    """
+
+    write: Callable[[str], None]
+    who: str
+    clock: Callable[[], float] = time.monotonic
+    _first: float | None = field(default=None, init=False)
+
+    def __call__(self, done: int, most: int, fixed: bool, loss: Callable[[], float]) -> None:
+        """As `Progress` is called; no loss is asked for."""
+        if done == 1:
+            self._first = self.clock()
+        elif done == TIMED and self._first is not None:
+            each = (self.clock() - self._first) / (done - 1)
+            if each * (most - done) > LONG:
+                at_most = "" if fixed else "at most "
+                left = f"{at_most or 'about '}{duration(each * (most - done))}"
+                self.write(f"bncheck: {self.who} makes {at_most}{most} steps, {left} more")

@@ -16,7 +16,7 @@ from pytest_bncheck.reports.sentences import (
     title,
     without_layers,
 )
-from pytest_bncheck.wording import number, percent, plural
+from pytest_bncheck.wording import LONG, duration, number, percent, plural
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "error": "red"}
 """The colour of a verdict."""
@@ -81,7 +81,8 @@ def entry(
         line = f"{name}: {_in_brief(check)}{mark}"
         line = line if len(line) <= room else line[: room - 3] + "..."
         return Entry(word, colour, printable(line))
-    result = gist(check) + mark
+    seconds = check["seconds"]["total"]
+    result = gist(check) + mark + (f", {duration(seconds)}" if seconds > LONG else "")
     one_line = f"{name}: {result}"
     first, more = one_line, []
     if len(one_line) > room:

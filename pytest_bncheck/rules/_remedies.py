@@ -13,6 +13,7 @@ COMMON_RATE = 0.1
 
 def longer_training(evidence: Evidence, layer: Layer) -> str | None:
     """The advice to train for longer, with the number of updates where it is known."""
+    train = "Or train" if evidence.steps and declaration(evidence, layer) else "Train"
     more = evidence.diagnosis.remedies.further_updates
     if more is not None:
         made = evidence.training.made
@@ -20,14 +21,14 @@ def longer_training(evidence: Evidence, layer: Layer) -> str | None:
         silent = evidence.diagnosis.remedies.silent_updates
         calm = f", and without a warning after {silent}" if silent and silent > more else ""
         return (
-            f"Train for at least {more} more updates{in_all}: with the weights as they are now, "
+            f"{train} for at least {more} more updates{in_all}: with the weights as they are now, "
             f"eval mode passes then{calm}."
         )
     until = updates_until(layer.update_rate, SETTLED)
     if until is None or layer.momentum is None:
         return None
     return (
-        f"Train for more updates: at {words.memory(evidence, layer, layer.update_rate or 0.0)} "
+        f"{train} for more updates: at {words.memory(evidence, layer, layer.update_rate or 0.0)} "
         f"the initial value falls to 1 % only after {until}."
     )
 
@@ -45,8 +46,13 @@ def declaration(evidence: Evidence, layer: Layer) -> str | None:
     code = "@pytest.mark.bn_consistency(planned_updates=...)"
     if not evidence.steps:
         code = "check(model, batch, steps=0, planned_updates=...)"
+    if evidence.steps:
+        steps = words.plural(evidence.steps, "step")
+        may_be = f"The real training may be longer than this check's {steps}: if it makes {many}"
+    else:
+        may_be = f"If the real training makes {many}"
     return (
-        f"If the real training makes {many}, declare how many, and the check judges the "
+        f"{may_be}, declare how many, and the check judges the "
         f"statistics as they will be then:\n{code}"
     )
 

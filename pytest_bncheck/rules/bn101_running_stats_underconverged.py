@@ -141,9 +141,14 @@ def _read_from_statistics(evidence: Evidence, worst: Layer, weight: float, whose
 
 
 def _remedy(evidence: Evidence, worst: Layer) -> str:
-    return words.bullets(
-        remedies.longer_training(evidence, worst),
+    longer = [
         remedies.declaration(evidence, worst),
+        remedies.longer_training(evidence, worst),
+    ]
+    if not evidence.steps:  # a model that is trained already was not trained for the check
+        longer.reverse()
+    return words.bullets(
+        *longer,
         remedies.shorter_memory(evidence, worst),
         remedies.recalibration(evidence),
     )

@@ -142,3 +142,33 @@ def test_it(bncheck):
     )
     result = project.run("--bncheck", "--color=yes")
     result.stdout.fnmatch_lines(["*33mFAIL *test_it*", "* (expected)"])
+
+
+HASTE = "\nfrom pytest_bncheck.reports import progress\nprogress.LONG = 0.0\n"
+MARKED = "import pytest\n@pytest.mark.bn_consistency(steps=60)\ndef test_marked(): ..."
+LINE = "bncheck: test_it.py::test_marked makes 60 steps, about 0 s more"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"), [([], 1), (["-v"], 1), (["-s"], 1), (["-q"], 0)], ids=str
+)
+def test_a_long_check_says_so_where_nothing_can_be_drawn(project, args, said):
+    conftest = project.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + HASTE)
+    project.pytester.makepyfile(test_it=MARKED)
+    lines = project.run("--bncheck", *args, subprocess=True)
+    assert lines.outlines.count(LINE) == said
+    assert lines.ret == 0
+
+
+def test_a_run_without_any_check_says_how_to_begin(project, xdist_args):
+    project.pytester.makepyfile("def test_a(): ...\ndef test_b(): ...")
+    result = project.run("--bncheck", *xdist_args)
+    result.stdout.fnmatch_lines(
+        ["bncheck: 2 tests, no check among them. To begin, mark one with *"]
+    )
+    result = project.run("--bncheck", "-q", *xdist_args)
+    result.stdout.no_fnmatch_line("bncheck: *")
+    (project.path / "pytest.ini").write_text("[pytest]\nbncheck = true\n")
+    result = project.run(*xdist_args)  # often only a part of a suite is run
+    result.stdout.no_fnmatch_line("bncheck: 2 tests*")

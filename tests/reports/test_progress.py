@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pytest_bncheck.reports.progress import Progress
+from pytest_bncheck.reports.progress import Forecast, Progress
 
 
 class Clock:
@@ -70,3 +70,27 @@ def test_one_line_that_is_erased() -> None:
     shown.step(1, 2, True, now=3)
     shown.progress.close()
     assert shown.texts == ["bncheck: step 1 of ", ""]
+
+
+def forecast(fixed: bool, *times: float) -> list[str]:
+    """What is said when 150 steps may be made and these are the seconds after the first ones."""
+    clock, said = Clock(), list[str]()
+    watching = Forecast(said.append, "test_net.py::test_net", clock)
+    for done, now in enumerate(times, 1):
+        clock.now = now
+        watching(done, 150, fixed, pytest.fail)
+    return said
+
+
+def test_a_long_check_says_once_how_long_it_takes() -> None:
+    # The first step, in which things are built, does not count.
+    said = forecast(False, 60.0, 61.0, 62.0, 63.0, 64.0)
+    assert said == [
+        "bncheck: test_net.py::test_net makes at most 150 steps, at most 2 min 27 s more"
+    ]
+    said = forecast(True, 1.0, 1.1, 1.2, 1.3)
+    assert said == ["bncheck: test_net.py::test_net makes 150 steps, about 15 s more"]
+
+
+def test_a_short_check_has_no_forecast() -> None:
+    assert forecast(False, 60.0, 60.06, 60.12, 60.18) == []
