@@ -8,7 +8,7 @@ number of layers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,6 +84,10 @@ def find(adapter: Stateful, steps: int, *, stochastic: bool) -> list[RunningStat
         for name, rate in _rates(adapter, movers, first, passes).items()
     ]
     settled = _settle(adapter, 0, found, passes, first.states)
+    unsettled = [each for each in found if each.state.name not in settled]
+    if other := _other_rates(adapter, unsettled, passes, first.states):
+        found = [replace(each, rate=other.get(each.state.name, each.rate)) for each in found]
+        settled = _settle(adapter, 0, found, passes, first.states)
     if stochastic:
         rates = {each.state.name: each.rate for each in found}
         settled = _mean_over_draws(adapter, 0, rates, passes, settled)
@@ -179,6 +183,17 @@ def _one_by_one(
         if rate is not None:
             rates.update(dict.fromkeys(names, rate))
     return rates
+
+
+def _other_rates(
+    adapter: Stateful, unsettled: Sequence[_Found], passes: int, first: Values
+) -> dict[str, float]:
+    """The rates of states that are not like the one of their kind that was displaced."""
+    rates = {
+        each.state.name: _alone(adapter, each.state, first[each.state.name], passes, slice(None))
+        for each in unsettled[:KINDS]
+    }
+    return {name: rate for name, rate in rates.items() if rate is not None}
 
 
 def _alone(adapter: Stateful, state: State, end: Array, passes: int, part: slice) -> float | None:

@@ -13,7 +13,6 @@ COMMON_RATE = 0.1
 
 def longer_training(evidence: Evidence, layer: Layer) -> str | None:
     """The advice to train for longer, with the number of updates where it is known."""
-    train = "Or train" if evidence.steps and declaration(evidence, layer) else "Train"
     more = evidence.diagnosis.remedies.further_updates
     if more is not None:
         made = evidence.training.made
@@ -21,14 +20,14 @@ def longer_training(evidence: Evidence, layer: Layer) -> str | None:
         silent = evidence.diagnosis.remedies.silent_updates
         calm = f", and without a warning after {silent}" if silent and silent > more else ""
         return (
-            f"{train} for at least {more} more updates{in_all}: with the weights as they are now, "
+            f"Or train for at least {more} more updates{in_all}: with the weights as they are now, "
             f"eval mode passes then{calm}."
         )
     until = updates_until(layer.update_rate, SETTLED)
     if until is None or layer.momentum is None:
         return None
     return (
-        f"{train} for more updates: at {words.memory(evidence, layer, layer.update_rate or 0.0)} "
+        f"Or train for more updates: at {words.memory(evidence, layer, layer.update_rate or 0.0)} "
         f"the initial value falls to 1 % only after {until}."
     )
 

@@ -94,6 +94,7 @@ class EvalPathDiffers(Rule):
         by_design = evidence.passes.shares_state or evidence.passes.splits  # as ghost batches
         if worse is None and (gap <= allowed or by_design):
             return None
+        shared = _shared(evidence)
         which = "the same batch statistics" if other is train else "converged statistics"
         seen = other if evidence.stream else evidence.recalibrated or other
         return self.finding(
@@ -101,9 +102,10 @@ class EvalPathDiffers(Rule):
             f"With {which} the predictions differ by {gap:.2g} of their spread over the batch (up "
             f"to {allowed:g} is rounding).",
             cause=f"The model's own code depends on the mode ({evidence.dialect.mode}), outside of "
-            "dropout and normalisation layers.",
+            f"dropout and normalisation layers{_or_shared(shared)}.",
             remedy=words.bullets(
                 f"Compute the same in both modes; look for code under `{evidence.dialect.mode}`.",
+                f"Or give each call of {shared[0]} a layer of its own." if shared else None,
                 'If the difference is the design, declare it: intended="mode-dependent-path".',
             ),
             severity=grade,
@@ -136,6 +138,21 @@ class EvalPathDiffers(Rule):
             gap=gap,
             by="survival",
         )
+
+
+def _shared(evidence: Evidence) -> list[str]:
+    """Home-made layers that a training step calls several times, whose streams nobody sees."""
+    rows = zip(evidence.layers, evidence.passes.calls.training, strict=True)
+    return [layer.name for layer, count in rows if layer.states and count > 1]
+
+
+def _or_shared(names: list[str]) -> str:
+    if not names:
+        return ""
+    return (
+        f", or {names[0]} normalises each of its calls by itself in training mode and all of them "
+        "by one average in eval mode"
+    )
 
 
 def _with_which(evidence: Evidence) -> str:

@@ -7,7 +7,7 @@ planted fault; `judge` compares it with what the check says. The same seed gives
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -518,7 +518,7 @@ def _is_true(finding: Finding, case: Case) -> bool:
     """Whether a finding beside the truth is true all the same.
 
     Any net may lag by itself. An error has to show with plain code, in eval mode of the blamed
-    layers alone.
+    layers alone, or in eval mode of all but these.
     """
     if finding.code == "BN107" and case.plan == "cumulative":
         return True  # its optimizer has the last layer alone, and the others' statistics move
@@ -531,16 +531,25 @@ def _is_true(finding: Finding, case: Case) -> bool:
         return finding.code in ASIDES
     again = draw(case.seed)
     report = check(again.model, again.batch, **again.options, restore=False)
-    inputs = again.batch[0]
-    with torch.no_grad():
-        right = again.model.train()(inputs)
-        for name in finding.layers or [layer.name for layer in report.layers]:
-            _layer(again.model, name).eval()
-        blamed = again.model(inputs)
-    if again.task == "regression":
-        loss = LOSSES[again.task]
-        return float(loss(blamed, again.batch[1])) > 1.2 * float(loss(right, again.batch[1]))
-    return _accuracy(again, right) - _accuracy(again, blamed) >= 0.05
+    blamed = finding.layers or [layer.name for layer in report.layers]
+
+    def outputs(training: bool, other: Sequence[str] = ()) -> Tensor:
+        """In one mode, and some layers in the other."""
+        model = copy.deepcopy(again.model).train(training)  # a pass moves statistics
+        for name in other:
+            _layer(model, name).train(not training)
+        with torch.no_grad():
+            return model(again.batch[0])
+
+    def costs(worse: Tensor, better: Tensor) -> bool:
+        if again.task == "regression":
+            loss, targets = LOSSES[again.task], again.batch[1]
+            return float(loss(worse, targets)) > 1.2 * float(loss(better, targets))
+        return _accuracy(again, better) - _accuracy(again, worse) >= 0.05
+
+    # A layer after a blamed one may normalise its fault away: then what helps it tells.
+    alone = costs(outputs(True, blamed), outputs(True))
+    return alone or costs(outputs(False), outputs(False, blamed))
 
 
 def _differs_when_settled(case: Case) -> bool:
