@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_bncheck import settings
-from pytest_bncheck.errors import InputError
+from pytest_bncheck.errors import InputError, users_error
 from pytest_bncheck.plugin import failing, internals
 from pytest_bncheck.plugin.definitions import INPUTS
 from pytest_bncheck.plugin.marks import MARKER, is_marked
@@ -99,10 +99,14 @@ def run_check(
             report = engine.run(model, gathered, merged, recipe, adapter, progress)
         report = dataclasses.replace(report, nodeid=nodeid, index=index)
         attempt.checks.append(report.to_dict())
-    except Exception as error:
-        attempt.checks.append(_no_check(error, nodeid=nodeid, index=index, seed=seed))
-        raise
-    return report
+    except (Exception, SystemExit) as error:
+        own = users_error(error)
+        attempt.checks.append(_no_check(own, nodeid=nodeid, index=index, seed=seed))
+        if own is error:
+            raise
+    else:
+        return report
+    raise own
 
 
 def _merged(
@@ -176,6 +180,7 @@ def _note_missing_check(item: pytest.Item, attempt: Attempt, call: pytest.CallIn
     """Give a marked test that failed without a check an entry that says why."""
     error = call.excinfo.value if call.excinfo else None
     expected = isinstance(error, (pytest.skip.Exception, pytest.xfail.Exception))
-    failed = isinstance(error, (Exception, pytest.fail.Exception)) and not expected
+    raised = (Exception, SystemExit, pytest.fail.Exception)
+    failed = isinstance(error, raised) and not expected
     if error and failed and not attempt.checks and is_marked(item):
         attempt.checks.append(_no_check(error, nodeid=item.nodeid))

@@ -169,8 +169,8 @@ class Results:
 
         if path is None:
             return
-        document = wire.document(self.collected.checks())
         try:
+            document = wire.document(self.collected.checks())
             if kind == "HTML":
                 from pytest_bncheck.reports import html
 
@@ -178,8 +178,9 @@ class Results:
             else:
                 wire.write(path, document)
             self.written.append(f"{kind} report: {path}")
-        except OSError as error:
-            self.problems.append(f"the {kind} report {path} could not be written: {error}")
+        except Exception as error:
+            why = wire.reason(error)
+            self.problems.append(f"the {kind} report {path} could not be written: {why}")
             if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -188,13 +189,14 @@ class Results:
         checks = self.collected.checks()
         if not path or not checks:
             return
-        from pytest_bncheck.reports import github
+        from pytest_bncheck.reports import github, wire
 
         try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(github.step_summary(checks, self.collected.is_expected))
-        except OSError as error:
-            self.problems.append(f"the step summary {path} could not be written: {error}")
+        except Exception as error:
+            why = wire.reason(error)
+            self.problems.append(f"the step summary {path} could not be written: {why}")
 
     # pytest-xdist
 

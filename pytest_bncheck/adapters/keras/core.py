@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
@@ -25,6 +26,7 @@ from pytest_bncheck.adapters.base import (
     Watching,
 )
 from pytest_bncheck.adapters.devices import pick, rounding
+from pytest_bncheck.adapters.graph import run_all
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import own_backend
 from pytest_bncheck.adapters.keras.calls import Order, replaced_calls, without_idle_draws
@@ -33,6 +35,7 @@ from pytest_bncheck.adapters.keras.data import (
     batched,
     floating,
     has_custom_step,
+    not_finite,
     remixed,
     structure,
     without_rows,
@@ -151,10 +154,12 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             raise
 
     def restore(self, *, keep_weights: bool = False) -> None:
-        self._cleanup.close()
-        if self._snapshot is not None:
-            self._snapshot.restore(keep_weights=keep_weights)
-        self._snapshot = None
+        snapshot, self._snapshot = self._snapshot, None
+        back = [] if snapshot is None else [partial(snapshot.restore, keep_weights=keep_weights)]
+        run_all([self._cleanup.close, *back])
+
+    def not_finite(self, index: int) -> str | None:
+        return not_finite(self._batches[index].whole)
 
     def _watch_order(self) -> None:
         """One pass in eval mode, which builds what is not built and shows the layers' order."""

@@ -37,7 +37,8 @@ class Batch:
 
     def __init__(self, batch: Any, recipe: Recipe, model: Any) -> None:
         self._recipe, self._model = recipe, model
-        self.whole = _tensors(batch)
+        parts = isinstance(batch, tuple) and len(batch) in (2, 3) and not hasattr(batch, "_fields")
+        self.whole = tuple(map(_tensors, batch)) if parts else _tensors(batch)
         self.inputs: Any = None
         self.targets: Any = None
         self.weights: Any = None
@@ -192,18 +193,54 @@ def _tensors(value: Any) -> Any:
         narrow = keras.backend.standardize_dtype(value.dtype) == "float64"
         return keras.ops.cast(value, keras.backend.floatx()) if narrow else value
     if hasattr(value, "__array__") or (isinstance(value, (list, tuple)) and value):
-        array = np.asarray(value)
-        dtype = keras.backend.floatx() if array.dtype == np.float64 else None  # as fit does
+        array = _array(value)
+        wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8
+        dtype = keras.backend.floatx() if wide else array.dtype.newbyteorder("=")  # as fit does
         # A copy: on a CPU a tensor can share the memory of the user's array.
         return keras.ops.convert_to_tensor(np.array(array, dtype=dtype))
     return value
 
 
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    """An array, or a list of numbers, that can become a tensor."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"batch: {kind(value)} cannot become an array: {error}") from None
+    if array.dtype.kind not in "fiubcSU" and array.dtype.name != "bfloat16":
+        raise InputError(f"batch: an array of dtype {array.dtype} cannot become a tensor of Keras")
+    return array
+
+
 def _is_numbers(value: Any) -> bool:
-    """Whether a list holds nothing but numbers, however nested."""
+    """Whether a list holds nothing but numbers, however nested, that make one array."""
     if isinstance(value, (list, tuple)):
-        return bool(value) and all(map(_is_numbers, value))
+        if not value or not all(map(_is_numbers, value)):
+            return False
+        return len({np.shape(item) for item in value}) == 1
     return isinstance(value, (bool, int, float, np.number))
+
+
+def not_finite(batch: Any) -> str | None:
+    """Where a batch holds NaN or infinity, and how many; None if nowhere."""
+    for path, leaf in _paths(batch):
+        if keras.ops.is_tensor(leaf) and "float" in keras.backend.standardize_dtype(leaf.dtype):
+            values = np.asarray(to_numpy(leaf), dtype=np.float64)
+            count = int((~np.isfinite(values)).sum())
+            if count:
+                return f"batch{path} holds NaN or infinity in {count} of {values.size} places"
+    return None
+
+
+def _paths(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _paths(item, f"{path}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _paths(item, f"{path}[{index}]")
+    else:
+        yield path, value
 
 
 def floating(outputs: Any, sizes: Sequence[int]) -> dict[str, Array]:

@@ -16,6 +16,7 @@ from pytest_bncheck.adapters.base import (
     Pass,
 )
 from pytest_bncheck.adapters.devices import pick, rounding, torch_devices
+from pytest_bncheck.adapters.graph import run_all
 from pytest_bncheck.adapters.hints import kind
 from pytest_bncheck.adapters.random_state import RandomState, fingerprint
 from pytest_bncheck.adapters.states import Adopted
@@ -152,10 +153,8 @@ class TorchCore(Adapter):
 
     def restore(self, *, keep_weights: bool = False) -> None:
         trained = self._states.trained() if keep_weights else None
-        self._cleanup.close()
-        self._snapshot.restore()
-        if trained is not None:
-            trained()
+        after = [] if trained is None else [trained]
+        run_all([self._cleanup.close, self._snapshot.restore, *after])
 
     # training ---------------------------------------------------------------------------------
 

@@ -34,20 +34,31 @@ def to_tensors(batch: Any, device: torch.device, dtype: torch.dtype | None) -> A
             if leaf.is_meta:
                 raise InputError("batch: a tensor on the meta device holds no numbers")
             # What inference mode made cannot be trained on.
-            return leaf.clone().to(device) if leaf.is_inference() else leaf.to(device)
+            if leaf.is_inference():
+                return leaf.clone().to(device)
+            # Nor must a training reach what the batch was made with.
+            own = leaf if leaf.is_leaf else leaf.detach().requires_grad_(leaf.requires_grad)
+            return own.to(device)
         if isinstance(leaf, (np.ndarray, np.generic)):
             array = np.asarray(leaf)
             if array.dtype.kind not in "fiub":
                 raise InputError(
                     f"batch: an array of dtype {array.dtype} cannot become a torch tensor"
                 )
-            tensor = torch.tensor(array, device=device)
+            tensor = torch.tensor(_native(array), device=device)
             if tensor.is_floating_point():
                 return tensor.to(dtype or torch.get_default_dtype())
             return tensor if array.dtype.kind == "b" else tensor.long()
         return leaf
 
     return _map(batch, convert)
+
+
+def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """An array as torch takes it: in the machine's order of bytes, without negative strides."""
+    wide = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    dtype = np.dtype(np.float64) if wide else array.dtype.newbyteorder("=")
+    return np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)
 
 
 def first_half(batch: Any, size: int | None) -> Any:
