@@ -16,7 +16,7 @@ import types
 import weakref
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -139,6 +139,50 @@ def run_all(undos: Iterable[Undo]) -> None:
             first = first or error
     if first is not None:
         raise first
+
+
+@contextmanager
+def generators_kept(root: Any) -> Iterator[None]:
+    """Put back every generator of random numbers that a loader holds, or what it is made of."""
+    undos: list[Undo] = []
+    seen: dict[int, Any] = {}
+    waiting = deque([root])
+    while waiting and len(seen) < _MOST:
+        item = waiting.popleft()
+        if id(item) in seen or isinstance(item, (type, types.ModuleType, str, bytes)):
+            continue
+        seen[id(item)] = item
+        undo = remember_generator(item) or _remember_other_generator(item)
+        if undo is not None:
+            undos.append(undo)
+        elif isinstance(item, types.GeneratorType) and item.gi_frame is not None:
+            waiting.extend(item.gi_frame.f_locals.values())
+            waiting.extend(_named_globals(item.gi_frame))
+        elif not (isinstance(item, (dict, list, tuple)) and len(item) > _MOST_MEMBERS):
+            known = _children(item)
+            waiting.extend(child for _, child in known or ())
+            held = getattr(item, "__dict__", None)
+            waiting.extend(held.values() if isinstance(held, dict) else ())
+    try:
+        yield
+    finally:
+        run_all(undos)
+
+
+_MOST, _MOST_MEMBERS = 10_000, 100
+
+
+def _named_globals(frame: types.FrameType) -> list[Any]:
+    named = (name for name in _names(frame.f_code) if name in frame.f_globals)
+    return [frame.f_globals[name] for name in named]
+
+
+def _remember_other_generator(item: Any) -> Undo | None:
+    """How to put back a generator that has the methods of PyTorch's."""
+    if not all(callable(getattr(type(item), name, None)) for name in ("get_state", "set_state")):
+        return None
+    state = item.get_state()
+    return lambda: item.set_state(state)
 
 
 # what is the user's -------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ class Attempt:
         Raised in the call phase, before the body, so that the test is FAILED and not ERROR.
     started
         Whether the call phase has begun; a failing check then raises at once.
+    run
+        The number of the item among those of the process; the same in every attempt at it.
     seeded
         The fixtures that are built from a fresh seed.
     """
@@ -47,11 +49,15 @@ class Attempt:
     checks: list[dict[str, Any]] = field(default_factory=list)
     pending: Exception | None = None
     started: bool = False
+    run: int = 0
     seeded: frozenset[str] = frozenset(INPUTS)
 
 
 ATTEMPT = pytest.StashKey[Attempt]()
 """Where an item keeps its latest attempt."""
+
+RUN = pytest.StashKey[int]()
+"""Where an item keeps its number among those that ran in this process."""
 
 CURRENT = pytest.StashKey[pytest.Item]()
 """Where pytest's configuration keeps the item that runs."""
@@ -163,7 +169,11 @@ def require_check(item: pytest.Item) -> None:
     if "bncheck" in internals.fixture_names(item):
         text = "this test requested bncheck but made no check; call bncheck(model, batch)."
     else:
-        text = f"this test is marked {MARKER}, but a {type(item).__name__} cannot be checked."
+        text = (
+            f"this test is marked {MARKER}, but no check was made: a mark that a fixture adds "
+            "comes too late, a fixture called bncheck_report replaces the plugin's, and of items "
+            f"of type {type(item).__name__} only functions can be checked."
+        )
     attempt.pending = InputError(text)
     failing.raise_at_test_line(item, attempt.pending)
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ATTRIBUTE = "bncheck_checks"
 """Where a test report carries the string of its checks."""
 
+RUN = "bncheck_run"
+"""Where it carries which run of the test it is about: a test can be collected twice."""
+
 MARKED = "bncheck_marked"
 """The key under which a worker process sends its tests that make checks."""
 
@@ -56,6 +59,7 @@ def attach(item: pytest.Item, report: pytest.TestReport) -> None:
     attempt = item.stash.get(ATTEMPT, None)
     if attempt is not None and (attempt.checks or is_marked(item)):
         setattr(report, ATTRIBUTE, wire.dumps(attempt.checks))
+        setattr(report, RUN, f"{os.environ.get('PYTEST_XDIST_WORKER', '')} {attempt.run}")
 
 
 # of the whole run -------------------------------------------------------------------------------
@@ -72,9 +76,10 @@ class Results:
         self.written: list[str] = []
         self.problems: list[str] = []
 
-    def pytest_report_header(self) -> str | None:
-        """Say that models are trained, and with which options."""
-        return options.header(self.session) if self.session.enabled else None
+    def pytest_report_header(self) -> list[str]:
+        """Say that models are trained, with which options, and whether another process reports."""
+        lines = (options.header(self.session), ranks.note()) if self.session.enabled else ()
+        return [line for line in lines if line]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -84,7 +89,8 @@ class Results:
         if report.failed:
             self.collected.failed.add(report.nodeid)
         if hasattr(report, ATTRIBUTE):
-            self.collected.texts[report.nodeid] = getattr(report, ATTRIBUTE)
+            run = report.nodeid, getattr(report, RUN, "")
+            self.collected.texts[run] = getattr(report, ATTRIBUTE)
             file, line, _ = report.location
             self.collected.places[report.nodeid] = file, (line or 0) + 1
 

@@ -64,9 +64,18 @@ def _size(gap: float | str) -> float:
 
 
 def in_order(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """All checks in strings of `dumps`, sorted by test and index."""
-    checks = [check for text in texts for check in loads(text)]
-    return sorted(checks, key=lambda check: (check["nodeid"], check["index"]))
+    """All checks in strings of `dumps`, one for each run of a test, sorted by test and index.
+
+    Of several runs of the same test, the worst comes first.
+    """
+    runs = sorted(filter(None, map(loads, texts)), key=_rank)
+    checks = [(check["nodeid"], k, check) for k, run in enumerate(runs) for check in run]
+    checks.sort(key=lambda place: (place[0], place[1], place[2]["index"]))
+    return [check for _, _, check in checks]
+
+
+def _rank(run: Sequence[dict[str, Any]]) -> int:
+    return min(WORST_FIRST.index(check["verdict"]) for check in run)
 
 
 def document(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:

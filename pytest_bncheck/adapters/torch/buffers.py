@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pytest_bncheck.adapters.containers import container_type, members_of
 from pytest_bncheck.adapters.torch.internals import plain_name
-from pytest_bncheck.adapters.torch.state import is_walked, overwrite
+from pytest_bncheck.adapters.torch.state import equal, is_walked, overwrite
 
 Place: TypeAlias = tuple[str, Any, Any]
 """The path of a tensor in the model, its owner, and its name or index there."""
@@ -168,11 +168,6 @@ def held(owner: Any, key: Any) -> Any:
     return getattr(owner, key, None)
 
 
-def equal(left: Tensor, right: Tensor) -> Tensor:
-    """Equality in which NaN equals itself; still on the device."""
-    return ((left == right) | ((left != left) & (right != right))).all()
-
-
 def is_among(tensor: Tensor, some: Mapping[int, Tensor]) -> bool:
     """Whether a tensor, or one with the same values, is among `some`, a mapping from ids."""
     return id(tensor) in some or any(
@@ -181,7 +176,9 @@ def is_among(tensor: Tensor, some: Mapping[int, Tensor]) -> bool:
 
 
 def _same(now: Any, then: Tensor) -> Tensor:
-    if not isinstance(now, Tensor) or now.shape != then.shape or now.device != then.device:
+    if not isinstance(now, Tensor) or now.is_nested != then.is_nested:
+        return torch.tensor(False)
+    if now.device != then.device or (not now.is_nested and now.shape != then.shape):
         return torch.tensor(False)
     return equal(now, then)
 

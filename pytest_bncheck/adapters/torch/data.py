@@ -165,7 +165,9 @@ def mean_output(outputs: Any, sizes: Sequence[int]) -> Any:
 
 def _is_floating(leaf: Any) -> bool:
     floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
-    return floating and leaf.dim() > 0 and leaf.layout is torch.strided
+    if not floating or leaf.is_nested or leaf.layout is not torch.strided:
+        return False
+    return leaf.dim() > 0 and leaf.element_size() > 1  # nothing computes with 8 bits
 
 
 def dtype_name(dtype: torch.dtype | None) -> str:
@@ -198,6 +200,15 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
+def _like(value: tuple[Any, ...] | list[Any], items: list[Any]) -> Any:
+    """A sequence of the same type with other items, past a constructor that takes others."""
+    if isinstance(value, tuple):
+        return tuple.__new__(type(value), items)
+    mapped = copy.copy(value)
+    list.__setitem__(mapped, slice(None), items)
+    return mapped
+
+
 def _map(value: Any, convert: Callable[[Any], Any]) -> Any:
     """`value` with every leaf converted; containers keep their type."""
     if isinstance(value, MutableMapping):
@@ -210,7 +221,7 @@ def _map(value: Any, convert: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_map(item, convert) for item in value))
     if isinstance(value, (tuple, list)):
-        return type(value)(_map(item, convert) for item in value)
+        return _like(value, [_map(item, convert) for item in value])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         mapped = copy.copy(value)
         for field in dataclasses.fields(value):

@@ -100,7 +100,7 @@ class Snapshot(Graph):
         pairs = [(tensor.detach(), self.values.get(id(tensor))) for tensor in tensors]
         alike = [then is not None and then.shape == now.shape for now, then in pairs]
         same = [
-            (now == then.to(now.device)).all()
+            equal(now, then.to(now.device))
             for (now, then), comparable in zip(pairs, alike, strict=True)
             if comparable and then is not None
         ]
@@ -202,6 +202,17 @@ def overwrite(data: torch.Tensor, values: torch.Tensor) -> None:
     data.copy_(values)
 
 
+def equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Equality in which NaN equals itself; still on the device."""
+    if left.is_nested or right.is_nested:
+        pairs = zip(left.unbind(), right.unbind(), strict=True)
+        same = [a.shape == b.shape and equal(a, b) for a, b in pairs]
+        return torch.tensor(all(map(bool, same)))
+    if left.layout is not torch.strided:
+        left, right = left.to_dense(), right.to_dense()
+    return ((left == right) | ((left != left) & (right != right))).all()
+
+
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -217,11 +228,11 @@ def _same_bits(data: torch.Tensor, values: torch.Tensor) -> bool:
 
 def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:
     """Whether a tensor has other storage than it had, after ``model.to`` for example."""
+    if tensor.is_nested or data.is_nested:
+        return False
     if tensor.device != data.device or tensor.dtype != data.dtype or tensor.shape != data.shape:
         return True
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return False
-    return tensor.data_ptr() != data.data_ptr()
+    return tensor.layout is torch.strided and tensor.data_ptr() != data.data_ptr()
 
 
 def global_flags() -> Undo:
