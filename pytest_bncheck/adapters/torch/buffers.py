@@ -83,8 +83,14 @@ def places(model: nn.Module) -> list[Place]:
     for look in (_buffers, _attributes):  # attributes may list what is registered elsewhere
         for path, module in modules:
             for name, owner, key in look(module, f"{path}." if path else ""):
-                found.setdefault(id(held(owner, key)), (name, owner, key))
+                if not is_ragged(held(owner, key)):
+                    found.setdefault(id(held(owner, key)), (name, owner, key))
     return list(found.values())
+
+
+def is_ragged(value: Any) -> bool:
+    """Whether it is a nested tensor, which has no shape to compare and is no running state."""
+    return isinstance(value, Tensor) and value.is_nested
 
 
 def parameter_places(model: nn.Module) -> list[Place]:
