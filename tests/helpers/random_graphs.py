@@ -180,9 +180,11 @@ def _identities(holder: Any) -> Any:
     if issubclass(type(holder), dict):
         return [(key, id(value)) for key, value in dict.items(holder)]
     if isinstance(holder, (list, tuple, deque)):
-        return [id(value) for value in list.__iter__(holder)] if isinstance(holder, list) else [
-            id(value) for value in holder
-        ]
+        return (
+            [id(value) for value in list.__iter__(holder)]
+            if isinstance(holder, list)
+            else [id(value) for value in holder]
+        )
     if isinstance(holder, np.ndarray):
         return [id(value) for value in holder]
     if isinstance(holder, Slotted):

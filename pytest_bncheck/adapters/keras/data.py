@@ -72,6 +72,13 @@ class Batch:
                 f"the batch is empty: its first array has shape {tuple(shapes[0])}; "
                 "at least one sample is needed"
             )
+        own = recipe.loss or recipe.forward or recipe.train_step or has_custom_step(model)
+        for what, part in (("targets", self.targets), ("sample weights", self.weights)):
+            rows = tuple(getattr(part, "shape", ()))[:1]
+            if not own and self.size and rows and rows[0] != self.size:
+                raise InputError(  # as `fit` does
+                    f"batch: {self.size} samples but {rows[0]} {what}; each sample needs one"
+                )
 
     @property
     def data(self) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pytest_bncheck.adapters.containers import container_type, members_of
 from pytest_bncheck.adapters.torch.internals import plain_name
-from pytest_bncheck.adapters.torch.state import equal, is_walked, overwrite
+from pytest_bncheck.adapters.torch.state import equal, is_readable, is_walked, overwrite
 
 Place: TypeAlias = tuple[str, Any, Any]
 """The path of a tensor in the model, its owner, and its name or index there."""
@@ -40,7 +40,7 @@ class Buffers:
         self._kept: list[Kept] = [
             (place, tensor, tensor.detach().clone())
             for place in places
-            if isinstance(tensor := held(place[1], place[2]), Tensor)
+            if is_readable(tensor := held(place[1], place[2]))
         ]
 
     def moved(self) -> list[str]:
@@ -83,14 +83,9 @@ def places(model: nn.Module) -> list[Place]:
     for look in (_buffers, _attributes):  # attributes may list what is registered elsewhere
         for path, module in modules:
             for name, owner, key in look(module, f"{path}." if path else ""):
-                if not is_ragged(held(owner, key)):
+                if is_readable(held(owner, key)):
                     found.setdefault(id(held(owner, key)), (name, owner, key))
     return list(found.values())
-
-
-def is_ragged(value: Any) -> bool:
-    """Whether it is a nested tensor, which has no shape to compare and is no running state."""
-    return isinstance(value, Tensor) and value.is_nested
 
 
 def parameter_places(model: nn.Module) -> list[Place]:
@@ -182,9 +177,7 @@ def is_among(tensor: Tensor, some: Mapping[int, Tensor]) -> bool:
 
 
 def _same(now: Any, then: Tensor) -> Tensor:
-    if not isinstance(now, Tensor) or now.is_nested != then.is_nested:
-        return torch.tensor(False)
-    if now.device != then.device or (not now.is_nested and now.shape != then.shape):
+    if not is_readable(now) or now.shape != then.shape or now.device != then.device:
         return torch.tensor(False)
     return equal(now, then)
 

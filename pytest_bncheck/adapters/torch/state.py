@@ -151,6 +151,13 @@ def _has_numbers(tensor: torch.Tensor) -> bool:
     return tensor.numel() == 0 or not _is_freed(tensor)
 
 
+def is_readable(value: Any) -> bool:
+    """Whether it is a tensor with a shape and with memory: nested ones have no shape."""
+    if not isinstance(value, torch.Tensor) or value.is_nested:
+        return False
+    return value.numel() == 0 or value.is_meta or not _is_freed(value)
+
+
 def _is_freed(tensor: torch.Tensor) -> bool:
     """Whether a tensor's memory was given up, as sharded training does between its steps."""
     if tensor.layout is not torch.strided or tensor.is_nested:
