@@ -9,14 +9,19 @@ from __future__ import annotations
 import argparse
 import array
 import functools
+import io
+import itertools
+import queue
 import random
+import socket
 import sys
 import threading
 import types
+import warnings
 import weakref
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -49,6 +54,19 @@ _OPEN = (
 
 _EMPTY = object()
 
+NOT_PUT_BACK: dict[str, tuple[type, ...]] = {
+    "open files": (io.IOBase,),
+    "running generators and coroutines": (types.GeneratorType, types.CoroutineType),
+    "iterators": (itertools.count, itertools.cycle, type(iter([])), type(iter(())), zip, enumerate),
+    "queues": (queue.Queue, queue.SimpleQueue),
+    "sockets": (socket.socket,),
+}
+"""What cannot be put back, by the name that users read."""
+
+
+class NotPutBack(UserWarning):
+    """A check cannot undo everything that a training can do."""
+
 
 class Graph:
     """The state of everything reachable from `roots`, remembered by `walk`."""
@@ -62,6 +80,7 @@ class Graph:
     def __init__(self) -> None:
         self._seen: dict[int, Any] = {}
         self._undo: list[Undo] = []
+        self._left: list[str] = []
 
     def walk(self, roots: Iterable[Any]) -> None:
         """Remember everything reachable."""
@@ -71,6 +90,9 @@ class Graph:
             if id(item) in self._seen or type(item) in weakref.ProxyTypes:
                 continue  # a proxy passes for what it points to, which is reached otherwise
             self._seen[id(item)] = item  # held, so that no other object gets its id
+            kind = not_put_back(item)
+            if kind is not None:
+                self._left.append(f"{path.lstrip('.') or type(item).__name__} ({kind})")
             self.reached(item, path)
             self._add(self.remember(item) or remember(item))
             for attributes in self.attributes(item):
@@ -83,6 +105,17 @@ class Graph:
     def _add(self, undo: Undo | None) -> None:
         if undo is not None:
             self._undo.append(undo)
+
+    def name_what_is_left(self) -> None:
+        """Warn in one line of what cannot be put back, before anything is changed."""
+        if self._left:
+            names = ", ".join([*self._left[:_NAMED], "..."][: len(self._left)])
+            warnings.warn(
+                f"pytest-bncheck trains the model and cannot put back {names}; make them anew in "
+                "the test",
+                NotPutBack,
+                stacklevel=2,
+            )
 
     def undo_all(self) -> None:
         """Put everything back. May be called once."""
@@ -107,7 +140,7 @@ class Graph:
 
     def children(self, item: Any) -> Iterator[tuple[str, Any]]:
         """The objects that an object refers to, each with its part of the path."""
-        known = _children(item)
+        known = children_of(item)
         if known is not None:
             yield from known
         for attributes in self.attributes(item):
@@ -141,48 +174,13 @@ def run_all(undos: Iterable[Undo]) -> None:
         raise first
 
 
-@contextmanager
-def generators_kept(root: Any) -> Iterator[None]:
-    """Put back every generator of random numbers that a loader holds, or what it is made of."""
-    undos: list[Undo] = []
-    seen: dict[int, Any] = {}
-    waiting = deque([root])
-    while waiting and len(seen) < _MOST:
-        item = waiting.popleft()
-        if id(item) in seen or isinstance(item, (type, types.ModuleType, str, bytes)):
-            continue
-        seen[id(item)] = item
-        undo = remember_generator(item) or _remember_other_generator(item)
-        if undo is not None:
-            undos.append(undo)
-        elif isinstance(item, types.GeneratorType) and item.gi_frame is not None:
-            waiting.extend(item.gi_frame.f_locals.values())
-            waiting.extend(_named_globals(item.gi_frame))
-        elif not (isinstance(item, (dict, list, tuple)) and len(item) > _MOST_MEMBERS):
-            known = _children(item)
-            waiting.extend(child for _, child in known or ())
-            held = getattr(item, "__dict__", None)
-            waiting.extend(held.values() if isinstance(held, dict) else ())
-    try:
-        yield
-    finally:
-        run_all(undos)
+_NAMED = 5
 
 
-_MOST, _MOST_MEMBERS = 10_000, 100
-
-
-def _named_globals(frame: types.FrameType) -> list[Any]:
-    named = (name for name in _names(frame.f_code) if name in frame.f_globals)
-    return [frame.f_globals[name] for name in named]
-
-
-def _remember_other_generator(item: Any) -> Undo | None:
-    """How to put back a generator that has the methods of PyTorch's."""
-    if not all(callable(getattr(type(item), name, None)) for name in ("get_state", "set_state")):
-        return None
-    state = item.get_state()
-    return lambda: item.set_state(state)
+def not_put_back(item: Any) -> str | None:
+    """The kind of an object whose state cannot be read, or not be written; None for all others."""
+    kinds = (name for name, types_ in NOT_PUT_BACK.items() if issubclass(type(item), types_))
+    return next(kinds, None)
 
 
 # what is the user's -------------------------------------------------------------------------------
@@ -211,7 +209,7 @@ def is_users_class(item: Any) -> bool:
 # children -----------------------------------------------------------------------------------------
 
 
-def _children(item: Any) -> Iterator[tuple[str, Any]] | None:
+def children_of(item: Any) -> Iterator[tuple[str, Any]] | None:
     """What an object of Python or numpy refers to, besides its attributes."""
     kind = type(item)  # a proxy of TensorFlow passes for what it wraps
     if issubclass(kind, dict):
@@ -262,17 +260,17 @@ def _globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """The variables of its module that a user's function uses: an optimizer, a scaler."""
     if is_foreign(function.__module__):
         return
-    for name in _names(function.__code__):
+    for name in names_of(function.__code__):
         if name in function.__globals__:
             yield name, function.__globals__[name]
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def names_of(code: types.CodeType) -> Iterator[str]:
     """The names that some code uses, and the functions written inside it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from names_of(constant)
 
 
 def _slots(item: Any) -> Iterator[tuple[types.MemberDescriptorType, Any]]:
@@ -362,7 +360,7 @@ def _remember_container(item: Any) -> Undo:
 
 
 def _remember_buffer(item: Any) -> Undo:
-    plain = bytearray if isinstance(item, bytearray) else array.array
+    plain: Any = bytearray if isinstance(item, bytearray) else array.array
     values = plain.__getitem__(item, slice(None))
 
     def undo() -> None:

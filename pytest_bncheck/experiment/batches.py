@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from pytest_bncheck.adapters.graph import generators_kept
+from pytest_bncheck.adapters.loaders import generators_kept
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.errors import InputError
 

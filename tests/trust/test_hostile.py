@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import itertools
+import queue
 import random
+import socket
 import threading
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from pytest_bncheck import InputError, check
+from pytest_bncheck.adapters import graph
 
 DICE = torch.Generator().manual_seed(0)
 X = torch.randn(24, 4, generator=DICE) * 2 + 3
@@ -106,7 +111,6 @@ def test_a_nested_tensor_is_left_alone():
 
 
 def test_one_undo_that_fails_leaves_the_others(monkeypatch):
-    from pytest_bncheck.adapters import graph
 
     def failing(item):
         def undo():
@@ -405,3 +409,30 @@ def test_sparse_buffers(layout):
 def test_inference_mode_is_named():
     with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
         run(net())
+
+
+# what cannot be put back --------------------------------------------------------------------------
+
+
+def _unrestorable(tmp_path):
+    return {
+        "open files": open(tmp_path / "log", "w"),
+        "running generators and coroutines": (k for k in range(99)),
+        "iterators": itertools.count(),
+        "queues": queue.Queue(),
+        "sockets": socket.socket(),
+    }
+
+
+def test_what_cannot_be_put_back_is_named_before_the_training(tmp_path):
+    limits = (Path(__file__).parents[2] / "docs" / "limits.md").read_text(encoding="utf-8")
+    made = _unrestorable(tmp_path)
+    assert made.keys() == graph.NOT_PUT_BACK.keys()
+    for name, item in made.items():
+        assert name.replace(" ", "") in "".join(limits.split())
+        model = net()
+        model.helper = types.SimpleNamespace(held=[item])
+        with pytest.warns(graph.NotPutBack, match=rf"2?helper\.held\[0\] \({name}\)"):
+            run(model)
+        if hasattr(item, "close"):
+            item.close()

@@ -144,6 +144,7 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
                 self._watch_order()
             functions = vars(subject.recipe).values()
             self._snapshot = Snapshot(subject.model, subject.backend, functions)
+            self._snapshot.name_what_is_left()
             if self._device is not None:
                 back = subject.backend.move(self._snapshot.variables, self._device)
                 self._cleanup.callback(back)

@@ -179,6 +179,10 @@ class Snapshot:
         self._reach.walk([*functions, model, *optimizers])
         self._flags = backend.flags(), internals.remember_globals(), _flags()
 
+    def name_what_is_left(self) -> None:
+        """Warn in one line of what cannot be put back."""
+        self._reach.name_what_is_left()
+
     def restore(self, *, keep_weights: bool = False) -> None:
         """Put everything back, the model's weights only without `keep_weights`."""
         values = ([] if keep_weights else self._weights) + self._rest

@@ -109,6 +109,7 @@ class TorchCore(Adapter):
         if any(nn.parameter.is_lazy(tensor) for tensor in _tensors(self.model)):
             self._materialise()
         self._snapshot = Snapshot(self.model, *vars(self.recipe).values(), self._batches)
+        self._snapshot.name_what_is_left()
         if self._to is not None:
             self.model.to(self._to)
         lightning.attach(self.model)

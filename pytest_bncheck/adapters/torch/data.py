@@ -164,8 +164,9 @@ def mean_output(outputs: Any, sizes: Sequence[int]) -> Any:
 
 
 def _is_floating(leaf: Any) -> bool:
-    floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
-    if not floating or leaf.is_nested or leaf.layout is not torch.strided:
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.is_nested:
+        return False
+    if leaf.layout is not torch.strided:
         return False
     return leaf.dim() > 0 and leaf.element_size() > 1  # nothing computes with 8 bits
 

@@ -6,8 +6,9 @@ The walk of `graph.py`, from the model and the user's functions, with what PyTor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Snapshot(Graph):
         self._modes: list[tuple[nn.Module, bool]] = []
         self.walk(roots)
         hooks = [(held, members_of(held)) for held in global_hooks()]
-        self._undo.append(lambda: [refill(held, items) for held, items in hooks])
+        self._undo += [partial(refill, held, items) for held, items in hooks]
         self._undo.append(global_flags())  # put back first: the default device rules every call
         self._undo.insert(0, self._put_modes_back)  # last: an attribute may decide what a mode is
 
@@ -199,7 +200,7 @@ def overwrite(data: torch.Tensor, values: torch.Tensor) -> None:
     if data.layout is torch.strided and not data.is_nested:
         if values.numel() and _is_freed(data):
             highest = sum((n - 1) * s for n, s in zip(data.shape, data.stride(), strict=True))
-            needed = (data.storage_offset() + highest + 1) * data.element_size()
+            needed = int(data.storage_offset() + highest + 1) * data.element_size()
             data.untyped_storage().resize_(needed)
         elif _same_bits(data, values):
             return
@@ -242,7 +243,7 @@ def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and tensor.data_ptr() != data.data_ptr()
 
 
-def global_flags() -> Undo:
+def global_flags() -> Callable[[], None]:
     """Remember the process-wide switches of PyTorch that a user's code can leave changed."""
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     device, matmul = default_device(), torch.get_float32_matmul_precision()
@@ -255,15 +256,17 @@ def global_flags() -> Undo:
         kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
         for kind in ("cpu", "cuda")
     }
-    cache, fill = torch.is_autocast_cache_enabled(), torch.utils.deterministic
+    fill: Any = torch.utils.deterministic
+    cache = torch.is_autocast_cache_enabled()
     filled, always = fill.fill_uninitialized_memory, torch.is_warn_always_enabled()
-    products = torch.backends.cuda
+    products: Any = torch.backends.cuda
     kernels = {
         products.enable_flash_sdp: products.flash_sdp_enabled(),
         products.enable_mem_efficient_sdp: products.mem_efficient_sdp_enabled(),
         products.enable_math_sdp: products.math_sdp_enabled(),
     }
-    mkldnn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    onednn: Any = torch.backends.mkldnn
+    mkldnn = onednn.is_available() and onednn.enabled
 
     def undo() -> None:
         if default_device() != device:
@@ -282,7 +285,7 @@ def global_flags() -> Undo:
         fill.fill_uninitialized_memory = filled
         for switch, on in kernels.items():
             switch(on)
-        if torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled != mkldnn:
-            torch.backends.mkldnn.set_flags(mkldnn)
+        if onednn.is_available() and onednn.enabled != mkldnn:
+            onednn.set_flags(mkldnn)
 
     return undo

@@ -18,7 +18,6 @@ from pytest_bncheck.adapters.torch.buffers import (
     Buffers,
     Place,
     assign,
-    equal,
     held,
     parameter_places,
     places,
@@ -26,7 +25,7 @@ from pytest_bncheck.adapters.torch.buffers import (
 from pytest_bncheck.adapters.torch.data import dtype_name, on_host
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch
-from pytest_bncheck.adapters.torch.state import is_readable, overwrite
+from pytest_bncheck.adapters.torch.state import equal, is_readable, overwrite
 from pytest_bncheck.maths.settling import SELDOM
 from pytest_bncheck.types import Moved, Prediction, State
 

@@ -11,68 +11,24 @@ import pytest
 pytest.importorskip(os.environ["KERAS_BACKEND"])
 keras = pytest.importorskip("keras")
 
+from keras_graphs import KINDS, bits_of, remembered
 from pytest_bncheck import InputError, check
-from pytest_bncheck.adapters.keras.backends.base import own_backend, to_numpy
-from pytest_bncheck.adapters.keras.state import Reach, value_of
-from random_graphs import PLAIN, Holder, Kind, World
+from random_graphs import Holder, World
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(24, 4)).astype("f4")
 Y = (X[:, 0] > 0).astype("i4")
 
 
-def _bits(variables):
-    return [to_numpy(value_of(v)).tobytes() for v in variables]
-
-
-def _train(optimizer):
-    optimizer.apply([keras.ops.ones((2,))], [optimizer.of])
-
-
-def _optimizer():
-    optimizer = keras.optimizers.Adam()
-    optimizer.of = keras.Variable([1.0, 2.0])
-    optimizer.build([optimizer.of])
-    return optimizer
-
-
-KINDS = {
-    **PLAIN,
-    "variable": Kind(
-        lambda: keras.Variable([0.0, -0.0, float("nan")]),
-        lambda v: _bits([v]),
-        lambda v: v.assign([1.0, 2.0, 3.0]),
-    ),
-    "optimizer": Kind(_optimizer, lambda o: _bits([*o.variables, o.of]), _train),
-    "metric": Kind(
-        lambda: keras.metrics.Mean(),
-        lambda m: _bits(m.variables),
-        lambda m: m.update_state([1.0]),
-    ),
-    "model": Kind(
-        lambda: keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()]),
-        lambda m: (_bits(m.variables), m.trainable),
-        lambda m: (m.variables[0].assign([5.0, 5.0]), setattr(m, "trainable", False)),
-    ),
-    "seeds": Kind(
-        lambda: keras.random.SeedGenerator(1),
-        lambda g: _bits([g.state]),
-        lambda g: keras.random.normal((1,), seed=g),
-    ),
-}
-
-
 @pytest.mark.parametrize("first", [0, 20])
 def test_whatever_changes_in_a_random_graph_goes_back(first):
-    backend = own_backend()
     for seed in range(first, first + 20):
         world = World(seed, KINDS)
         before = world.read()
-        reach = Reach(backend, [])
-        reach.walk([world.root])
+        put_back = remembered(world.root)
         world.change()
         assert world.read() != before, seed
-        reach.undo_all()
+        put_back()
         assert world.read() == before, seed
 
 
@@ -99,7 +55,7 @@ class Step:
 
     def read(self):
         return (
-            _bits([*self.parts["ema"][0].weights, *self.average.variables]),
+            bits_of([*self.parts["ema"][0].weights, *self.average.variables]),
             self.parts["rng"].bit_generator.state,
             self.counts.steps.tolist(),
         )
