@@ -13,8 +13,6 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / part) for part in ("helpers", "trust")]
 
-from random_graphs import World
-
 
 def main(count: int = 10_000, framework: str = "torch") -> int:
     """Try so many graphs; the exit status is the number of those that differ, at most 100."""
@@ -23,6 +21,8 @@ def main(count: int = 10_000, framework: str = "torch") -> int:
         from keras_graphs import KINDS, remembered
     else:
         from torch_graphs import KINDS, remembered
+    from random_graphs import World
+
     started, wrong = time.perf_counter(), []
     for seed in range(count):
         world = World(seed, KINDS)

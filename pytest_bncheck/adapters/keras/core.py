@@ -142,8 +142,7 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             self._cleanup.enter_context(subject.backend.nothing_traced())
             if not all(layer.built for layer in internals.flat_layers(subject.model)):
                 self._watch_order()
-            functions = vars(subject.recipe).values()
-            self._snapshot = Snapshot(subject.model, subject.backend, functions)
+            self._snapshot = Snapshot(subject.model, subject.backend, vars(subject.recipe).values())
             self._snapshot.name_what_is_left()
             if self._device is not None:
                 back = subject.backend.move(self._snapshot.variables, self._device)
@@ -156,8 +155,8 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
     def restore(self, *, keep_weights: bool = False) -> None:
         snapshot, self._snapshot = self._snapshot, None
-        back = [] if snapshot is None else [partial(snapshot.restore, keep_weights=keep_weights)]
-        run_all([self._cleanup.close, *back])
+        back = snapshot and [partial(snapshot.restore, keep_weights=keep_weights)]
+        run_all([self._cleanup.close, *(back or ())])
 
     def not_finite(self, index: int) -> str | None:
         return not_finite(self._batches[index].whole)
