@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import contextvars
 import functools
 import io
 import itertools
@@ -49,6 +50,10 @@ _OPEN = (
     UserList,
     ChainMap,
     threading.local,
+    np.ma.MaskedArray,
+    weakref.WeakKeyDictionary,
+    weakref.WeakValueDictionary,
+    weakref.WeakSet,
 )
 """Classes of the standard library whose objects are nothing but what is put into them."""
 
@@ -301,6 +306,12 @@ def remember(item: Any) -> Undo | None:
         return _remember_container(item)
     if isinstance(item, (bytearray, array.array)):
         return _remember_buffer(item)
+    if isinstance(item, contextvars.ContextVar):
+        try:
+            value = item.get()  # its default, which does as well, where nothing was set
+        except LookupError:
+            return None
+        return lambda: item.set(value)
     if isinstance(item, types.FunctionType):
         cells, names = list(_cells(item)), list(_globals(item))
         return lambda: _refill_variables(item, cells, names)

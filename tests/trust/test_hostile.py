@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextvars
 import dataclasses
 import itertools
 import queue
@@ -11,6 +12,7 @@ import random
 import socket
 import threading
 import types
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -436,3 +438,44 @@ def test_what_cannot_be_put_back_is_named_before_the_training(tmp_path):
             run(model)
         if hasattr(item, "close"):
             item.close()
+
+
+# found by a second attack -------------------------------------------------------------------------
+
+STRANGE = {
+    "conjugate": lambda: torch.zeros(3, dtype=torch.complex64).conj(),
+    "negative": lambda: torch.zeros(3, dtype=torch.complex64).conj().imag,
+    "coordinates": lambda: torch.eye(3).to_sparse(),
+    "8 bits": lambda: torch.ones(3).to(torch.float8_e4m3fn).view(torch.uint8),
+    "wide complex": lambda: torch.zeros(3, dtype=torch.complex128),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_tensors_of_every_kind(kind):
+    tensor = STRANGE[kind]()
+    other = tensor.clone()
+    before = tensor.to_dense().clone()
+    model = net(
+        Doing(
+            lambda: (tensor.mul_(2), tensor.add_(other).add_(1) if kind != "coordinates" else None)
+        )
+    )
+    model.tensor = tensor
+    run(model)
+    assert torch.equal(tensor.to_dense(), before)
+
+
+def test_containers_with_an_order_or_members_of_their_own():
+    ordered, masked = collections.OrderedDict(a=1, b=2), np.ma.array([1.0, 2.0], mask=[0, 1])
+    weak, variable = weakref.WeakSet(), contextvars.ContextVar("variable", default=0)
+
+    def act():
+        ordered.move_to_end("a")
+        masked[1] = 5.0
+        weak.add(Plain)
+        variable.set(1)
+
+    run(net(Doing(act)))
+    assert (list(ordered), masked.mask.tolist()) == (["a", "b"], [False, True])
+    assert (len(weak), variable.get()) == (0, 0)

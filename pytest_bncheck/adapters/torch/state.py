@@ -86,7 +86,7 @@ class Snapshot(Graph):
             yield from ((f".{name}", child) for name, child in item.named_children())
             return
         if isinstance(item, dict):
-            yield from (("", key) for key in item if isinstance(key, torch.Tensor))
+            yield from (("", key) for key in dict.keys(item) if isinstance(key, torch.Tensor))
         if isinstance(item, torch.Tensor) and item.is_leaf and item.grad is not None:
             yield ".grad", item.grad
         yield from super().children(item)
@@ -180,7 +180,7 @@ def _remember_tensor(tensor: torch.Tensor, values: torch.Tensor) -> Undo:
 
     def undo() -> None:
         overwrite(data, values)
-        if _moved(tensor, data):
+        if _moved(tensor, data) or data.layout is not torch.strided:
             tensor.data = data
         if tensor.is_leaf:
             tensor.grad = gradient
@@ -228,6 +228,7 @@ def _same_bits(data: torch.Tensor, values: torch.Tensor) -> bool:
     """Whether two tensors are the same, NaN and the sign of zero included."""
     if data.is_quantized:
         return False
+    data, values = data.resolve_neg().resolve_conj(), values.resolve_neg().resolve_conj()
     if data.is_complex():
         data, values = torch.view_as_real(data), torch.view_as_real(values)
     bits = _BITS[data.element_size()]

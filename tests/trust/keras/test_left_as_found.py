@@ -21,6 +21,7 @@ from keras.src.layers.layer import CallContext
 from clauses import (
     INTERRUPTIONS,
     PROCESS,
+    REACHED,
     Clause,
     Ending,
     Helper,
