@@ -18,15 +18,19 @@ def container_type(value: Any) -> Any:
 
 def members_of(container: Any) -> list[tuple[Any, ...]]:
     """The members in order: ``(key, value)`` of a dictionary, ``(element,)`` of all others."""
+    if container_type(container) is OrderedDict:  # has an order of its own
+        keys = OrderedDict.__iter__(container)
+        return [(key, dict.__getitem__(container, key)) for key in keys]
     if issubclass(container_type(container), dict):
         return list(dict.items(container))
-    return [(element,) for element in container]
+    return [(element,) for element in container_type(container).__iter__(container)]
 
 
 def holds(container: Any, wanted: list[tuple[Any, ...]]) -> bool:
     """Whether a container has exactly these members, the same objects in the same order."""
     now = members_of(container)
-    return len(now) == len(wanted) and all(
+    length = container_type(container).__len__(container)
+    return length == len(now) == len(wanted) and all(
         a is b
         for one, other in zip(now, wanted, strict=True)
         for a, b in zip(one, other, strict=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from pytest_bncheck.adapters.loaders import generators_kept
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.errors import InputError
 
@@ -42,7 +42,7 @@ def gather(batch: Any, batches: Iterable[Any] | None, seed: int) -> list[Any]:
         )
     if batches is None:
         return [batch]
-    with seeded(seed), _loader_state(batches):
+    with seeded(seed), generators_kept(batches):
         gathered = list(islice(_each(batches), HELD))
     if not gathered:
         raise InputError("batches is empty; a check needs at least one batch.")
@@ -52,20 +52,6 @@ def gather(batch: Any, batches: Iterable[Any] | None, seed: int) -> list[Any]:
             "return it?"
         )
     return gathered
-
-
-@contextmanager
-def _loader_state(loader: Any) -> Iterator[None]:
-    """Put back the state of the random generator that a loader holds."""
-    generator: Any = getattr(loader, "generator", None)
-    if not hasattr(generator, "get_state") or not hasattr(generator, "set_state"):
-        yield
-        return
-    state = generator.get_state()
-    try:
-        yield
-    finally:
-        generator.set_state(state)
 
 
 def _each(batches: Any) -> Iterator[Any]:

@@ -24,6 +24,7 @@ from pytest_bncheck.adapters.base import (
 )
 from pytest_bncheck.adapters.hints import given
 from pytest_bncheck.adapters.random_state import seeded
+from pytest_bncheck.errors import users_error
 from pytest_bncheck.evidence import (
     Attribution,
     Comparison,
@@ -95,6 +96,24 @@ def run(
     Exception
         What the user's code raised, with its own traceback. The model is as found even then.
     """
+    __tracebackhide__ = True
+    try:
+        return _run(model, batches, settings, recipe, adapter, progress)
+    except BaseException as error:
+        own = users_error(error)
+        if own is error:
+            raise
+    raise own
+
+
+def _run(
+    model: Any,
+    batches: Sequence[Any],
+    settings: Settings,
+    recipe: Recipe,
+    adapter: type[Adapter],
+    progress: Progress | None,
+) -> Report:
     __tracebackhide__ = True
     if not batches:
         raise InputError("batches: there is none; at least one is needed")

@@ -19,6 +19,7 @@ from pytest_bncheck.adapters.base import (
     Watching,
 )
 from pytest_bncheck.adapters.random_state import fingerprint
+from pytest_bncheck.errors import add_note
 from pytest_bncheck.evidence import MiniBatches, Passes, Projection, Training
 from pytest_bncheck.evidence.passes import PATH_GAP, gap_of_half, gap_of_path
 from pytest_bncheck.evidence.past import Past, past
@@ -372,5 +373,5 @@ def during(what: str) -> Iterator[None]:
     except (InputError, TooFewValues):
         raise
     except Exception as error:
-        error.add_note(f"pytest-bncheck: raised in {what}.")
+        add_note(error, f"pytest-bncheck: raised in {what}.")
         raise

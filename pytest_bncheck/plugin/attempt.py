@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_bncheck import settings
-from pytest_bncheck.errors import InputError
+from pytest_bncheck.errors import InputError, users_error
 from pytest_bncheck.plugin import failing, internals
 from pytest_bncheck.plugin.definitions import INPUTS
 from pytest_bncheck.plugin.marks import MARKER, is_marked
@@ -38,6 +38,8 @@ class Attempt:
         Raised in the call phase, before the body, so that the test is FAILED and not ERROR.
     started
         Whether the call phase has begun; a failing check then raises at once.
+    run
+        The number of the item among those of the process; the same in every attempt at it.
     seeded
         The fixtures that are built from a fresh seed.
     """
@@ -47,11 +49,15 @@ class Attempt:
     checks: list[dict[str, Any]] = field(default_factory=list)
     pending: Exception | None = None
     started: bool = False
+    run: int = 0
     seeded: frozenset[str] = frozenset(INPUTS)
 
 
 ATTEMPT = pytest.StashKey[Attempt]()
 """Where an item keeps its latest attempt."""
+
+RUN = pytest.StashKey[int]()
+"""Where an item keeps its number among those that ran in this process."""
 
 CURRENT = pytest.StashKey[pytest.Item]()
 """Where pytest's configuration keeps the item that runs."""
@@ -99,10 +105,14 @@ def run_check(
             report = engine.run(model, gathered, merged, recipe, adapter, progress)
         report = dataclasses.replace(report, nodeid=nodeid, index=index)
         attempt.checks.append(report.to_dict())
-    except Exception as error:
-        attempt.checks.append(_no_check(error, nodeid=nodeid, index=index, seed=seed))
-        raise
-    return report
+    except (Exception, SystemExit) as error:
+        own = users_error(error)
+        attempt.checks.append(_no_check(own, nodeid=nodeid, index=index, seed=seed))
+        if own is error:
+            raise
+    else:
+        return report
+    raise own
 
 
 def _merged(
@@ -159,7 +169,11 @@ def require_check(item: pytest.Item) -> None:
     if "bncheck" in internals.fixture_names(item):
         text = "this test requested bncheck but made no check; call bncheck(model, batch)."
     else:
-        text = f"this test is marked {MARKER}, but a {type(item).__name__} cannot be checked."
+        text = (
+            f"this test is marked {MARKER}, but no check was made: a mark that a fixture adds "
+            "comes too late, a fixture called bncheck_report replaces the plugin's, and of items "
+            f"of type {type(item).__name__} only functions can be checked."
+        )
     attempt.pending = InputError(text)
     failing.raise_at_test_line(item, attempt.pending)
 
@@ -176,6 +190,7 @@ def _note_missing_check(item: pytest.Item, attempt: Attempt, call: pytest.CallIn
     """Give a marked test that failed without a check an entry that says why."""
     error = call.excinfo.value if call.excinfo else None
     expected = isinstance(error, (pytest.skip.Exception, pytest.xfail.Exception))
-    failed = isinstance(error, (Exception, pytest.fail.Exception)) and not expected
+    raised = (Exception, SystemExit, pytest.fail.Exception)
+    failed = isinstance(error, raised) and not expected
     if error and failed and not attempt.checks and is_marked(item):
         attempt.checks.append(_no_check(error, nodeid=item.nodeid))

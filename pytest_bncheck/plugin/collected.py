@@ -18,7 +18,7 @@ class Collected:
     Attributes
     ----------
     texts
-        By test, the latest string of `wire.dumps`.
+        By test and its run, the latest string of `wire.dumps`: a rerun replaces what it repeats.
     places
         By test, the file, relative to pytest's root, and its line, counted from 1.
     failed
@@ -29,7 +29,7 @@ class Collected:
         Tests that make checks, as the workers report them; None before any worker has.
     """
 
-    texts: dict[str, str] = field(default_factory=dict)
+    texts: dict[tuple[str, str], str] = field(default_factory=dict)
     places: dict[str, tuple[str, int]] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     crashed: list[str] = field(default_factory=list)
@@ -51,11 +51,12 @@ class Collected:
         from pytest_bncheck.reports import wire
 
         texts = dict(self.texts)
+        reported = {nodeid for (nodeid, _), text in texts.items() if wire.loads(text)}
         for nodeid in self.crashed:
             makes_checks = self.marked is None or nodeid in self.marked
-            if makes_checks and not wire.loads(texts.get(nodeid, "[]")):
+            if makes_checks and nodeid not in reported:
                 lost = Report(nodeid=nodeid, verdict="error", error=CRASHED)
-                texts[nodeid] = wire.dumps([lost.to_dict()])
+                texts[nodeid, ""] = wire.dumps([lost.to_dict()])
         return wire.in_order(texts.values())
 
     def is_expected(self, check: Mapping[str, Any]) -> bool:

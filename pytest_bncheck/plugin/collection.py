@@ -13,6 +13,7 @@ one of two ways:
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ import pytest
 
 from pytest_bncheck.errors import InputError
 from pytest_bncheck.plugin import definitions, internals, marks
-from pytest_bncheck.plugin.attempt import ATTEMPT, CURRENT, Attempt
+from pytest_bncheck.plugin.attempt import ATTEMPT, CURRENT, RUN, Attempt
 from pytest_bncheck.plugin.marks import MARKER
 
 
@@ -65,9 +66,14 @@ def using_inputs(collector: pytest.Module | pytest.Class, function: Any) -> Iter
         yield
 
 
+_runs = itertools.count()
+
+
 def prepare(item: pytest.Item) -> None:
     """Validate a test's marks; let the inputs join it if collection could not do that."""
-    attempt = item.stash[ATTEMPT] = Attempt(marked=marks.is_marked(item))
+    if RUN not in item.stash:
+        item.stash[RUN] = next(_runs)
+    attempt = item.stash[ATTEMPT] = Attempt(marked=marks.is_marked(item), run=item.stash[RUN])
     item.config.stash[CURRENT] = item
     if not attempt.marked:
         return

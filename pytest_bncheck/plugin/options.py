@@ -92,6 +92,8 @@ def read(config: pytest.Config) -> Session:
         json, html = _report_path(config, "json"), _report_path(config, "html")
         sources = (_command_line(config), _ini_file(config))
         enabled = _enabled(config)
+        if json and json == html:
+            raise InputError(f"the JSON and the HTML report cannot be the same file: {json}.")
         if html and enabled and not internals.is_worker(config):
             _require_html()
     except InputError as error:

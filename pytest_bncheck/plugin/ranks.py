@@ -12,7 +12,14 @@ TIMEOUT = datetime.timedelta(seconds=60)
 
 def is_first() -> bool:
     """Whether this process is the one that reports."""
-    return not _are_several() or os.environ.get("RANK", "0") == "0"
+    return not _are_several() or os.environ.get("RANK") in (None, "", "0")
+
+
+def note() -> str | None:
+    """Why this process is silent; None if it is the one that reports."""
+    if is_first():
+        return None
+    return "bncheck: RANK and WORLD_SIZE say that this is not the first process, which reports."
 
 
 def wait_for_first() -> None:
@@ -35,4 +42,4 @@ def wait_for_first() -> None:
 
 
 def _are_several() -> bool:
-    return os.environ.get("WORLD_SIZE", "1") != "1"
+    return os.environ.get("WORLD_SIZE") not in (None, "", "1")

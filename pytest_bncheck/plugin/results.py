@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ATTRIBUTE = "bncheck_checks"
 """Where a test report carries the string of its checks."""
 
+RUN = "bncheck_run"
+"""Where it carries which run of the test it is about: a test can be collected twice."""
+
 MARKED = "bncheck_marked"
 """The key under which a worker process sends its tests that make checks."""
 
@@ -56,6 +59,7 @@ def attach(item: pytest.Item, report: pytest.TestReport) -> None:
     attempt = item.stash.get(ATTEMPT, None)
     if attempt is not None and (attempt.checks or is_marked(item)):
         setattr(report, ATTRIBUTE, wire.dumps(attempt.checks))
+        setattr(report, RUN, f"{os.environ.get('PYTEST_XDIST_WORKER', '')} {attempt.run}")
 
 
 def how_to_begin(tests: int) -> str:
@@ -83,9 +87,10 @@ class Results:
         self.written: list[str] = []
         self.problems: list[str] = []
 
-    def pytest_report_header(self) -> str | None:
-        """Say that models are trained, and with which options."""
-        return options.header(self.session) if self.session.enabled else None
+    def pytest_report_header(self) -> list[str]:
+        """Say that models are trained, with which options, and whether another process reports."""
+        lines = (options.header(self.session), ranks.note()) if self.session.enabled else ()
+        return [line for line in lines if line]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -96,7 +101,8 @@ class Results:
         if report.failed:
             self.collected.failed.add(report.nodeid)
         if hasattr(report, ATTRIBUTE):
-            self.collected.texts[report.nodeid] = getattr(report, ATTRIBUTE)
+            run = report.nodeid, getattr(report, RUN, "")
+            self.collected.texts[run] = getattr(report, ATTRIBUTE)
             file, line, _ = report.location
             self.collected.places[report.nodeid] = file, (line or 0) + 1
 
@@ -183,8 +189,8 @@ class Results:
 
         if path is None:
             return
-        document = wire.document(self.collected.checks())
         try:
+            document = wire.document(self.collected.checks())
             if kind == "HTML":
                 from pytest_bncheck.reports import html
 
@@ -192,8 +198,9 @@ class Results:
             else:
                 wire.write(path, document)
             self.written.append(f"{kind} report: {path}")
-        except OSError as error:
-            self.problems.append(f"the {kind} report {path} could not be written: {error}")
+        except Exception as error:
+            why = wire.reason(error)
+            self.problems.append(f"the {kind} report {path} could not be written: {why}")
             if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -202,13 +209,14 @@ class Results:
         checks = self.collected.checks()
         if not path or not checks:
             return
-        from pytest_bncheck.reports import github
+        from pytest_bncheck.reports import github, wire
 
         try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(github.step_summary(checks, self.collected.is_expected))
-        except OSError as error:
-            self.problems.append(f"the step summary {path} could not be written: {error}")
+        except Exception as error:
+            why = wire.reason(error)
+            self.problems.append(f"the step summary {path} could not be written: {why}")
 
     # pytest-xdist
 

@@ -218,7 +218,7 @@ def _plot() -> Iterator[tuple[Figure, Axes]]:
     """A figure with axes of the common style."""
     across, up = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     place = LEFT / WIDTH, BOTTOM / HEIGHT, across / WIDTH, up / HEIGHT
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
+    with mpl.rc_context(_style()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about ranges that odd numbers leave no room in
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72, facecolor="none")
         yield figure, figure.add_axes(place, facecolor="none")
@@ -283,10 +283,16 @@ def _name_lines(axes: Axes, lines: Sequence[tuple[float, str, str]]) -> None:
         )
 
 
+def _style() -> dict[Any, Any]:
+    """All settings of Matplotlib, so that those of the user's other figures do not matter."""
+    usual = {k: v for k, v in dict.items(mpl.rcParamsDefault) if not k.startswith("backend")}
+    return {**usual, **STYLE}
+
+
 def _svg(figure: Figure, salt: str) -> str:
     """The picture as an element to put into a page."""
     file = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": salt}):
+    with mpl.rc_context({**_style(), "svg.hashsalt": salt}):
         figure.savefig(file, format="svg", metadata=dict.fromkeys(["Date", "Creator", "Format"]))
     text = file.getvalue()
     text = text[text.index("<svg") :]

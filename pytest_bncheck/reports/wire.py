@@ -64,9 +64,18 @@ def _size(gap: float | str) -> float:
 
 
 def in_order(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """All checks in strings of `dumps`, sorted by test and index."""
-    checks = [check for text in texts for check in loads(text)]
-    return sorted(checks, key=lambda check: (check["nodeid"], check["index"]))
+    """All checks in strings of `dumps`, one for each run of a test, sorted by test and index.
+
+    Of several runs of the same test, the worst comes first.
+    """
+    runs = sorted(filter(None, map(loads, texts)), key=_rank)
+    checks = [(check["nodeid"], k, check) for k, run in enumerate(runs) for check in run]
+    checks.sort(key=lambda place: (place[0], place[1], place[2]["index"]))
+    return [check for _, _, check in checks]
+
+
+def _rank(run: Sequence[dict[str, Any]]) -> int:
+    return min(WORST_FIRST.index(check["verdict"]) for check in run)
 
 
 def document(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -118,7 +127,7 @@ def write_text(path: Path, text: str) -> None:
     if target.exists() and not target.is_file():  # A pipe or a device must not be replaced.
         target.write_text(text, encoding="utf-8", errors=UNWRITABLE)
         return
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".bncheck.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors=UNWRITABLE) as file:
             file.write(text)
@@ -127,6 +136,14 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def reason(error: Exception) -> str:
+    """An error in one line: what the system says, or the first line of any other."""
+    if isinstance(error, OSError):
+        return str(error)
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}".removesuffix(": ")
 
 
 def _umask() -> int:
@@ -138,14 +155,28 @@ def _umask() -> int:
 
 def why_not_writable(path: Path) -> str | None:
     """Why a file cannot be written here, or None if it can."""
+    try:
+        return _why_not_a_file(path)
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"the system refuses this path: {reason(error)}; choose another"
+
+
+def _why_not_a_file(path: Path) -> str | None:
+    try:
+        os.stat(path)  # unlike `Path.is_dir`, the same in every version of Python
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        return f"{path.parent} is a file and no directory"
     if path.is_dir():
         return "it is a directory; name a file in it"
     if not path.parent.is_dir():
         if path.parent.exists():
             return f"{path.parent} is a file and no directory"
         return f"the directory {path.parent} does not exist; make it first"
+    target = path.resolve()
     try:
-        with tempfile.TemporaryFile(dir=path.resolve().parent):
+        with tempfile.TemporaryFile(dir=target.parent):
             return None
     except OSError:  # what it says depends on the system: "No such file or directory" in /proc
         return f"no file can be made in the directory {path.parent}; choose another"

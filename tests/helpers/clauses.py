@@ -16,10 +16,12 @@ import os
 import random
 import signal
 import sys
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from types import FrameType
-from typing import Any, NamedTuple
+from functools import partial
+from types import FrameType, SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -76,6 +78,9 @@ def endings(no_memory: BaseException, steps: int) -> dict[str, Ending]:
             for name, error in INTERRUPTIONS.items()
         },
         "out of memory": Ending(error=no_memory, place="forward", calls=middle),
+        "out of disk": Ending(
+            error=OSError(28, "No space left on device"), place="forward", calls=middle
+        ),
         "out of host memory": Ending(error=MemoryError(), place="forward", calls=middle),
     }
 
@@ -111,6 +116,66 @@ PROCESS = {
         lambda _: dict(os.environ), lambda _: os.environ.update(CHANGED="1"), undone=False
     ),
 }
+
+
+class Helper:
+    """An object of the user's that a model holds, with all that one can hold."""
+
+    shared: ClassVar[list[int]] = []
+    count = 0
+
+    def __init__(self) -> None:
+        self.array = np.zeros(3)
+        self.dice = np.random.default_rng(0)
+        self.python = random.Random(0)
+        self.counter = Counter(steps=100)
+        self.space = SimpleNamespace(value=0)
+        self.buffer = bytearray(3)
+        self.queue = deque([1], maxlen=2)
+        self.read = partial(vars, self.space)
+
+
+REACHED = {
+    "arrays of a helper": Clause(
+        lambda w: w.model.helper.array.tolist(), lambda w: w.model.helper.array.fill(1)
+    ),
+    "numpy's generator in a helper": Clause(
+        lambda w: repr(w.model.helper.dice.bit_generator.state),
+        lambda w: w.model.helper.dice.random(),
+    ),
+    "Python's generator in a helper": Clause(
+        lambda w: w.model.helper.python.getstate(), lambda w: w.model.helper.python.random()
+    ),
+    "counter of a helper": Clause(
+        lambda w: dict(w.model.helper.counter), lambda w: w.model.helper.counter.update("a")
+    ),
+    "namespace of a helper": Clause(
+        lambda w: dict(w.model.helper.read()),
+        lambda w: setattr(w.model.helper.space, "value", 1),
+    ),
+    "buffer of a helper": Clause(
+        lambda w: bytes(w.model.helper.buffer), lambda w: w.model.helper.buffer.extend(b"x")
+    ),
+    "queue of a helper": Clause(
+        lambda w: list(w.model.helper.queue), lambda w: w.model.helper.queue.appendleft(2)
+    ),
+    "class of a helper": Clause(
+        lambda w: (Helper.count, list(Helper.shared)),
+        lambda w: (setattr(Helper, "count", 1), Helper.shared.append(1)),
+    ),
+    "dictionary of a helper": Clause(
+        lambda w: sorted(vars(w.model.helper)), lambda w: setattr(w.model.helper, "new", 1)
+    ),
+}
+"""What a model refers to; its `helper` is a `Helper`."""
+
+
+@contextmanager
+def helpers_kept() -> Iterator[None]:
+    """A change that a test makes to the class is no fault of the next tests."""
+    yield
+    Helper.count = 0
+    Helper.shared.clear()
 
 
 @contextmanager

@@ -25,13 +25,16 @@ from torch.optim import optimizer as torch_optimizer
 from clauses import (
     INTERRUPTIONS,
     PROCESS,
+    REACHED,
     Clause,
     Ending,
+    Helper,
     Mistake,
     after,
     around,
     changed,
     endings,
+    helpers_kept,
     in_time,
     is_seen,
     nothing,
@@ -152,7 +155,7 @@ MODEL = {
     ),
 }
 
-CLAUSES = {**MODEL, **PROCESS, **SWITCHES}
+CLAUSES = {**MODEL, **REACHED, **PROCESS, **SWITCHES}
 CUDA = {
     **CLAUSES,
     "random state of CUDA": Clause(
@@ -164,7 +167,7 @@ CUDA = {
 
 @pytest.fixture(autouse=True)
 def _keep() -> Iterator[None]:
-    with process_kept(), switches_kept():
+    with process_kept(), helpers_kept(), switches_kept():
         yield
 
 
@@ -212,6 +215,7 @@ def world(momentum: float = 0.4, device: str = "cpu") -> World:
     nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
     optimizer.step()
     model[1].reset_running_stats()
+    model.helper = Helper()
     model[0].register_forward_pre_hook(lambda *_: None)
     model[0].weight.register_hook(lambda gradient: None)
     return World(model, batch, optimizer, generator)
@@ -332,6 +336,7 @@ def test_any_net_any_event(seed, event, place, calls, used, mixed, options):
             happen()
         return LOSSES[builder.task](outputs, targets)
 
+    model.helper = Helper()
     held = World(model, batch, optimizer)
     before = readings(CLAUSES, held)
     try:

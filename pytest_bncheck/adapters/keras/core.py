@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
@@ -25,6 +26,7 @@ from pytest_bncheck.adapters.base import (
     Watching,
 )
 from pytest_bncheck.adapters.devices import pick, rounding
+from pytest_bncheck.adapters.graph import run_all
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import own_backend
 from pytest_bncheck.adapters.keras.batch import Batch, has_custom_step, not_finite, remixed
@@ -134,8 +136,8 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             self._cleanup.enter_context(subject.backend.nothing_traced())
             if not all(layer.built for layer in internals.flat_layers(subject.model)):
                 self._watch_order()
-            functions = vars(subject.recipe).values()
-            self._snapshot = Snapshot(subject.model, subject.backend, functions)
+            self._snapshot = Snapshot(subject.model, subject.backend, vars(subject.recipe).values())
+            self._snapshot.name_what_is_left()
             if self._device is not None:
                 back = subject.backend.move(self._snapshot.variables, self._device)
                 self._cleanup.callback(back)
@@ -146,10 +148,9 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             raise
 
     def restore(self, *, keep_weights: bool = False) -> None:
-        self._cleanup.close()
-        if self._snapshot is not None:
-            self._snapshot.restore(keep_weights=keep_weights)
-        self._snapshot = None
+        snapshot, self._snapshot = self._snapshot, None
+        back = snapshot and [partial(snapshot.restore, keep_weights=keep_weights)]
+        run_all([self._cleanup.close, *(back or ())])
 
     def _watch_order(self) -> None:
         """One pass in eval mode, which builds what is not built and shows the layers' order."""

@@ -92,6 +92,11 @@ def require(model: Any) -> None:
 # layers -------------------------------------------------------------------------------------------
 
 
+def has_value(variable: Any) -> bool:
+    """Whether a variable has its value yet; some get it when their layer is built."""
+    return getattr(variable, "_value", None) is not None
+
+
 def flat_layers(layer: KerasLayer, *, include_self: bool = True) -> list[KerasLayer]:
     """All layers inside a layer or model, at any depth."""
     return list(layer._flatten_layers(include_self=include_self))

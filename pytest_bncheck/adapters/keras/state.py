@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ import numpy as np
 
 from pytest_bncheck.adapters import random_state
 from pytest_bncheck.adapters.containers import container_type, holds, members_of, refill
+from pytest_bncheck.adapters.graph import Graph, Undo, run_all
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import (
     Backend,
@@ -173,27 +175,94 @@ class Snapshot:
         self.variables = [variable for variable, _ in (*self._weights, *self._rest)]
         self._trainable = [(v, v.trainable) for v in weights]
         self._keep = backend.keep(layers, weights)
+        self._reach = Reach(backend, self.variables)
+        self._reach.walk([*functions, model, *optimizers])
         self._flags = backend.flags(), internals.remember_globals(), _flags()
+
+    def name_what_is_left(self) -> None:
+        """Warn in one line of what cannot be put back."""
+        self._reach.name_what_is_left()
 
     def restore(self, *, keep_weights: bool = False) -> None:
         """Put everything back, the model's weights only without `keep_weights`."""
-        for restore_flags in self._flags:  # first: what follows computes
-            restore_flags()
-        for attributes in self._attributes:
-            attributes.restore()
-        for variable, value in ([] if keep_weights else self._weights) + self._rest:
-            variable.assign(value)
-        for variable, trainable in self._trainable:
-            variable.trainable = trainable
-        self._keep()
+        values = ([] if keep_weights else self._weights) + self._rest
+        undo: list[Undo] = [*self._flags]  # first: what follows computes
+        undo += [attributes.restore for attributes in self._attributes]
+        undo += [partial(variable.assign, value) for variable, value in values]
+        undo += [partial(setattr, v, "trainable", trainable) for v, trainable in self._trainable]
+        run_all([*undo, self._keep, self._reach.undo_all])
+
+
+class Reach(Graph):
+    """What the user's functions and a model's layers refer to, at any depth.
+
+    Parameters
+    ----------
+    backend
+        The backend that Keras runs on.
+    apart
+        Variables that are put back otherwise.
+    """
+
+    walked = (
+        keras.Layer,
+        keras.optimizers.Optimizer,
+        keras.optimizers.schedules.LearningRateSchedule,
+        keras.losses.Loss,
+        keras.metrics.Metric,
+        keras.random.SeedGenerator,
+        keras.callbacks.Callback,
+    )
+
+    def __init__(self, backend: Backend, apart: Iterable[Variable]) -> None:
+        super().__init__()
+        self._backend = backend
+        for variable in apart:
+            for item in (variable, value_of(variable)):
+                self._seen[id(item)] = item
+
+    def remember(self, item: Any) -> Undo | None:
+        if isinstance(item, keras.Variable):
+            return self._remember_variable(item)
+        return self._backend.remember(item)
+
+    def children(self, item: Any) -> Iterator[tuple[str, Any]]:
+        tracked = internals.tracked_containers(item)
+        if tracked is None:
+            yield from super().children(item)
+        yield from (("", held) for held in tracked or () if held is not None)
+
+    def _remember_variable(self, variable: Variable) -> Undo | None:
+        if not internals.has_value(variable):
+            return None
+        value = self._backend.copy(variable)
+        changed = self._backend.change([variable])
+
+        def undo() -> None:
+            if changed():
+                variable.assign(value)
+
+        return undo
+
+    def _is_open(self, item: Any) -> bool:
+        return super()._is_open(item) or (
+            isinstance(item, self._backend.walked) and not isinstance(item, type)
+        )
 
 
 def _flags() -> Callable[[], None]:
     """Remember the settings of Keras for the whole process; returns the way back."""
     floatx, epsilon = keras.config.floatx(), keras.config.epsilon()
     data_format = keras.config.image_data_format()
+    filtered = keras.config.is_traceback_filtering_enabled()
 
     def back() -> None:
+        switch = (
+            keras.config.enable_traceback_filtering
+            if filtered
+            else keras.config.disable_traceback_filtering
+        )
+        switch()
         keras.config.set_floatx(floatx)
         keras.config.set_epsilon(epsilon)
         keras.config.set_image_data_format(data_format)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bncheck.adapters.containers import container_type, members_of
-from pytest_bncheck.adapters.torch.data import dense
 from pytest_bncheck.adapters.torch.internals import plain_name
-from pytest_bncheck.adapters.torch.state import is_walked, overwrite
+from pytest_bncheck.adapters.torch.state import equal, is_readable, is_walked, overwrite
 
 Place: TypeAlias = tuple[str, Any, Any]
 """The path of a tensor in the model, its owner, and its name or index there."""
@@ -41,7 +40,7 @@ class Buffers:
         self._kept: list[Kept] = [
             (place, tensor, tensor.detach().clone())
             for place in places
-            if isinstance(tensor := held(place[1], place[2]), Tensor)
+            if is_readable(tensor := held(place[1], place[2]))
         ]
 
     def moved(self) -> list[str]:
@@ -84,7 +83,8 @@ def places(model: nn.Module) -> list[Place]:
     for look in (_buffers, _attributes):  # attributes may list what is registered elsewhere
         for path, module in modules:
             for name, owner, key in look(module, f"{path}." if path else ""):
-                found.setdefault(id(held(owner, key)), (name, owner, key))
+                if is_readable(held(owner, key)):
+                    found.setdefault(id(held(owner, key)), (name, owner, key))
     return list(found.values())
 
 
@@ -169,12 +169,6 @@ def held(owner: Any, key: Any) -> Any:
     return getattr(owner, key, None)
 
 
-def equal(left: Tensor, right: Tensor) -> Tensor:
-    """Equality in which NaN equals itself; still on the device."""
-    left, right = dense(left), dense(right)
-    return ((left == right) | ((left != left) & (right != right))).all()
-
-
 def is_among(tensor: Tensor, some: Mapping[int, Tensor]) -> bool:
     """Whether a tensor, or one with the same values, is among `some`, a mapping from ids."""
     return id(tensor) in some or any(
@@ -183,7 +177,7 @@ def is_among(tensor: Tensor, some: Mapping[int, Tensor]) -> bool:
 
 
 def _same(now: Any, then: Tensor) -> Tensor:
-    if not isinstance(now, Tensor) or now.shape != then.shape or now.device != then.device:
+    if not is_readable(now) or now.shape != then.shape or now.device != then.device:
         return torch.tensor(False)
     return equal(now, then)
 

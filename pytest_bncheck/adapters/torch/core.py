@@ -16,6 +16,7 @@ from pytest_bncheck.adapters.base import (
     Pass,
 )
 from pytest_bncheck.adapters.devices import pick, rounding, torch_devices
+from pytest_bncheck.adapters.graph import run_all
 from pytest_bncheck.adapters.hints import kind, seen
 from pytest_bncheck.adapters.random_state import RandomState, fingerprint
 from pytest_bncheck.adapters.refusals import refuse_source
@@ -114,6 +115,7 @@ class TorchCore(Adapter):
         if any(nn.parameter.is_lazy(tensor) for tensor in _tensors(self.model)):
             self._materialise()
         self._snapshot = Snapshot(self.model, *vars(self.recipe).values(), self._batches)
+        self._snapshot.name_what_is_left()
         if self._to is not None:
             self.model.to(self._to)
         lightning.attach(self.model)
@@ -160,10 +162,8 @@ class TorchCore(Adapter):
 
     def restore(self, *, keep_weights: bool = False) -> None:
         trained = self._states.trained() if keep_weights else None
-        self._cleanup.close()
-        self._snapshot.restore()
-        if trained is not None:
-            trained()
+        after = [] if trained is None else [trained]
+        run_all([self._cleanup.close, self._snapshot.restore, *after])
 
     # training ---------------------------------------------------------------------------------
 

@@ -86,8 +86,10 @@ def _usable(tensor: Tensor, path: str) -> Tensor:
             f"batch{path} is a nested tensor of the strided layout, which tells nobody its size; "
             "pass a padded tensor and its mask, or layout=torch.jagged"
         )
-    # What inference mode made cannot be trained on.
-    return tensor.clone() if tensor.is_inference() else tensor
+    if tensor.is_inference():  # cannot be trained on
+        return tensor.clone()
+    # Nor must a training reach what the batch was made with.
+    return tensor if tensor.is_leaf else tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 def named_targets(batch: Any) -> Tensor | None:

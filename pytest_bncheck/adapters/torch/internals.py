@@ -35,6 +35,48 @@ def registries(module: nn.Module) -> list[dict[str, Any]]:
     return [own[name] for name in _REGISTRIES if isinstance(own.get(name), dict)]
 
 
+def script_attributes(module: torch.jit.ScriptModule) -> dict[str, Any]:
+    """The numbers and flags that a compiled module keeps outside of Python; none if it hides them.
+
+    Its mode is not among them: every module has one.
+    """
+    kind, held = getattr(module, "_concrete_type", None), getattr(module, "_c", None)
+    if kind is None or held is None:
+        return {}
+    names = [name for name in kind.get_attributes() if name != "training" and held.hasattr(name)]
+    values = {name: held.getattr(name) for name in names}
+    plain = (bool, int, float, str, type(None))
+    return {name: value for name, value in values.items() if isinstance(value, plain)}
+
+
+def global_hooks() -> list[dict[Any, Any]]:
+    """The dictionaries of hooks that every module calls."""
+    held = vars(torch.nn.modules.module).items()
+    return [v for name, v in held if name.startswith("_global_") and isinstance(v, dict)]
+
+
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def hooks_of(tensor: Tensor) -> dict[str, tuple[Any, list[Any]]]:
+    """The hooks of a leaf, by the attribute that holds them: the dictionary and its items."""
+    if not tensor.is_leaf:
+        return {}
+    held = {name: getattr(tensor, name, None) for name in _HOOKS}
+    return {name: (hooks, [*hooks.items()] if hooks else []) for name, hooks in held.items()}
+
+
+def set_hooks(tensor: Tensor, before: dict[str, tuple[Any, list[Any]]]) -> None:
+    """Give a leaf the hooks of `hooks_of` back."""
+    for name, (hooks, items) in before.items():
+        now = getattr(tensor, name, None)
+        if now is not hooks:
+            setattr(tensor, name, hooks)
+        if hooks is not None and [*hooks.items()] != items:
+            hooks.clear()
+            hooks.update(items)
+
+
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """The dictionary of a module's parameters, with None for those that it does without."""
     return module._parameters

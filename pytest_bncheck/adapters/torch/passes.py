@@ -28,6 +28,7 @@ from pytest_bncheck.adapters.torch.internals import has_too_few_values
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch, is_library_leaf
 from pytest_bncheck.adapters.torch.refusals import dtype_note
+from pytest_bncheck.errors import add_note
 from pytest_bncheck.types import InputError, Prediction, Recipe
 
 T = TypeVar("T")
@@ -168,7 +169,7 @@ class Passes:
         except RuntimeError as error:
             note = dtype_note(error, batch)
             if note is not None:
-                error.add_note(note)
+                add_note(error, note)
             raise
 
     def call(self, batch: Any) -> Call:

@@ -15,6 +15,11 @@ from pytest_bncheck.types import InputError
 
 def refuse_model(model: nn.Module) -> None:
     """Raise an InputError if a model has no numbers, or layers that cannot be watched."""
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "model: a check trains it, which torch.inference_mode() forbids; call the check "
+            "outside of that block"
+        )
     tensors = [*model.named_parameters(), *model.named_buffers()]
     empty = next((name for name, tensor in tensors if tensor.is_meta), None)
     if empty is not None:

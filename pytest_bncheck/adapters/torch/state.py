@@ -1,48 +1,44 @@
 """Remember a PyTorch model and everything it refers to, and put it back bit for bit.
 
-One walk over the object graph, from the model and the user's functions: modules (also those kept
-in plain lists), containers, tensors, generators, optimizers, the variables that a function closes
-over. Everything is put back in place, so that every object keeps its identity.
+The walk of `graph.py`, from the model and the user's functions, with what PyTorch adds: modules
+(also those kept in plain lists), tensors, generators, optimizers.
 """
 
 from __future__ import annotations
 
-import functools
-import random
-import sys
-import types
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from pytest_bncheck.adapters.containers import container_type, members_of, refill
+from pytest_bncheck.adapters.containers import members_of, refill
+from pytest_bncheck.adapters.graph import Graph, Undo, is_open
 from pytest_bncheck.adapters.torch.internals import (
     default_device,
+    global_hooks,
+    hooks_of,
     plain_name,
     registries,
+    script_attributes,
+    set_hooks,
     set_version,
     version_of,
 )
 
-Undo = Callable[[], None]
-
-_FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "pytest", "_pytest", "pytest_bncheck"}
-_OURS_TO_WALK = (
+WALKED = (
     nn.Module,
+    torch.Tensor,
     torch.optim.Optimizer,
     torch.optim.lr_scheduler.LRScheduler,
     torch.amp.GradScaler,
 )
-_NOT_STATE = (type, types.ModuleType, torch.utils.data.Dataset, torch.utils.data.DataLoader)
+_PASSED_BY = (*Graph.passed_by, torch.utils.data.Dataset, torch.utils.data.DataLoader)
 
 
-class Snapshot:
+class Snapshot(Graph):
     """The state of everything reachable from `roots`, remembered on construction.
 
     Attributes
@@ -53,42 +49,59 @@ class Snapshot:
         The values of every tensor, by its id.
     """
 
+    walked, passed_by = WALKED, _PASSED_BY
+
     def __init__(self, *roots: Any) -> None:
+        super().__init__()
         self.paths: dict[nn.Module, str] = {}
         self.values: dict[int, torch.Tensor] = {}
-        self._seen: dict[int, Any] = {}
-        self._undo: list[Undo] = []
-        waiting = deque((root, "") for root in roots)
-        while waiting:
-            item, path = waiting.popleft()
-            if id(item) in self._seen or type(item) in weakref.ProxyTypes:
-                continue  # a proxy passes for what it points to, which is reached otherwise
-            if isinstance(item, nn.Module):
-                self.paths[item] = plain_name(path.removeprefix("."))
-            self._keep(item)
-            for attributes in _attributes(item):
-                self._keep(attributes)
-            waiting.extend((child, path + step) for step, child in _children(item))
+        self._modes: list[tuple[nn.Module, bool]] = []
+        self.walk(roots)
+        hooks = [(held, members_of(held)) for held in global_hooks()]
+        self._undo += [partial(refill, held, items) for held, items in hooks]
         self._undo.append(global_flags())  # put back first: the default device rules every call
+        self._undo.insert(0, self._put_modes_back)  # last: an attribute may decide what a mode is
 
-    def _keep(self, item: Any) -> None:
-        self._seen[id(item)] = item  # held, so that no other object gets its id
-        undo = self._remember_tensor(item) if isinstance(item, torch.Tensor) else _remember(item)
-        if undo is not None:
-            self._undo.append(undo)
+    def reached(self, item: Any, path: str) -> None:
+        if isinstance(item, nn.Module):
+            self.paths[item] = plain_name(path.removeprefix("."))
+            with suppress(AttributeError, RuntimeError):  # a module that was never set up
+                self._modes.append((item, item.training))
 
-    def _remember_tensor(self, tensor: torch.Tensor) -> Undo | None:
-        if not _has_numbers(tensor):
-            return None  # nothing to put back: no numbers yet, or they cannot change
-        values = self.values[id(tensor)] = tensor.data.clone()
-        return _remember_tensor(tensor, values)
+    def remember(self, item: Any) -> Undo | None:
+        if isinstance(item, torch.jit.ScriptModule):
+            return _remember_script(item)
+        if isinstance(item, torch.Tensor) and _has_numbers(item):
+            values = self.values[id(item)] = item.data.clone()
+            return _remember_tensor(item, values)
+        return remember_object(item)
+
+    def attributes(self, item: Any) -> list[dict[str, Any]]:
+        own = registries(item) if isinstance(item, nn.Module) else []
+        return [*own, *super().attributes(item)]
+
+    def children(self, item: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(item, torch.jit.ScriptModule):
+            yield from (("", t) for t in (*item.parameters(), *item.buffers()))
+            yield from ((f".{name}", child) for name, child in item.named_children())
+            return
+        if isinstance(item, dict):
+            yield from (("", key) for key in dict.keys(item) if isinstance(key, torch.Tensor))
+        if isinstance(item, torch.Tensor) and item.is_leaf and item.grad is not None:
+            yield ".grad", item.grad
+        yield from super().children(item)
+
+    def _put_modes_back(self) -> None:
+        for module, training in self._modes:
+            if module.training != training:
+                module.training = training
 
     def unchanged(self, tensors: Iterable[torch.Tensor]) -> list[bool]:
         """Whether each tensor still holds the values that were remembered, in one transfer."""
         pairs = [(tensor.detach(), self.values.get(id(tensor))) for tensor in tensors]
         alike = [then is not None and then.shape == now.shape for now, then in pairs]
         same = [
-            (now == then.to(now.device)).all()
+            equal(now, then.to(now.device))
             for (now, then), comparable in zip(pairs, alike, strict=True)
             if comparable and then is not None
         ]
@@ -99,174 +112,139 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put everything back. May be called once."""
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
-        self.values.clear()
+        try:
+            self.undo_all()
+        finally:
+            self.values.clear()
 
 
-def _attributes(item: Any) -> list[dict[str, Any]]:
-    """The dictionaries that hold an object's attributes, if it is walked into."""
-    if not is_walked(item):
-        return []
-    return [*(registries(item) if isinstance(item, nn.Module) else ()), item.__dict__]
+def is_walked(item: Any) -> bool:
+    """Whether an object's attributes belong to the user's state."""
+    return is_open(item, WALKED, _PASSED_BY)
 
 
-def _slots(item: Any) -> Iterator[tuple[types.MemberDescriptorType, Any]]:
-    """The slots of an object of a user's class, with their values."""
-    if isinstance(item, _NOT_STATE) or _is_foreign(type(item).__module__):
-        return
-    for base in type(item).__mro__:
-        for slot in () if _is_foreign(base.__module__) else vars(base).values():
-            if isinstance(slot, types.MemberDescriptorType):
-                with suppress(AttributeError):  # an empty slot
-                    yield slot, slot.__get__(item)
-
-
-def _children(item: Any) -> Iterator[tuple[str, Any]]:
-    """The objects that an object refers to, each with its part of the path."""
-    if isinstance(item, torch.jit.ScriptModule):
-        yield from (("", tensor) for tensor in (*item.parameters(), *item.buffers()))
-    elif isinstance(item, dict):
-        yield from ((f"[{key!r}]", value) for key, value in item.items())
-        yield from (("", key) for key in item if isinstance(key, torch.Tensor))
-    elif isinstance(item, (list, tuple, deque)):
-        yield from ((f"[{index}]", value) for index, value in enumerate(item))
-    elif isinstance(item, (set, frozenset)):
-        yield from (("", value) for value in item)
-    elif isinstance(item, functools.partial):
-        yield from (("", part) for part in (item.func, item.args, item.keywords))
-    elif isinstance(item, types.MethodType):
-        yield from (("", part) for part in (item.__self__, item.__func__))
-    elif isinstance(item, types.FunctionType):
-        yield from (("", part) for part in (item.__defaults__, item.__kwdefaults__))
-        yield from (("", value) for _, value in _cells(item))
-        yield from (("", value) for _, value in _globals(item))
-    else:
-        for attributes in _attributes(item):
-            yield from ((f".{key}", value) for key, value in attributes.items())
-        yield from ((f".{slot.__name__}", value) for slot, value in _slots(item))
-
-
-def _remember(item: Any) -> Undo | None:
-    """How to put one object back, or None if it has no state besides its children's."""
-    if isinstance(item, np.ndarray) and item.flags.writeable and item.dtype != object:
-        values = item.copy()
-        return lambda: np.copyto(item, values)
-    if container_type(item) is not None:
-        held = members_of(item)
-        return lambda: refill(item, held)
-    if isinstance(item, types.FunctionType):
-        cells, names = list(_cells(item)), list(_globals(item))
-        return lambda: _refill_variables(item, cells, names)
+def remember_object(item: Any) -> Undo | None:
+    """How to put back a tensor or a generator of random numbers; None for all others."""
     if isinstance(item, torch.Generator):
         state = item.get_state()
-        return lambda: _discard(item.set_state(state))
-    if isinstance(item, random.Random):
-        inner = item.getstate()
-        return lambda: item.setstate(inner)
-    if isinstance(item, np.random.RandomState):
-        legacy = item.get_state()
-        return lambda: item.set_state(legacy)
-    if isinstance(item, np.random.Generator):
-        bits = item.bit_generator.state
-        return lambda: setattr(item.bit_generator, "state", bits)
-    slots = list(_slots(item))
-    return (lambda: _refill_slots(item, slots)) if slots else None
+        return lambda: item.set_state(state)
+    if isinstance(item, torch.Tensor) and _has_numbers(item):
+        return _remember_tensor(item, item.data.clone())
+    return None
+
+
+def _remember_script(module: torch.jit.ScriptModule) -> Undo:
+    """How to put back the plain attributes that a compiled module keeps outside of Python."""
+    before = script_attributes(module)
+
+    def undo() -> None:
+        for name, value in script_attributes(module).items():
+            if name in before and before[name] != value:
+                setattr(module, name, before[name])
+
+    return undo
 
 
 def _has_numbers(tensor: torch.Tensor) -> bool:
-    return not (nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.is_inference())
+    """Whether a tensor has values to put back: some have none yet, some cannot change."""
+    if nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.is_inference():
+        return False
+    return tensor.numel() == 0 or not _is_freed(tensor)
+
+
+def is_readable(value: Any) -> bool:
+    """Whether it is a tensor with a shape and with memory: nested ones have no shape."""
+    if not isinstance(value, torch.Tensor) or value.is_nested:
+        return False
+    return value.numel() == 0 or value.is_meta or not _is_freed(value)
+
+
+def _is_freed(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's memory was given up, as sharded training does between its steps."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return False
+    try:
+        return tensor.untyped_storage().nbytes() == 0
+    except (NotImplementedError, RuntimeError):  # a tensor without memory of its own
+        return False
 
 
 def _remember_tensor(tensor: torch.Tensor, values: torch.Tensor) -> Undo:
-    """How to put back values, storage, gradient and flags of a tensor.
+    """How to put back values, storage, gradient, flags and hooks of a tensor.
 
     `data` is written, not the tensor itself, so that a graph the user still holds stays valid.
     """
     data, wanted, version = tensor.data, tensor.requires_grad, version_of(tensor)
     gradient = tensor.grad if tensor.is_leaf else None
-    gradient_values = None if gradient is None else gradient.detach().clone()
+    hooks = hooks_of(tensor)
 
     def undo() -> None:
         overwrite(data, values)
-        if _moved(tensor, data):
+        if _moved(tensor, data) or data.layout is not torch.strided:
             tensor.data = data
         if tensor.is_leaf:
             tensor.grad = gradient
             if tensor.requires_grad != wanted:
                 tensor.requires_grad_(wanted)
-        if gradient is not None and gradient_values is not None:
-            overwrite(gradient.data, gradient_values)
+        set_hooks(tensor, hooks)
         set_version(tensor, version)
 
     return undo
 
 
 def overwrite(data: torch.Tensor, values: torch.Tensor) -> None:
-    """Write values to a tensor's memory, also where `expand` made it the same for many elements."""
-    if data.layout is torch.strided:
+    """Write values to a tensor's memory where it holds others: some memory is read-only.
+
+    Also where `expand` made it the same for many elements.
+    """
+    if data.layout is torch.strided and not data.is_nested:
+        if values.numel() and _is_freed(data):
+            highest = sum((n - 1) * s for n, s in zip(data.shape, data.stride(), strict=True))
+            needed = int(data.storage_offset() + highest + 1) * data.element_size()
+            data.untyped_storage().resize_(needed)
+        elif _same_bits(data, values):
+            return
         for dim, stride in enumerate(data.stride()):
             if stride == 0:  # torch refuses to write one place several times
                 data, values = data.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
     data.copy_(values)
 
 
+def equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Equality in which NaN equals itself; still on the device."""
+    if left.is_nested or right.is_nested:
+        pairs = zip(left.unbind(), right.unbind(), strict=True)
+        same = [a.shape == b.shape and equal(a, b) for a, b in pairs]
+        return torch.tensor(all(map(bool, same)))
+    if left.layout is not torch.strided:
+        left, right = left.to_dense(), right.to_dense()
+    return ((left == right) | ((left != left) & (right != right))).all()
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _same_bits(data: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether two tensors are the same, NaN and the sign of zero included."""
+    if data.is_quantized:
+        return False
+    data, values = data.resolve_neg().resolve_conj(), values.resolve_neg().resolve_conj()
+    if data.is_complex():
+        data, values = torch.view_as_real(data), torch.view_as_real(values)
+    bits = _BITS[data.element_size()]
+    return torch.equal(data.view(bits), values.view(bits))
+
+
 def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:
     """Whether a tensor has other storage than it had, after ``model.to`` for example."""
+    if tensor.is_nested or data.is_nested:
+        return False
     if tensor.device != data.device or tensor.dtype != data.dtype or tensor.shape != data.shape:
         return True
     return tensor.layout is torch.strided and tensor.data_ptr() != data.data_ptr()
 
 
-def _refill_variables(
-    function: types.FunctionType, cells: list[tuple[Any, Any]], names: list[tuple[str, Any]]
-) -> None:
-    for cell, value in cells:
-        cell.cell_contents = value
-    for name, value in names:
-        if function.__globals__.get(name) is not value:
-            function.__globals__[name] = value
-
-
-def _refill_slots(item: Any, slots: list[tuple[types.MemberDescriptorType, Any]]) -> None:
-    for slot, value in slots:  # past the `__setattr__` of a frozen dataclass
-        slot.__set__(item, value)
-
-
-def _discard(_: object) -> None:
-    """Make a call that returns something an `Undo`."""
-
-
-def _cells(function: types.FunctionType) -> Iterator[tuple[Any, Any]]:
-    for cell in function.__closure__ or ():
-        try:
-            yield cell, cell.cell_contents
-        except ValueError:  # a variable that is not assigned yet
-            continue
-
-
-def _globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """The variables of its module that a user's function uses: an optimizer, a scaler."""
-    if _is_foreign(function.__module__):
-        return
-    for name in function.__code__.co_names:
-        if name in function.__globals__:
-            yield name, function.__globals__[name]
-
-
-def _is_foreign(module: str | None) -> bool:
-    return (module or "").split(".")[0] in _FOREIGN
-
-
-def is_walked(item: Any) -> bool:
-    """Whether an object's attributes belong to the user's state."""
-    if isinstance(item, _NOT_STATE) or not isinstance(getattr(item, "__dict__", None), dict):
-        return False
-    return isinstance(item, _OURS_TO_WALK) or not _is_foreign(type(item).__module__)
-
-
-def global_flags() -> Undo:
+def global_flags() -> Callable[[], None]:
     """Remember the process-wide switches of PyTorch that a user's code can leave changed."""
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     device, matmul = default_device(), torch.get_float32_matmul_precision()
@@ -275,7 +253,21 @@ def global_flags() -> Undo:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn
     switches = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
-    autocast = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
+    autocast = {
+        kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda")
+    }
+    fill: Any = torch.utils.deterministic
+    cache = torch.is_autocast_cache_enabled()
+    filled, always = fill.fill_uninitialized_memory, torch.is_warn_always_enabled()
+    products: Any = torch.backends.cuda
+    kernels = {
+        products.enable_flash_sdp: products.flash_sdp_enabled(),
+        products.enable_mem_efficient_sdp: products.mem_efficient_sdp_enabled(),
+        products.enable_math_sdp: products.math_sdp_enabled(),
+    }
+    onednn: Any = torch.backends.mkldnn
+    mkldnn = onednn.is_available() and onednn.enabled
 
     def undo() -> None:
         if default_device() != device:
@@ -286,7 +278,15 @@ def global_flags() -> Undo:
         torch.autograd.set_detect_anomaly(*anomaly)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = switches
-        for kind, on in autocast.items():
+        for kind, (on, low) in autocast.items():
             torch.set_autocast_enabled(kind, on)
+            torch.set_autocast_dtype(kind, low)
+        torch.set_autocast_cache_enabled(cache)
+        torch.set_warn_always(always)
+        fill.fill_uninitialized_memory = filled
+        for switch, on in kernels.items():
+            switch(on)
+        if onednn.is_available() and onednn.enabled != mkldnn:
+            onednn.set_flags(mkldnn)
 
     return undo

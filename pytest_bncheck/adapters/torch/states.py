@@ -18,7 +18,6 @@ from pytest_bncheck.adapters.torch.buffers import (
     Buffers,
     Place,
     assign,
-    equal,
     held,
     parameter_places,
     places,
@@ -26,7 +25,7 @@ from pytest_bncheck.adapters.torch.buffers import (
 from pytest_bncheck.adapters.torch.data import dense, dtype_name, on_host
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch
-from pytest_bncheck.adapters.torch.state import overwrite
+from pytest_bncheck.adapters.torch.state import equal, is_readable, overwrite
 from pytest_bncheck.maths.settling import SELDOM
 from pytest_bncheck.types import Moved, Prediction, State
 
@@ -282,4 +281,6 @@ def equal_if_alike(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _floats(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return value.layout is torch.strided and is_readable(value) and value.numel() > 0

@@ -21,12 +21,15 @@ from keras.src.layers.layer import CallContext
 from clauses import (
     INTERRUPTIONS,
     PROCESS,
+    REACHED,
     Clause,
     Ending,
+    Helper,
     Mistake,
     around,
     changed,
     endings,
+    helpers_kept,
     in_time,
     is_seen,
     nothing,
@@ -80,6 +83,7 @@ def world() -> Any:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-2), loss, metrics=["accuracy"])
     model.optimizer.build(model.trainable_variables)
+    model.helper = Helper()
     model.seen, model.counts = [], {}  # TensorFlow wraps these
     return SimpleNamespace(model=model, batch=batch())
 
@@ -309,7 +313,7 @@ else:
                 jax.config.update(name, value)
 
 
-CLAUSES = {**MODEL, **PROCESS, **KERAS, **SWITCHES}
+CLAUSES = {**MODEL, **REACHED, **PROCESS, **KERAS, **SWITCHES}
 ENDINGS = endings(NO_MEMORY, STEPS)
 
 
@@ -317,7 +321,7 @@ ENDINGS = endings(NO_MEMORY, STEPS)
 def _keep() -> Iterator[None]:
     """A change that a test makes, or a check loses, is no fault of the next tests."""
     floats = keras.config.floatx(), keras.config.dtype_policy(), keras.config.image_data_format()
-    with process_kept(), switches_kept():
+    with helpers_kept(), process_kept(), switches_kept():
         yield
     EVENT[0] = nothing
     global_state.set_global_attribute("current_call_ctx", None)

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
+from pytest_bncheck.adapters.graph import Undo
 from pytest_bncheck.adapters.keras.internals import in_symbolic_scope
 from pytest_bncheck.types import InputError
 
@@ -156,6 +157,13 @@ class Backend(ABC):
         Returns the way back.
         """
         return lambda: None
+
+    walked: tuple[type, ...] = ()
+    """Classes of the backend whose objects hold state in their attributes."""
+
+    def remember(self, item: object) -> Undo | None:
+        """How to put back a variable, tensor or generator of the backend; None for others."""
+        return None
 
     def flags(self) -> Callable[[], None]:
         """Remember the backend's settings of the whole process; returns the way back."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from pytest_bncheck.adapters.graph import Undo
 from pytest_bncheck.adapters.keras.backends import tensorflow_internals as internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Loose, Losses, Tensor, Variable
 from pytest_bncheck.adapters.keras.state import contents, value_of
@@ -43,6 +44,24 @@ class TensorFlow(Backend):
     def copy(self, variable: Variable) -> Tensor:
         # The buffer is shared until one of the two is written.
         return tf.identity(value_of(variable))
+
+    def remember(self, item: object) -> Undo | None:
+        if isinstance(item, tf.random.Generator):
+            return self.remember(item.state)
+        if not isinstance(item, tf.Variable) or tf.is_symbolic_tensor(item):
+            return None
+        values = item.numpy()
+
+        def undo() -> None:
+            if item.numpy().tobytes() != values.tobytes():
+                item.assign(values)
+
+        return undo
+
+    def flags(self) -> Callable[[], None]:
+        switch = tf.config.experimental
+        on = switch.tensor_float_32_execution_enabled()
+        return lambda: switch.enable_tensor_float_32_execution(on)
 
     def change(self, variables: Sequence[Variable]) -> Callable[[], bool]:
         before = contents(variables)

@@ -10,6 +10,7 @@ import keras
 import torch
 
 from pytest_bncheck.adapters.devices import torch_devices
+from pytest_bncheck.adapters.graph import Undo
 from pytest_bncheck.adapters.keras.backends import torch_internals as internals
 from pytest_bncheck.adapters.keras.backends.base import (
     Backend,
@@ -22,7 +23,7 @@ from pytest_bncheck.adapters.keras.backends.base import (
 from pytest_bncheck.adapters.keras.state import contents
 from pytest_bncheck.adapters.torch.draws import Draws, function_name
 from pytest_bncheck.adapters.torch.internals import buffers_by_name, force_eager
-from pytest_bncheck.adapters.torch.state import global_flags
+from pytest_bncheck.adapters.torch.state import WALKED, global_flags, remember_object
 
 
 class Torch(Backend):
@@ -61,6 +62,11 @@ class Torch(Backend):
                 module.training = training
 
         return back
+
+    walked = WALKED
+
+    def remember(self, item: object) -> Undo | None:
+        return remember_object(item)
 
     def flags(self) -> Callable[[], None]:
         return global_flags()

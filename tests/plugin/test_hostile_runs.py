@@ -1,0 +1,158 @@
+"""Reports that cannot be written, tests that run twice, and checks that end in SystemExit."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+CHECKED = """
+import pytest
+@pytest.mark.bn_consistency(steps=3, ignore="BN")
+def test_a(): ...
+def test_b(): assert 0
+"""
+
+TWICE = """
+import os, pytest
+from toy import ToyModel
+N = [0]
+@pytest.fixture
+def bncheck_model():
+    N[0] += 1
+    broken = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0" and N[0] == 1
+    return ToyModel(0.01 if broken else 0.1)
+@pytest.mark.bn_consistency(steps=60)
+def test_a(): ...
+"""
+
+EXIT = """
+import sys, pytest
+from toy import ToyModel
+class Exiting(ToyModel):
+    def __call__(self, x): sys.exit("usage")
+@pytest.fixture
+def bncheck_model(): return Exiting()
+@pytest.mark.bn_consistency(steps=3)
+def test_a(): ...
+"""
+
+PROCESSES = [(), ("-n2",)]
+
+
+def workers(*args):
+    if args:
+        pytest.importorskip("xdist")
+    return args
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "processes"),
+    [
+        ("json", ValueError("no"), ()),
+        ("json", ImportError(), ("-n2",)),
+        ("html", RuntimeError("LaTeX\nmore"), ()),
+    ],
+)
+def test_no_error_in_a_report_takes_the_runs_output(project, monkeypatch, processes, error, kind):
+    if kind == "html":
+        pytest.importorskip("matplotlib")
+    project.pytester.makepyfile(CHECKED)
+    module = "html" if kind == "html" else "wire"
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(f"pytest_bncheck.reports.{module}.write", fail)
+    args = (f"--bncheck-{kind}=report", "--junitxml=junit.xml", *workers(*processes))
+    result = project.run(*args)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*FAILURES*", "*report*could not be written: *"])
+    assert (project.path / "junit.xml").exists()
+    assert not (project.path / "report").exists()
+
+
+def test_settings_of_other_figures_do_not_matter(project):
+    pytest.importorskip("matplotlib")
+    (project.path / "matplotlibrc").write_text("text.usetex: True\naxes.labelsize: 40\n")
+    project.pytester.makepyfile(CHECKED)
+    result = project.run("--bncheck-html=r.html", subprocess=True)
+    result.assert_outcomes(passed=1, failed=1)
+    assert (project.path / "r.html").exists()
+
+
+def _loop(project):
+    os.symlink("loop", project.path / "loop")
+    return "loop"
+
+
+PATHS = {
+    "too long": lambda project: "r" * 300,
+    "loop": _loop,
+    "directory": lambda project: ".",
+    "in a file": lambda project: "conftest.py/report",
+    "no such directory": lambda project: "none/report",
+}
+
+
+@pytest.mark.parametrize("kind", ["json", "html"])
+@pytest.mark.parametrize("path", PATHS)
+def test_paths_are_checked_without_raising(project, path, kind):
+    project.pytester.makepyfile(CHECKED)
+    result = project.run(f"--bncheck-{kind}={PATHS[path](project)}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*--bncheck-{kind}=*cannot be written: *"])
+
+
+def test_a_path_that_no_system_takes(project):
+    (project.path / "pytest.ini").write_text("[pytest]\nbncheck_json = a\0b.json\n")
+    project.pytester.makepyfile(CHECKED)
+    result = project.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*cannot be written: *"])
+
+
+def test_names_as_long_as_the_system_allows(project):
+    project.pytester.makepyfile(CHECKED)
+    name = "r" * 250 + ".json"
+    project.run(f"--bncheck-json={name}")
+    assert project.report(name)["summary"]["checks"] == 1
+
+
+def test_both_reports_in_one_file_are_refused(project):
+    project.pytester.makepyfile(CHECKED)
+    result = project.run("--bncheck-json=r", "--bncheck-html=r")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*cannot be the same file*"])
+
+
+@pytest.mark.parametrize("how", ["--keep-duplicates", "each"])
+def test_a_test_that_runs_twice_keeps_both_checks(project, how):
+    path = str(project.pytester.makepyfile(test_twice=TWICE))
+    args = (path, path, how) if how != "each" else workers("--dist=each", "--tx=2*popen")
+    result = project.run("--bncheck-json=report.json", *args)
+    result.assert_outcomes(passed=1, failed=1)
+    assert [check["verdict"] for check in project.report()["checks"]] == ["fail", "pass"]
+
+
+@pytest.mark.parametrize("processes", PROCESSES, ids=["one process", "xdist"])
+def test_a_check_that_ends_in_system_exit_is_in_the_report(project, processes):
+    project.pytester.makepyfile(EXIT)
+    project.run("--bncheck-json=report.json", *workers(*processes))
+    checks = project.report()["checks"]
+    assert [check["error"] for check in checks] == ["SystemExit: usage"]
+
+
+def test_another_process_says_that_it_is_silent(project, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    project.pytester.makepyfile(CHECKED)
+    project.run("--bncheck").stdout.fnmatch_lines(["*not the first process*"])
+
+
+def test_empty_ranks_are_none(project, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    monkeypatch.setenv("RANK", "")
+    project.pytester.makepyfile(CHECKED)
+    project.run("--bncheck-json=report.json")
+    assert project.report()["summary"]["checks"] == 1

@@ -1,0 +1,153 @@
+"""What Keras training code holds is put back, wherever it is reachable."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import numpy as np
+import pytest
+
+pytest.importorskip(os.environ["KERAS_BACKEND"])
+keras = pytest.importorskip("keras")
+
+from keras_graphs import KINDS, bits_of, remembered
+from pytest_bncheck import InputError, check
+from random_graphs import Holder, World
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(24, 4)).astype("f4")
+Y = (X[:, 0] > 0).astype("i4")
+
+
+@pytest.mark.parametrize("first", [0, 20])
+def test_whatever_changes_in_a_random_graph_goes_back(first):
+    for seed in range(first, first + 20):
+        world = World(seed, KINDS)
+        before = world.read()
+        put_back = remembered(world.root)
+        world.change()
+        assert world.read() != before, seed
+        put_back()
+        assert world.read() == before, seed
+
+
+class Step:
+    """A training step with all that one can hold; a pass in between draws numbers."""
+
+    average = keras.metrics.Mean()
+
+    def __init__(self, net):
+        self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        self.parts = {"ema": [keras.models.clone_model(net)], "rng": np.random.default_rng(0)}
+        self.counts = Holder()
+        self.counts.steps = np.zeros(1)
+
+    def __call__(self, model, batch):
+        x, y = batch
+        loss = self.loss(y, model(x, training=True))
+        self.parts["rng"].random()
+        self.counts.steps += 1
+        self.average.update_state(1.0)
+        for kept, now in zip(self.parts["ema"][0].weights, model.weights, strict=True):
+            kept.assign(0.9 * kept + 0.1 * now)
+        return loss
+
+    def read(self):
+        return (
+            bits_of([*self.parts["ema"][0].weights, *self.average.variables]),
+            self.parts["rng"].bit_generator.state,
+            self.counts.steps.tolist(),
+        )
+
+
+class Noise(keras.layers.Layer):
+    """Holds what Keras does not track."""
+
+    def __init__(self):
+        super().__init__()
+        self.rng, self.seen, self.own = np.random.default_rng(0), np.zeros(2), Holder()
+        self.own.calls = 0
+
+    def call(self, x):
+        self.seen += 1
+        self.own.calls += 1
+        return x + float(self.rng.random()) * 0
+
+    def read(self):
+        return self.rng.bit_generator.state, self.seen.tolist(), self.own.calls
+
+
+def _net(*middle):
+    last = keras.layers.Dense(2)
+    return keras.Sequential(
+        [keras.Input((4,)), keras.layers.BatchNormalization(), *middle, last], name="net"
+    )
+
+
+FORMS = {
+    "object": lambda step: step,
+    "method": lambda step: step.__call__,
+    "partial": lambda step: functools.partial(Step.__call__, step),
+    "closure": lambda step: lambda model, batch: step(model, batch),
+    "in a list": lambda step: (lambda held: lambda model, batch: held[0](model, batch))([step]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="a step of JAX returns new state")
+def test_a_step_leaves_nothing_moved(form):
+    net = _net()
+    step = Step(net)
+    before = step.read()
+    check(net, (X, Y), steps=2, train_step=FORMS[form](step))
+    assert step.read() == before
+
+
+def test_a_layer_gets_back_what_keras_does_not_track():
+    noise = Noise()
+    net = _net(noise)
+    before = noise.read()
+    net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    check(net, (X, Y), steps=2)
+    assert noise.read() == before
+
+
+def test_switches_of_the_process():
+    class Switches(keras.layers.Layer):
+        def call(self, x):
+            keras.config.disable_traceback_filtering()
+            return x
+
+    net = _net(Switches())
+    keras.config.enable_traceback_filtering()
+    net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    check(net, (X, Y), steps=1)
+    assert keras.config.is_traceback_filtering_enabled()
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ((np.where(X > 1, np.nan, X), Y), "holds NaN or infinity"),
+        ((np.full((24, 4), None), Y), "dtype object"),
+        ((np.full((24, 4), "2020-01-01", dtype="datetime64[D]"), Y), "dtype datetime64"),
+        ((X, Y[:5]), "24 .* 5"),
+    ],
+)
+def test_bad_input_gets_one_line(batch, words):
+    net = _net()
+    net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(InputError, match=words):
+        check(net, batch, steps=1)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [(X.tolist(), Y.tolist()), (X[:, ::-1], Y), (X.astype(">f4"), Y), (X.astype("g"), Y)],
+    ids=["lists", "negative strides", "foreign order of bytes", "long double"],
+)
+def test_usual_arrays_are_taken(batch):
+    net = _net()
+    net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert check(net, batch, steps=1).error is None

@@ -1,0 +1,481 @@
+"""What a hostile model holds and does, put back by a whole check."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextvars
+import dataclasses
+import itertools
+import queue
+import random
+import socket
+import threading
+import types
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+from pytest_bncheck import InputError, check
+from pytest_bncheck.adapters import graph
+
+DICE = torch.Generator().manual_seed(0)
+X = torch.randn(24, 4, generator=DICE) * 2 + 3
+Y = (X[:, 0] > 3).long()
+RNG = np.random.default_rng(0)
+COUNTED = []
+
+
+class Doing(nn.Module):
+    """Does something in each forward."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def forward(self, x):
+        self.act()
+        return x
+
+
+def net(*middle):
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), *middle, nn.Linear(8, 2))
+
+
+def run(model, batch=(X, Y), **options):
+    return check(model, batch, steps=2, **options)
+
+
+# memory -------------------------------------------------------------------------------------------
+
+
+def mapped(tmp_path, values):
+    np.save(tmp_path / "x.npy", values)
+    return torch.from_numpy(np.load(tmp_path / "x.npy", mmap_mode="r"))
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize("place", ["batch", "buffer", "closure", "list"])
+def test_read_only_memory_is_never_written(tmp_path, place):
+    model, batch = net(), (X, Y)
+    values = mapped(tmp_path, X.numpy())
+    if place == "batch":
+        batch = values, Y
+    elif place == "buffer":
+        model.register_buffer("table", values)
+    elif place == "list":
+        model.tables = [values]
+    else:
+        model = net(Doing(lambda: values.sum()))
+    run(model, batch)
+    assert torch.equal(values, X)
+
+
+def test_memory_given_up_in_the_check_is_filled_again():
+    shard = torch.arange(5.0)
+    run(net(Doing(lambda: shard.untyped_storage().resize_(0))))
+    assert shard.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_memory_given_up_before_stays_so():
+    shard = torch.arange(5.0)
+    shard.untyped_storage().resize_(0)
+    model = net()
+    model.shards = [shard]
+    run(model)
+    assert shard.untyped_storage().nbytes() == 0
+
+
+# undoing ------------------------------------------------------------------------------------------
+
+
+class Refusing:
+    """Refuses to be put back: its slot can be set once."""
+
+    __slots__ = ("value",)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_left_alone():
+    model = net()
+    model.lengths = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    run(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+def test_one_undo_that_fails_leaves_the_others(monkeypatch):
+
+    def failing(item):
+        def undo():
+            raise OSError("cannot be put back")
+
+        return undo if isinstance(item, Refusing) else None
+
+    usual = graph.remember
+    monkeypatch.setattr(graph, "remember", lambda item: failing(item) or usual(item))
+    model = net()
+    model.first, model[2].last = Refusing(), Refusing()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(OSError, match="cannot be put back"):
+        run(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert not model[1]._forward_pre_hooks
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.parametrize("training", [True, False])
+def test_a_script_keeps_its_modes_and_numbers(training):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls: int = 0
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x):
+            self.calls += 1
+            return self.drop(x)
+
+    part = torch.jit.script(Counting())
+    model = net(part)
+    part.train(training)
+    run(model)
+    assert [module.training for module in part.modules()] == [training] * 2
+    assert part.calls == 0
+
+
+# what a model holds -------------------------------------------------------------------------------
+
+
+def _count(item):
+    item.n = getattr(item, "n", 0) + 1
+
+
+def _local():
+    held = threading.local()
+    held.n = 0
+    return held
+
+
+class Plain:
+    """An object of the user's."""
+
+    shared = 0
+    generator = torch.Generator().manual_seed(1)
+    listed: list = []  # noqa: RUF012
+
+
+class Other(Plain):
+    """The class that it becomes."""
+
+
+def _loss(outputs, targets):
+    _loss.calls += 1
+    return nn.functional.cross_entropy(outputs, targets)
+
+
+_loss.calls = 0
+
+HELD = {
+    "SimpleNamespace": (types.SimpleNamespace, _count, vars),
+    "argparse.Namespace": (argparse.Namespace, _count, vars),
+    "UserDict": (collections.UserDict, lambda d: d.update(a=1), dict),
+    "UserList": (collections.UserList, lambda d: d.append(1), list),
+    "Counter": (lambda: collections.Counter(a=9), lambda c: c.update("a"), dict),
+    "threading.local": (_local, _count, lambda item: item.n),
+    "class": (Plain, lambda item: setattr(item, "__class__", Other), type),
+    "dictionary": (Plain, lambda item: setattr(item, "__dict__", {"n": 1}), vars),
+    "class attribute": (
+        Plain,
+        lambda item: (setattr(Plain, "shared", 1), Plain.listed.append(1)),
+        lambda item: (Plain.shared, list(Plain.listed)),
+    ),
+    "new class attribute": (
+        Plain,
+        lambda item: setattr(Plain, "fresh", 1),
+        lambda item: hasattr(Plain, "fresh"),
+    ),
+    "generator of a class": (
+        Plain,
+        lambda item: torch.rand(1, generator=item.generator),
+        lambda item: item.generator.get_state().tolist(),
+    ),
+    "SystemRandom": (random.SystemRandom, lambda item: item.random(), lambda item: None),
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_model_holds(kind, fails):
+    make, change, read = HELD[kind]
+    item = make()
+    before = read(item) if kind not in ("SimpleNamespace", "dictionary") else dict(read(item))
+
+    def act():
+        change(item)
+        if fails:
+            raise ZeroDivisionError
+
+    if fails:
+        with pytest.raises(ZeroDivisionError):
+            run(net(Doing(act)))
+    else:
+        run(net(Doing(act)))
+    assert read(item) == before
+
+
+class Noisy(nn.Module):
+    """Reaches what its code names, and what its class holds."""
+
+    generator = torch.Generator().manual_seed(1)
+
+    def forward(self, x):
+        COUNTED.append(1)
+        return x + torch.rand(1, generator=self.generator) + RNG.random()
+
+
+def test_what_the_code_of_a_model_names():
+    before = RNG.bit_generator.state, Noisy.generator.get_state().tolist()
+    run(net(Noisy()))
+    assert (RNG.bit_generator.state, Noisy.generator.get_state().tolist()) == before
+    assert COUNTED == []
+
+
+def test_attributes_of_functions():
+    run(net(), loss=_loss)
+    assert _loss.calls == 0
+
+
+def test_hooks_and_attributes_of_parameters():
+    model = net()
+    weight = model[0].weight
+
+    def act():
+        weight.register_hook(lambda gradient: gradient * 2)
+        weight.average = weight.detach().clone()
+        nn.modules.module.register_module_forward_hook(lambda *_: None)
+
+    run(net(Doing(act)))
+    assert not nn.modules.module._global_forward_hooks
+    run(nn.Sequential(Doing(act), model))
+    assert weight._backward_hooks is None
+    assert not hasattr(weight, "average")
+
+
+def test_a_graph_behind_the_batch_is_left_alone():
+    encoder = nn.Linear(4, 4)
+    batch = encoder(X)
+    run(net(), (batch, Y))
+    assert encoder.weight.grad is None
+    batch.sum().backward()
+
+
+@pytest.mark.parametrize("made", ["generator", "sampler", "numpy", "in a generator function"])
+def test_generators_of_loaders(made):
+    data, dice, numpys = TensorDataset(X, Y), torch.Generator().manual_seed(1), RNG
+
+    class Own:
+        def __iter__(self):
+            yield from (batch for batch in [(X[numpys.permutation(24)], Y)])
+
+        def __init__(self):
+            self.dice = numpys
+
+    def inside():
+        loader = DataLoader(data, 12, sampler=RandomSampler(data, generator=dice))
+        yield from loader
+
+    loaders = {
+        "generator": lambda: DataLoader(data, 12, shuffle=True, generator=dice),
+        "sampler": lambda: DataLoader(data, 12, sampler=RandomSampler(data, generator=dice)),
+        "numpy": Own,
+        "in a generator function": inside,
+    }
+    before = dice.get_state().tolist(), RNG.bit_generator.state
+    check(net(), batches=loaders[made](), steps=2)
+    assert (dice.get_state().tolist(), RNG.bit_generator.state) == before
+
+
+SWITCHES = {
+    "mkldnn": lambda: torch.backends.mkldnn.set_flags(False),
+    "autocast": lambda: torch.set_autocast_dtype("cpu", torch.float16),
+    "cache": lambda: torch.set_autocast_cache_enabled(False),
+    "warnings": lambda: torch.set_warn_always(True),
+    "filling": lambda: setattr(torch.utils.deterministic, "fill_uninitialized_memory", False),
+    "attention": lambda: torch.backends.cuda.enable_flash_sdp(False),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_switches_of_the_process(switch):
+    def read():
+        return (
+            torch.backends.mkldnn.enabled,
+            torch.get_autocast_dtype("cpu"),
+            torch.is_autocast_cache_enabled(),
+            torch.is_warn_always_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+            torch.backends.cuda.flash_sdp_enabled(),
+        )
+
+    before = read()
+    run(net(Doing(SWITCHES[switch])))
+    assert read() == before
+
+
+# errors -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+
+
+class Closed(Exception):
+    def __setattr__(self, name, value):
+        raise TypeError("closed")
+
+
+class Noted(Exception):
+    __notes__ = "none"
+
+
+@pytest.mark.parametrize("error", [Frozen(3), Closed(), Noted()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("place", ["forward", "loss", "train_step"])
+def test_an_exception_that_refuses_attributes_stays_the_users(error, place):
+    def throw(*_):
+        raise error
+
+    given = {} if place == "forward" else {place: throw}
+    with pytest.raises(type(error)) as caught:
+        run(net(Doing(throw)) if place == "forward" else net(), **given)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [X.numpy()[:, ::-1], X.numpy().astype(">f4"), X.numpy().astype("g")],
+    ids=["negative strides", "foreign order of bytes", "long double"],
+)
+def test_usual_arrays_are_taken(inputs):
+    assert run(net(), (inputs, Y)).error is None
+
+
+class Pair(tuple):
+    """A tuple with another constructor."""
+
+    def __new__(cls, one, other):
+        return tuple.__new__(cls, (one, other))
+
+
+OUTPUTS = {
+    "sparse": lambda out: out.to_sparse(),
+    "complex": lambda out: torch.complex(out, out),
+    "8 bits": lambda out: (out, out.to(torch.float8_e4m3fn)),
+    "own tuple": lambda out: Pair(out, out),
+}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_outputs_that_the_users_loss_takes(kind):
+    class Last(nn.Module):
+        def forward(self, x):
+            return OUTPUTS[kind](x)
+
+    def loss(outputs, targets):
+        first = outputs[0] if isinstance(outputs, tuple) else outputs
+        dense = first.to_dense() if first.is_sparse else first
+        return nn.functional.cross_entropy(dense.real, targets)
+
+    assert run(nn.Sequential(net(), Last()), loss=loss).error is None
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_sparse_buffers(layout):
+    model = net()
+    model.register_buffer("adjacency", getattr(torch.eye(3), layout)())
+    run(model)
+    assert torch.equal(model.adjacency.to_dense(), torch.eye(3))
+
+
+def test_inference_mode_is_named():
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
+        run(net())
+
+
+# what cannot be put back --------------------------------------------------------------------------
+
+
+def _unrestorable(tmp_path):
+    return {
+        "open files": open(tmp_path / "log", "w"),
+        "running generators and coroutines": (k for k in range(99)),
+        "iterators": itertools.count(),
+        "queues": queue.Queue(),
+        "sockets": socket.socket(),
+    }
+
+
+def test_what_cannot_be_put_back_is_named_before_the_training(tmp_path):
+    limits = (Path(__file__).parents[2] / "docs" / "limits.md").read_text(encoding="utf-8")
+    made = _unrestorable(tmp_path)
+    assert made.keys() == graph.NOT_PUT_BACK.keys()
+    for name, item in made.items():
+        assert name.replace(" ", "") in "".join(limits.split())
+        model = net()
+        model.helper = types.SimpleNamespace(held=[item])
+        with pytest.warns(graph.NotPutBack, match=rf"2?helper\.held\[0\] \({name}\)"):
+            run(model)
+        if hasattr(item, "close"):
+            item.close()
+
+
+# found by a second attack -------------------------------------------------------------------------
+
+STRANGE = {
+    "conjugate": lambda: torch.zeros(3, dtype=torch.complex64).conj(),
+    "negative": lambda: torch.zeros(3, dtype=torch.complex64).conj().imag,
+    "coordinates": lambda: torch.eye(3).to_sparse(),
+    "8 bits": lambda: torch.ones(3).to(torch.float8_e4m3fn).view(torch.uint8),
+    "wide complex": lambda: torch.zeros(3, dtype=torch.complex128),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_tensors_of_every_kind(kind):
+    tensor = STRANGE[kind]()
+    other = tensor.clone()
+    before = tensor.to_dense().clone()
+    model = net(
+        Doing(
+            lambda: (tensor.mul_(2), tensor.add_(other).add_(1) if kind != "coordinates" else None)
+        )
+    )
+    model.tensor = tensor
+    run(model)
+    assert torch.equal(tensor.to_dense(), before)
+
+
+def test_containers_with_an_order_or_members_of_their_own():
+    ordered, masked = collections.OrderedDict(a=1, b=2), np.ma.array([1.0, 2.0], mask=[0, 1])
+    weak, variable = weakref.WeakSet(), contextvars.ContextVar("variable", default=0)
+
+    def act():
+        ordered.move_to_end("a")
+        masked[1] = 5.0
+        weak.add(Plain)
+        variable.set(1)
+
+    run(net(Doing(act)))
+    assert (list(ordered), masked.mask.tolist()) == (["a", "b"], [False, True])
+    assert (len(weak), variable.get()) == (0, 0)
