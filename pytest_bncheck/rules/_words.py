@@ -84,7 +84,8 @@ def limit(evidence: Evidence, name: str) -> str:
     value, usual = (
         each * evidence.slack for each in (getattr(evidence.settings, name), USUAL[name])
     )
-    doubled = ", doubled for several mini-batches" if evidence.slack > 1 else ""
+    several = "several mini-batches" if evidence.stream else "a step in several parts"
+    doubled = f", doubled for {several}" if evidence.slack > 1 else ""
     warned = evidence.bn_verdict != "broken" and usual < value
     return (
         f"{f'up to {usual:g} is usual, ' if warned else ''}up to {value:g} allowed, "
