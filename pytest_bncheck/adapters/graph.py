@@ -283,7 +283,9 @@ def _slots(item: Any) -> Iterator[tuple[types.MemberDescriptorType, Any]]:
     if isinstance(item, (type, types.ModuleType)) or is_foreign(type(item).__module__):
         return
     for base in type(item).__mro__:
-        for slot in () if is_foreign(base.__module__) else vars(base).values():
+        # Compiled types have members too, which nobody can set.
+        written = "__slots__" in vars(base) and not is_foreign(base.__module__)
+        for slot in vars(base).values() if written else ():
             if isinstance(slot, types.MemberDescriptorType):
                 try:
                     yield slot, slot.__get__(item)
