@@ -26,6 +26,8 @@ RUNS = (
     ("auto_steps.py",),
     ("scaling.py",),
     ("fuzz.py",),
+    ("graphs.py",),
+    ("graphs.py", "--framework", "keras"),
     ("checkpoints.py",),
     ("own_norms.py",),
     ("own_norms_keras.py",),

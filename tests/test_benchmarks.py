@@ -20,6 +20,7 @@ SCRIPTS = {
     "culprits": "by shares",
     "diagnosis": "training steps",
     "fuzz": "nets",
+    "graphs": "20 graphs of torch: 0 differ",
     "keras_cost": "2 steps",
     "memory": "copies more",
     "own_norms": "designs and memories",
