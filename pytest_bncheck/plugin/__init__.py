@@ -74,6 +74,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(results.Results(config), "bncheck-results")
     if config.stash[SESSION].enabled:
         config.pluginmanager.register(Checking(), "bncheck-checking")
+    if config.stash[SESSION].targets:
+        config.pluginmanager.register(Targets(), "bncheck-targets")
 
 
 @pytest.hookimpl(trylast=True)
@@ -155,4 +157,23 @@ class Checking:
         report = yield
         results.attach(item, report)
         failing.keep_first_line(call, report)
+        return report
+
+
+# models without test code -----------------------------------------------------------------------
+
+
+class Targets:
+    """The hook that is registered only where ``--bncheck-model`` names models."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(
+        self, collector: pytest.Collector
+    ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """Let the models join what the session collects, one test each."""
+        report = yield
+        if isinstance(collector, pytest.Session) and report.passed:
+            from pytest_bncheck.plugin import targets
+
+            report.result = [*report.result, targets.collector(collector)]
         return report
