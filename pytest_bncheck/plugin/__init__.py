@@ -28,7 +28,7 @@ from pytest_bncheck.plugin.fixtures import (  # noqa: F401  (pytest finds fixtur
     bncheck_report,
     bncheck_train_step,
 )
-from pytest_bncheck.plugin.options import OFF, SESSION
+from pytest_bncheck.plugin.options import OFF, SESSION, WATCHING
 
 NAMES = {"bncheck", __name__}
 """What users can ask pytest for: the entry point and the module."""
@@ -74,6 +74,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(results.Results(config), "bncheck-results")
     if config.stash[SESSION].enabled:
         config.pluginmanager.register(Checking(), "bncheck-checking")
+    if config.stash[SESSION].watch:
+        from pytest_bncheck.plugin import watching
+
+        config.stash[WATCHING] = watching.Watching(config)
+        config.pluginmanager.register(config.stash[WATCHING], "bncheck-watching")
     if config.stash[SESSION].targets:
         config.pluginmanager.register(Targets(), "bncheck-targets")
 

@@ -16,6 +16,7 @@ from pytest_bncheck.plugin import internals
 
 if TYPE_CHECKING:
     from pytest_bncheck.plugin.targets import Target
+    from pytest_bncheck.plugin.watching import Watching
 
 OFF = "checks train models and are off; turn them on with --bncheck"
 """Why a test was skipped."""
@@ -23,6 +24,10 @@ OFF = "checks train models and are off; turn them on with --bncheck"
 SWITCH = "Train the models of tests marked bn_consistency and check them (default: skip them)."
 JSON = "Write a JSON report of all checks to this file; turns the checks on."
 HTML = "Write an HTML report of all checks to this file; turns the checks on."
+WATCH = (
+    "Look at how the tests train and predict, and report loops that do it in the wrong mode; no "
+    "test's outcome changes, and none is needed for it (default: off)."
+)
 MODEL = (
     "Check the model that this callable makes, with no test code: package.module:factory. "
     "Repeatable; on the command line it turns the checks on."
@@ -53,6 +58,8 @@ class Session:
         Where the HTML report goes, or None.
     targets
         The models that are checked with no test code.
+    watch
+        Whether tests are watched.
     """
 
     enabled: bool
@@ -60,9 +67,12 @@ class Session:
     json: Path | None
     html: Path | None
     targets: tuple[Target, ...] = ()
+    watch: bool = False
 
 
 SESSION = pytest.StashKey[Session]()
+WATCHING: pytest.StashKey[Watching] = pytest.StashKey()
+"""Where pytest's configuration keeps what watches the tests, in watch mode."""
 
 
 def add(parser: pytest.Parser) -> None:
@@ -87,6 +97,8 @@ def add(parser: pytest.Parser) -> None:
     parser.addini("bncheck_json", JSON, type="string", default=None)
     group.addoption("--bncheck-html", default=None, metavar="PATH", help=HTML)
     parser.addini("bncheck_html", HTML, type="string", default=None)
+    group.addoption("--bncheck-watch", action=toggle, default=None, help=WATCH)
+    parser.addini("bncheck_watch", WATCH, type="bool", default=None)
     for name, metavar, text in (("model", "SPEC", MODEL), ("input", "SHAPES", INPUT)):
         group.addoption(_flag(name), action="append", default=None, metavar=metavar, help=text)
         parser.addini(f"bncheck_{name}", text, type="linelist", default=None)
@@ -110,12 +122,14 @@ def read(config: pytest.Config) -> Session:
         sources = (_command_line(config), _ini_file(config))
         enabled = _enabled(config)
         targets = _targets(config)
-        if html and enabled and not internals.is_worker(config):
+        asked = config.getoption("bncheck_watch")
+        watch = bool(_ini(config, "bncheck_watch") if asked is None else asked)
+        if html and (enabled or watch) and not internals.is_worker(config):
             _require_html()
     except InputError as error:
         raise pytest.UsageError(str(error)) from None
-    files = (json, html) if enabled else (None, None)
-    return Session(enabled, sources, *files, targets)
+    files = (json, html) if enabled or watch else (None, None)
+    return Session(enabled, sources, *files, targets, watch)
 
 
 def header(session: Session) -> str:

@@ -69,8 +69,10 @@ def in_order(texts: Iterable[str]) -> list[dict[str, Any]]:
     return sorted(checks, key=lambda check: (check["nodeid"], check["index"]))
 
 
-def document(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The whole JSON report, schema 1."""
+def document(
+    checks: Sequence[dict[str, Any]], watch: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The whole JSON report, schema 1; with what watching found, in watch mode."""
     summary = {"checks": len(checks)} | dict.fromkeys(_COUNTS.values(), 0)
     for check in checks:
         summary[_COUNTS[check["verdict"]]] += 1
@@ -80,6 +82,7 @@ def document(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "environment": environment(),
         "summary": summary,
         "checks": list(checks),
+        **({} if watch is None else {"watch": watch}),
     }
 
 

@@ -93,6 +93,24 @@ def force_eager() -> AbstractContextManager[Any]:
     return nullcontext() if stance is None else stance("force_eager")
 
 
+_TRACING = find("torch._C._get_tracing_state")
+_TRANSFORMS = find("torch._C._functorch.maybe_current_level")
+_MODES = find("torch._C._len_torch_dispatch_stack")
+
+
+def runs_plainly() -> bool:
+    """Whether what is called now computes with real tensors, once, and for nobody who looks on.
+
+    Not so in a trace, under the transforms of torch.func, and in a mode such as that of fake
+    tensors.
+    """
+    return not (
+        (_TRACING is not None and _TRACING() is not None)
+        or (_TRANSFORMS is not None and _TRANSFORMS() is not None)
+        or (_MODES is not None and _MODES())
+    )
+
+
 # tensors and process-wide switches ----------------------------------------------------------------
 
 

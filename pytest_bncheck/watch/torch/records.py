@@ -1,0 +1,239 @@
+"""What is remembered of modules that are watched: numbers, short strings, weak references."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from pytest_bncheck.adapters.torch.internals import plain_name, uncompiled
+from pytest_bncheck.watch.places import Place
+from pytest_bncheck.watch.torch.layers import Fingerprint
+
+Leaf = weakref.ref[nn.Module]
+
+
+@dataclass
+class Predictions:
+    """Calls in training mode without gradients from one line, of a model that was trained.
+
+    Attributes
+    ----------
+    calls
+        How many.
+    kinds
+        The kind of each layer that was on, by its id.
+    steps
+        How many steps of the model came before each run of calls.
+    last
+        How many steps of any optimizer came before the last call.
+    since
+        Where the model had entered training mode.
+    """
+
+    calls: int = 0
+    kinds: dict[int, str] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
+    last: int = 0
+    since: Place | None = None
+
+    def are_apart(self, own: int, steps: int) -> bool:
+        """Whether they come after the training, or between its parts, and not in its steps.
+
+        A step may well predict without gradients, for pseudo-labels or a discriminator; then each
+        of the model's own steps has such a call before it.
+
+        Parameters
+        ----------
+        own, steps
+            Steps of the model, and of any optimizer, in the whole test.
+        """
+        if self.last == steps:
+            return True
+        once = len(set(self.steps)) == 1 and 1 < self.steps[0] < own - 1
+        pairs = zip(self.steps, self.steps[1:], strict=False)
+        return once or any(after - before > 1 for before, after in pairs)
+
+
+class Model:
+    """A module that was called by no other module: what was seen of it in a test.
+
+    Attributes
+    ----------
+    ref
+        The module.
+    name
+        Its class.
+    trained, idle
+        Since the last step: the layers that ran with gradients in this mode.
+    place, idle_place
+        The first line that trained it, and the last one that did so in eval mode.
+    steps, trained_steps, idle_steps
+        How many steps changed its parameters, and those with all layers in one mode.
+    asleep
+        The kinds of the layers that were off, since which ``eval()``, and the line that trained
+        them; None if none were.
+    decided
+        What was said of layers that were off, and of which.
+    looked_at
+        Layers that were found in training mode while the model was not, and when.
+    fresh
+        Calls without gradients whose sense the next event tells, by their line.
+    predictions
+        The others.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.ref = weakref.ref(module)
+        self.name = class_name(module)
+        self._ids: frozenset[int] | None = None
+        self._looked_again = 0
+        self.ever_trained = False
+        self.begin_test()
+
+    def begin_test(self) -> None:
+        """Forget what was seen in the test before."""
+        self.trained: dict[int, Leaf] = {}
+        self.idle: dict[int, Leaf] = {}
+        self.place: Place | None = None
+        self.idle_place: Place | None = None
+        self.steps = self.trained_steps = self.idle_steps = 0
+        self.asleep: tuple[list[str], Place | None, Place | None] | None = None
+        self.decided: tuple[tuple[frozenset[int], int], bool] | None = None
+        self.looked_at: set[tuple[int, int]] = set()
+        self.fresh: dict[Place, Predictions] = {}
+        self.predictions: dict[Place, Predictions] = {}
+
+    def is_part_of(self, stepped: Mapping[int, Any]) -> bool:
+        """Whether any of its parameters is among these, by their ids."""
+        module = self.ref()
+        if module is None:
+            return False
+        if self._ids is None or (self._ids.isdisjoint(stepped) and self._looked_again < 5):
+            self._looked_again += self._ids is not None  # layers may come later
+            self._ids = frozenset(map(id, module.parameters()))
+        return not self._ids.isdisjoint(stepped)
+
+    def commit(self, steps: int) -> None:
+        """Count the fresh calls: they were predictions."""
+        for place, fresh in self.fresh.items():
+            known = self.predictions.setdefault(place, Predictions(since=fresh.since))
+            known.calls += fresh.calls
+            known.kinds |= fresh.kinds
+            known.last = fresh.last
+            if len(known.steps) < 1000:
+                known.steps.append(self.steps)
+        self.fresh = {}
+
+
+@dataclass
+class Statistics:
+    """A normalisation layer that ran in training mode in a step.
+
+    Attributes
+    ----------
+    ref, model
+        The layer, and the model that it is in.
+    steps
+        Steps in which it ran so.
+    seen
+        Its statistics after the first of them.
+    moved
+        Whether they changed since, or are those of no new layer.
+    versions
+        How often each of its parameters was changed in place; None unless all are frozen.
+    """
+
+    ref: weakref.ref[Any]
+    model: Model
+    steps: int = 0
+    seen: Fingerprint | None = None
+    moved: bool = False
+    versions: tuple[int | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A call of ``train()`` or ``eval()``.
+
+    Attributes
+    ----------
+    ref
+        The module that it was called on.
+    training
+        The mode that it entered.
+    by_eval
+        Whether it was ``eval()``.
+    place
+        The user's line; None where that is not the user's.
+    number
+        They are counted.
+    steps
+        Optimizer steps before it.
+    """
+
+    ref: Leaf
+    training: bool
+    by_eval: bool
+    place: Place | None
+    number: int
+    steps: int
+
+    def covers(self, module: nn.Module) -> bool:
+        """Whether it reached a module."""
+        switched = self.ref()
+        return switched is not None and any(each is module for each in switched.modules())
+
+
+@dataclass
+class Call:
+    """A call of a model that is going on.
+
+    Attributes
+    ----------
+    model, module
+        The model.
+    frame
+        The frame that called it, for as long as the call goes on.
+    grad
+        Whether gradients are recorded.
+    training
+        The mode of the model.
+    found
+        The user's line, once it was looked for.
+    looked_at, predictions
+        Whether it was asked if this is a prediction in training mode, and where it is counted.
+    """
+
+    model: Model
+    module: nn.Module
+    frame: FrameType | None
+    grad: bool
+    training: bool
+    found: tuple[Place | None] | None = None
+    looked_at: bool = False
+    predictions: Predictions | None = None
+
+
+def class_name(module: nn.Module) -> str:
+    """The class of a module, as the user wrote it."""
+    inner = uncompiled(module)
+    if type(inner).__module__.startswith("torch.nn.parallel"):
+        inner = getattr(inner, "module", inner)
+    return type(inner).__name__
+
+
+def path_of(layer: nn.Module, module: nn.Module) -> str | None:
+    """The path of a layer in a model; None if it is no registered part of it."""
+    found = (name for name, each in module.named_modules() if each is layer)
+    path = next(found, None)
+    return None if path is None else plain_name(path) or type(layer).__name__
+
+
+def any_of(parameters: Iterable[Any], stepped: Mapping[int, Any]) -> bool:
+    """Whether any of the parameters is among these, by their ids."""
+    return any(id(each) in stepped for each in parameters)
