@@ -36,7 +36,7 @@ class Sighting(NamedTuple):
 
 
 @dataclass
-class Test:
+class Seen:
     """What was seen in one test.
 
     Attributes
@@ -90,7 +90,7 @@ class Ledger:
     findings: dict[str, dict[str, Any]] = field(default_factory=dict)
     problem: str = ""
 
-    def add(self, nodeid: str, tests: Iterable[Test]) -> None:
+    def add(self, nodeid: str, tests: Iterable[Seen]) -> None:
         """Take in a test that has ended, as each framework saw it."""
         seen = list(tests)
         self.tests += 1

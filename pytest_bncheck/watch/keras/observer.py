@@ -20,7 +20,7 @@ from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import to_numpy
 from pytest_bncheck.adapters.keras.layers import statistics_of, trains_unless_told
 from pytest_bncheck.watch.keras import words
-from pytest_bncheck.watch.ledger import Ledger, Sighting, Test
+from pytest_bncheck.watch.ledger import Ledger, Seen, Sighting
 from pytest_bncheck.watch.places import Place, Places, passes_on
 
 COMPILED = "a Keras model that was compiled before"
@@ -106,14 +106,14 @@ class Observer:
         self._begin()
 
     def _begin(self) -> None:
-        self._test = Test()
+        self._test = Seen()
         self._networks = {k: each for k, each in self._networks.items() if each.ref() is not None}
         for network in self._networks.values():
             network.batches = 0
             network.on = network.off = False
             network.idle = {}
 
-    def end_test(self) -> Test:
+    def end_test(self) -> Seen:
         """What was seen in a test that has ended."""
         test = self._test
         self._begin()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pytest_bncheck.adapters.torch.internals import runs_plainly, uncompiled, version_of
-from pytest_bncheck.watch.ledger import Ledger, Sighting, Test
+from pytest_bncheck.watch.ledger import Ledger, Seen, Sighting
 from pytest_bncheck.watch.places import Place, Places, is_under, passes_on
 from pytest_bncheck.watch.torch import words
 from pytest_bncheck.watch.torch.layers import (
@@ -74,14 +74,14 @@ class Observer:
         self._open: dict[int, Model] = {}
         self._switches: list[Switch] = []
         self._norms: dict[int, Statistics] = {}
-        self._test = Test()
+        self._test = Seen()
         self._steps = 0
         self._models = {key: each for key, each in self._models.items() if each.ref() is not None}
         self._stepped = {key: ref for key, ref in self._stepped.items() if ref() is not None}
         for model in list(self._models.values()):
             model.begin_test()
 
-    def end_test(self) -> Test:
+    def end_test(self) -> Seen:
         """What was seen in a test that has ended."""
         self.guarded(self._conclude)
         test = self._test
