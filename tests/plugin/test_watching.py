@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 torch = pytest.importorskip("torch")
-import torch._dynamo  # an optimizer imports it, and it cannot be imported in each run inside
+# An optimizer imports it, and it cannot be imported in each run inside.
+pytest.importorskip("torch._dynamo")
 
 FORGETFUL = """
 import torch

@@ -26,7 +26,7 @@ def kind_of_type(module: nn.Module) -> str | None:
         return NORMALISATION
     if isinstance(module, _RANDOM) or "Dropout" in type(module).__name__:
         return DROPOUT
-    code = getattr(type(module).forward, "__code__", None)
+    code = getattr(forward_of(module), "__code__", None)
     reads = code is not None and "training" in code.co_names
     named = any(isinstance(getattr(module, name, None), float) for name in _RATES)
     return DROPOUT if reads and named and not any(module.children()) else None
@@ -103,4 +103,9 @@ def has_finite_weights(layer: nn.Module) -> bool:
 
 def updates_as_torch(layer: nn.Module) -> bool:
     """Whether a layer moves its statistics in every call, as those of PyTorch do."""
-    return type(layer).forward.__module__.startswith("torch.")
+    return str(getattr(forward_of(layer), "__module__", "")).startswith("torch.")
+
+
+def forward_of(module: nn.Module) -> Any:
+    """The function of a module's class; None of one that was made by TorchScript."""
+    return getattr(type(module), "forward", None)
