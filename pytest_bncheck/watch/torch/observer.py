@@ -56,6 +56,8 @@ class Observer:
     ----------
     active
         Whether a test is running, and no check.
+    kinds
+        What the layers of each class do in training mode, as `kind_of_type` says.
     """
 
     def __init__(self, root: str, ledger: Ledger) -> None:
@@ -63,7 +65,7 @@ class Observer:
         self.local = Local()
         self._ledger = ledger
         self._places = Places(root, torch.__path__)
-        self._kinds: dict[type, str | None] = {}
+        self.kinds: dict[type, str | None] = {}
         self._models: dict[int, Model] = {}
         self._stepped: dict[int, weakref.ref[torch.Tensor]] = {}
         self._begin()
@@ -113,13 +115,13 @@ class Observer:
 
     # calls ----------------------------------------------------------------------------------------
 
-    def enter(self, module: nn.Module, frame: FrameType | None) -> bool:
-        """Begin the call of a module that no other module calls; False where nothing is to see."""
+    def enter(self, module: nn.Module, frame: FrameType | None) -> None:
+        """Begin the call of a module that no other module calls, if there is anything to see."""
         if not runs_plainly():
-            return False
+            return
         if uncompiled(module) is not module:
             self._test.unseen = COMPILED
-            return False
+            return
         model = self._models.get(id(module))
         if model is None or model.ref() is not module:
             model = self._models[id(module)] = Model(module)
@@ -131,7 +133,8 @@ class Observer:
             model.idle_place = self._place(call)
         elif grad and model.place is None:
             model.place = self._place(call)
-        return True
+        if self.is_minding(module):
+            self.layer(module)
 
     def _place(self, call: Call) -> Place | None:
         """The user's line that made a call."""
@@ -142,14 +145,17 @@ class Observer:
     def is_minding(self, module: nn.Module) -> bool:
         """Whether the layers of a class do something else in training mode."""
         kind = type(module)
-        if kind not in self._kinds:
-            self._kinds[kind] = kind_of_type(module)
-        return self._kinds[kind] is not None
+        if kind not in self.kinds:
+            self.kinds[kind] = kind_of_type(module)
+        return self.kinds[kind] is not None
 
     def layer(self, layer: nn.Module) -> None:
         """Look at a layer that is called, and minds the mode."""
-        call, kind = self.local.call, self._kinds[type(layer)]
-        if call is None or kind is None or not minds(layer, kind):
+        call = self.local.call
+        if call is None or not self.is_minding(layer):
+            return
+        kind = self.kinds[type(layer)] or ""
+        if not minds(layer, kind):
             return
         self._test.minds = True
         model, training = call.model, layer.training
@@ -277,7 +283,7 @@ class Observer:
             model.trained_steps += 1
             for ref in model.trained.values():
                 layer = ref()
-                if layer is not None and self._kinds[type(layer)] == NORMALISATION:
+                if layer is not None and self.kinds[type(layer)] == NORMALISATION:
                     self._moves(layer, model)
         elif model.idle and not module.training:
             self._sleeps(model, module, changed)
@@ -301,7 +307,7 @@ class Observer:
         if not off or owner.training or not (left or model.trained_steps):
             return False  # frozen from the start, or in a model that trains
         model.name = class_name(owner)
-        kinds = [self._kinds[type(layer)] or "" for layer in off]
+        kinds = [self.kinds[type(layer)] or "" for layer in off]
         model.asleep = kinds, left.place if left else None, model.idle_place
         return True
 
@@ -385,7 +391,7 @@ class Observer:
         if not any_of(module.parameters(), self._stepped):
             return
         on = [each for each in module.modules() if each.training and self.is_minding(each)]
-        kinds = [self._kinds[type(each)] or "" for each in on]
+        kinds = [self.kinds[type(each)] or "" for each in on]
         kinds = [kind for each, kind in zip(on, kinds, strict=True) if minds(each, kind)]
         if kinds:
             name, place = class_name(module), self._places.of(frame, passes_on)

@@ -32,7 +32,7 @@ class Patches:
     def __init__(self, root: str, ledger: Ledger) -> None:
         self.observer = Observer(root, ledger)
         self._undo: list[tuple[Any, str, Any, Any]] = []
-        observer, local = self.observer, self.observer.local
+        observer, local, kinds = self.observer, self.observer.local, self.observer.kinds
         call, train, load = nn.Module.__call__, nn.Module.train, nn.Module.load_state_dict
 
         @functools.wraps(call)
@@ -41,7 +41,8 @@ class Patches:
             if is_compiling() or not observer.active:
                 return call(self, *args, **kwargs)
             if local.call is not None:
-                if observer.is_minding(self):
+                # Most modules are of a class that is known to do the same in both modes.
+                if kinds.get(type(self), self) is not None:
                     observer.guarded(observer.layer, self)
                 return call(self, *args, **kwargs)
             if not _entered(observer, self, sys._getframe(1)):
@@ -154,12 +155,7 @@ class Patches:
 
 def _entered(observer: Observer, module: nn.Module, frame: Any) -> bool:
     """Begin the call of a model; whether there is anything to see."""
-
-    def enter() -> None:
-        if observer.enter(module, frame) and observer.is_minding(module):
-            observer.layer(module)
-
-    observer.guarded(enter)
+    observer.guarded(observer.enter, module, frame)
     return observer.local.call is not None
 
 

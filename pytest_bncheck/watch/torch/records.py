@@ -189,7 +189,7 @@ class Switch:
         return switched is not None and any(each is module for each in switched.modules())
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """A call of a model that is going on.
 
