@@ -75,6 +75,7 @@ class Observer:
     def _begin(self) -> None:
         self._open: dict[int, Model] = {}
         self._switches: list[Switch] = []
+        self._entries: set[Place | None] = set()
         self._norms: dict[int, Statistics] = {}
         self._test = Seen()
         self._steps = 0
@@ -189,8 +190,9 @@ class Observer:
         since = None
         if switch is not None and switch.training:
             since = switch.place
-            if switch.steps == self._steps and _same_function(since, place):
-                return None  # said in this function, after the training: MC dropout, calibration
+            meant = _same_function(since, place) or since not in self._entries
+            if switch.steps == self._steps and meant:
+                return None  # by a train() that is no training's: MC dropout, calibration
         fresh = call.model.fresh.setdefault(place, Predictions(since=since))
         fresh.last = self._steps
         fresh.calls += 1
@@ -226,6 +228,9 @@ class Observer:
             getattr(getattr(type(module), name), "__code__", None) for name in ("train", "eval")
         }
         place = self._places.of(frame, lambda each: each.f_code in overrides)
+        before = next((each for each in self._switches if each.ref() is module), None)
+        if place is None and before is not None and before.training == bool(training):
+            place = before.place  # a library says again what the user said
         number = self._switches[-1].number + 1 if self._switches else 0
         ref = weakref.ref(module)
         switch = Switch(ref, bool(training), by_eval, place, number, self._steps)
@@ -277,6 +282,10 @@ class Observer:
 
     def _step_of(self, model: Model, module: nn.Module, changed: Mapping[int, Any]) -> None:
         model.commit(self._steps)
+        number = self._switches[-1].number if self._switches else -1
+        if model.entered != number:
+            model.entered, switch = number, self._switch(module)
+            self._entries.add(None if switch is None else switch.place)
         model.steps += 1
         if model.trained:
             model.ever_trained = True

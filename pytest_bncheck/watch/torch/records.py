@@ -81,6 +81,8 @@ class Model:
         What was said of layers that were off, and of which.
     looked_at
         Layers that were found in training mode while the model was not, and when.
+    entered
+        The number of the last switch of a mode before its last step.
     fresh
         Calls without gradients whose sense the next event tells, by their line.
     predictions
@@ -105,6 +107,7 @@ class Model:
         self.asleep: tuple[list[str], Place | None, Place | None] | None = None
         self.decided: tuple[tuple[frozenset[int], int], bool] | None = None
         self.looked_at: set[tuple[int, int]] = set()
+        self.entered = -1
         self.fresh: dict[Place, Predictions] = {}
         self.predictions: dict[Place, Predictions] = {}
 
