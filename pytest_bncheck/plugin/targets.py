@@ -112,6 +112,7 @@ class ModelTest(pytest.Item):
     def __init__(self, *, target: Target, **node: Any) -> None:
         super().__init__(**node)
         self.target = target
+        self._line: tuple[Path, int] | None = None
         self.add_marker(MARKER)
 
     def runtest(self) -> None:
@@ -132,6 +133,8 @@ class ModelTest(pytest.Item):
         shapes = invented.parse(target.inputs) if target.inputs else None
         with importing_from(self.config.invocation_params.dir):
             factory = load(target.spec)
+            self._line = _line_of(factory, self.config.rootpath)
+            vars(self).pop("location", None)  # pytest has asked already, before it was known
             if not isinstance(factory, type) and self._adapter(factory) is not None:
                 raise InputError(
                     f"--bncheck-model={target.spec} is itself a model; name a function that makes "
@@ -165,8 +168,19 @@ class ModelTest(pytest.Item):
         return super().repr_failure(shown, style)
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        """Where it stands in reports; without a line pytest cannot skip it."""
-        return self.path, 0, self.nodeid
+        """Where it stands in reports: the line of the callable, once it is known."""
+        path, line = self._line or (self.path, 0)  # without a line pytest cannot skip it
+        return path, line, self.nodeid
+
+
+def _line_of(factory: Callable[..., Any], root: Path) -> tuple[Path, int] | None:
+    """File and line of a callable of the project, counted from 0; None of any other."""
+    try:
+        path = Path(inspect.getsourcefile(factory) or "").resolve()
+        line = inspect.getsourcelines(factory)[1] - 1
+    except (TypeError, OSError):
+        return None
+    return (path, line) if path.is_relative_to(root.resolve()) else None
 
 
 def _is_machinery(names: dict[str, Any]) -> bool:

@@ -193,3 +193,10 @@ def test_an_adapter_that_makes_up_no_batch(models: Project) -> None:
     """)
     result = check(models, "good")
     result.stdout.fnmatch_lines(["*no batch can be made up for a model of toy*"])
+
+
+def test_github_points_at_the_function(models: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    line = MODELS.strip().splitlines().index("def bad():") + 1
+    result = check(models, "bad")
+    result.stdout.fnmatch_lines([f"::error file=models.py,line={line},title=BN101*"])
