@@ -96,7 +96,7 @@ class Observer:
         if not self._stepped:
             return
         for model in list(self._models.values()):
-            model.commit(self._steps)
+            model.commit()
             self._report_modes(model)
         for norm in self._norms.values():
             self._report_statistics(norm, ended=True)
@@ -246,7 +246,7 @@ class Observer:
                     for at, each in model.fresh.items()
                     if NORMALISATION not in each.kinds.values() or not _same_function(place, at)
                 }
-            model.commit(self._steps)
+            model.commit()
 
     def _switch(self, module: nn.Module) -> Switch | None:
         """The last call of ``train()`` or ``eval()`` that reached a module."""
@@ -276,12 +276,14 @@ class Observer:
                 self._stepped[key] = weakref.ref(parameter)
         for key, model in list(self._open.items()):
             module = model.ref()
-            if module is not None and model.is_part_of(changed):
+            if module is None:  # a loss, made for one call
+                del self._open[key]
+            elif model.is_part_of(changed):
                 self._step_of(model, module, changed)
                 del self._open[key]
 
     def _step_of(self, model: Model, module: nn.Module, changed: Mapping[int, Any]) -> None:
-        model.commit(self._steps)
+        model.commit()
         number = self._switches[-1].number if self._switches else -1
         if model.entered != number:
             model.entered, switch = number, self._switch(module)

@@ -121,7 +121,7 @@ class Model:
             self._ids = frozenset(map(id, module.parameters()))
         return not self._ids.isdisjoint(stepped)
 
-    def commit(self, steps: int) -> None:
+    def commit(self) -> None:
         """Count the fresh calls: they were predictions."""
         for place, fresh in self.fresh.items():
             known = self.predictions.setdefault(place, Predictions(since=fresh.since))
