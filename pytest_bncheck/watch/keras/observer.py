@@ -288,14 +288,21 @@ def _is_symbolic(value: Any) -> bool:
 
 def _values(layer: Any) -> tuple[Any, Any]:
     """Copies of the running statistics on the host."""
-    mean, variance = (to_numpy(each.value) for each in statistics_of(layer))
+    mean, variance = map(_host, statistics_of(layer))
     return np.array(mean), np.array(variance)
+
+
+def _host(variable: Any) -> Any:
+    """A variable's value on the host, without the warning that TensorFlow's conversion gives."""
+    value = variable.value
+    own = getattr(value, "numpy", None)
+    return to_numpy(value) if own is None or hasattr(value, "detach") else own()
 
 
 def _updates(model: Any) -> int:
     """How many updates the optimizer says that it made."""
     iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
-    return -1 if iterations is None else int(to_numpy(iterations.value))
+    return -1 if iterations is None else int(_host(iterations))
 
 
 def _are_valid(mean: Any, variance: Any) -> bool:
@@ -304,5 +311,5 @@ def _are_valid(mean: Any, variance: Any) -> bool:
 
 
 def _are_finite(layer: Any) -> bool:
-    weights = [to_numpy(each.value) for each in layer.trainable_variables]
+    weights = [_host(each) for each in layer.trainable_variables]
     return all(bool(np.isfinite(each).all()) for each in weights)
