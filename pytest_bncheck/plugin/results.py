@@ -223,8 +223,10 @@ class Results:
 
     def _append(self, path: str | None) -> None:
         """Append to the step's summary; the tests are not to blame if that fails."""
+        if not path:
+            return
         checks, watch = self.collected.checks(), self._watch()
-        if not path or not (checks or watch):
+        if not (checks or watch):
             return
         from pytest_bncheck.reports import github
 
