@@ -24,7 +24,7 @@ from pytest_bncheck.adapters.invented import (
     none_found,
     offsets,
 )
-from pytest_bncheck.adapters.torch.batch import TARGETS
+from pytest_bncheck.adapters.targets import KEYS
 from pytest_bncheck.adapters.torch.loss import main_output
 from pytest_bncheck.types import InputError
 
@@ -123,7 +123,8 @@ def _batch(model: nn.Module, inputs: list[Tensor], outputs: Any) -> Any:
     """Inputs and targets, as a dict for a model that takes its targets and computes its loss."""
     targets = _targets(outputs, len(inputs[0]))
     names = list(inspect.signature(model.forward).parameters)
-    named = next((name for name in TARGETS if name in names[len(inputs) :]), None)
+    free = [name for name in names[len(inputs) :] if not name.startswith("mask")]  # of attention
+    named = next((name for name in KEYS if name in free), None)
     if named is not None:
         return dict(zip(names, inputs, strict=False)) | {named: targets}
     return inputs[0] if len(inputs) == 1 else tuple(inputs), targets

@@ -101,6 +101,15 @@ def test_a_model_that_computes_its_own_loss_gets_a_dict() -> None:
     assert check(Language(), batch, steps=20).verdict == "pass"
 
 
+def test_a_mask_of_attention_is_no_target() -> None:
+    class Masked(nn.Linear):
+        def forward(self, x, mask=None):
+            return super().forward(x if mask is None else x * mask)
+
+    inputs, targets = invent(Masked(4, 3), None).batch
+    assert (tuple(inputs.shape), tuple(targets.shape)) == ((8, 4), (8,))
+
+
 def test_no_input_is_found() -> None:
     with pytest.raises(InputError, match=r"--bncheck-input.*tried: 8x6 and .*missing 1 required"):
         invent(Two(), None)
