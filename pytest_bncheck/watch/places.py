@@ -101,6 +101,11 @@ def passes_on(frame: FrameType) -> bool:
     return False
 
 
+def same_function(one: Place | None, other: Place) -> bool:
+    """Whether two lines are in one function."""
+    return one is not None and (one.file, one.function) == (other.file, other.function)
+
+
 def is_under(frame: FrameType | None, function: str) -> bool:
     """Whether a function of this name is among the callers."""
     for _ in range(_DEPTH):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pytest_bncheck.adapters.torch.internals import runs_plainly
 from pytest_bncheck.adapters.torch.modes import NORMALISATIONS, depends_on_mode
 
 NORMALISATION, DROPOUT = "normalisation", "dropout"
@@ -87,12 +88,17 @@ class Fingerprint(NamedTuple):
 def fingerprint(layer: Any) -> Fingerprint | None:
     """Of a layer's running statistics; taken between the user's calls, never during one."""
     mean, var = layer.running_mean, layer.running_var
-    if not var.numel() or var.is_meta:
+    if not var.numel() or var.is_meta or not runs_plainly() or is_captured(var):
         return None
     wide = torch.float64 if var.device.type != "mps" else torch.float32
     sums = torch.stack([mean.sum(dtype=wide), var.sum(dtype=wide), var.min().to(wide)])
     first, second, least = sums.tolist()
     return Fingerprint(first, second, least, var.numel())
+
+
+def is_captured(tensor: Tensor) -> bool:
+    """Whether the device records what it is asked to do, for a graph, and cannot be asked."""
+    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @torch.no_grad()

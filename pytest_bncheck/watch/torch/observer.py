@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
-from pytest_bncheck.adapters.torch.internals import runs_plainly, uncompiled, version_of
+from pytest_bncheck.adapters.torch.internals import runs_plainly, uncompiled
 from pytest_bncheck.watch.ledger import Ledger, Seen, Sighting
-from pytest_bncheck.watch.places import Place, Places, is_under, passes_on
+from pytest_bncheck.watch.places import Place, Places, is_under, passes_on, same_function
 from pytest_bncheck.watch.torch import words
-from pytest_bncheck.watch.torch.layers import (
-    ENOUGH,
-    NORMALISATION,
-    fingerprint,
-    has_finite_weights,
-    kind_of_type,
-    minds,
-    updates_as_torch,
-)
+from pytest_bncheck.watch.torch.layers import NORMALISATION, kind_of_type, minds
+from pytest_bncheck.watch.torch.norms import Fault, Norms
 from pytest_bncheck.watch.torch.records import (
     Call,
     Model,
     Predictions,
-    Statistics,
-    Switch,
+    Stepped,
     any_of,
     class_name,
     path_of,
 )
+from pytest_bncheck.watch.torch.switches import Switches
 
 MANY = 200
-"""Layers of a model, and switches of a test, that are remembered."""
+"""Layers of a model that are remembered."""
 
 COMPILED = "compiled by torch.compile"
 
@@ -67,20 +60,20 @@ class Observer:
         self._places = Places(root, torch.__path__)
         self.kinds: dict[type, str | None] = {}
         self._models: dict[int, Model] = {}
-        self._stepped: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._stepped = Stepped()
         self._begin()
 
     # tests ----------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         self._open: dict[int, Model] = {}
-        self._switches: list[Switch] = []
+        self._switches = Switches()
         self._entries: set[Place | None] = set()
-        self._norms: dict[int, Statistics] = {}
+        self._norms = Norms()
         self._test = Seen()
         self._steps = 0
         self._models = {key: each for key, each in self._models.items() if each.ref() is not None}
-        self._stepped = {key: ref for key, ref in self._stepped.items() if ref() is not None}
+        self._stepped.forget()
         for model in list(self._models.values()):
             model.begin_test()
 
@@ -98,8 +91,7 @@ class Observer:
         for model in list(self._models.values()):
             model.commit()
             self._report_modes(model)
-        for norm in self._norms.values():
-            self._report_statistics(norm, ended=True)
+        self._see_all(self._norms.end(self._stepped))
 
     def guarded(self, look: Callable[..., None], *args: Any) -> None:
         """Look, and raise nothing into a test: a failure ends the watching."""
@@ -113,6 +105,10 @@ class Observer:
     def _see(self, code: str, model: str, place: Place | None, message: str) -> None:
         if place is not None:
             self._test.see(Sighting(code, model, place, message, words.REMEDIES[code]))
+
+    def _see_all(self, faults: Iterable[Fault]) -> None:
+        for code, model, message in faults:
+            self._see(code, model.name, model.place, message)
 
     # calls ----------------------------------------------------------------------------------------
 
@@ -186,11 +182,11 @@ class Observer:
         place = self._place(call)
         if place is None or is_under(call.frame, "update_bn"):
             return None
-        switch = self._switch(call.module)
+        switch = self._switches.of(call.module)
         since = None
         if switch is not None and switch.training:
             since = switch.place
-            meant = _same_function(since, place) or since not in self._entries
+            meant = same_function(since, place) or since not in self._entries
             if switch.steps == self._steps and meant:
                 return None  # by a train() that is no training's: MC dropout, calibration
         fresh = call.model.fresh.setdefault(place, Predictions(since=since))
@@ -200,7 +196,7 @@ class Observer:
 
     def _left_on(self, call: Call, layer: nn.Module, kind: str) -> None:
         """BN301: a layer in training mode in a model that is in eval mode."""
-        number = self._switches[-1].number if self._switches else -1
+        number = self._switches.last
         if (id(layer), number) in call.model.looked_at:
             return
         call.model.looked_at.add((id(layer), number))
@@ -208,10 +204,10 @@ class Observer:
         hidden = path is None
         if not hidden and kind != NORMALISATION:
             return  # MC dropout
-        whole = self._switch(call.module)
+        whole = self._switches.of(call.module)
         after = -1 if whole is None else whole.number
-        own = (each for each in self._switches if each.training and each.number > after)
-        if any(each.ref() is not call.module and each.covers(layer) for each in own):
+        own = (each for each in self._switches.reaching(layer) if each.number > after)
+        if any(each.training and each.ref() is not call.module for each in own):
             return  # switched on by hand
         if is_under(call.frame, "update_bn"):
             return
@@ -223,19 +219,12 @@ class Observer:
 
     def switched(self, module: nn.Module, training: bool, frame: FrameType | None) -> None:
         """Note a call of ``train()`` or ``eval()`` by no other module."""
-        by_eval = frame is not None and frame.f_code is nn.Module.eval.__code__
         overrides = {
             getattr(getattr(type(module), name), "__code__", None) for name in ("train", "eval")
         }
+        by_eval = frame is not None and frame.f_code is nn.Module.eval.__code__
         place = self._places.of(frame, lambda each: each.f_code in overrides)
-        before = next((each for each in self._switches if each.ref() is module), None)
-        if place is None and before is not None and before.training == bool(training):
-            place = before.place  # a library says again what the user said
-        number = self._switches[-1].number + 1 if self._switches else 0
-        ref = weakref.ref(module)
-        switch = Switch(ref, bool(training), by_eval, place, number, self._steps)
-        earlier = [each for each in self._switches if each.ref() not in (module, None)]
-        self._switches = [*earlier[-MANY:], switch]
+        switch = self._switches.add(module, training, by_eval, place, self._steps)
         for model in list(self._models.values()):
             inner = model.ref()
             if not model.fresh or inner is None or not switch.covers(inner):
@@ -244,19 +233,10 @@ class Observer:
                 model.fresh = {
                     at: each
                     for at, each in model.fresh.items()
-                    if NORMALISATION not in each.kinds.values() or not _same_function(place, at)
+                    if NORMALISATION not in each.kinds.values()
+                    or not same_function(switch.place, at)
                 }
             model.commit()
-
-    def _switch(self, module: nn.Module) -> Switch | None:
-        """The last call of ``train()`` or ``eval()`` that reached a module."""
-        return next((each for each in reversed(self._switches) if each.covers(module)), None)
-
-    def _owner(self, module: nn.Module) -> nn.Module:
-        """The largest module around this one whose mode somebody switched."""
-        found = [each.ref() for each in self._switches if each.covers(module)]
-        around = [each for each in found if each is not None]
-        return max(around, key=lambda each: sum(1 for _ in each.modules()), default=module)
 
     # steps ----------------------------------------------------------------------------------------
 
@@ -271,9 +251,7 @@ class Observer:
         if not changed:
             return
         self._steps += 1
-        for key, parameter in changed.items():
-            if key not in self._stepped or self._stepped[key]() is not parameter:
-                self._stepped[key] = weakref.ref(parameter)
+        self._stepped.add(changed.values())
         for key, model in list(self._open.items()):
             module = model.ref()
             if module is None:  # a loss, made for one call
@@ -284,9 +262,9 @@ class Observer:
 
     def _step_of(self, model: Model, module: nn.Module, changed: Mapping[int, Any]) -> None:
         model.commit()
-        number = self._switches[-1].number if self._switches else -1
+        number = self._switches.last
         if model.entered != number:
-            model.entered, switch = number, self._switch(module)
+            model.entered, switch = number, self._switches.of(module)
             self._entries.add(None if switch is None else switch.place)
         model.steps += 1
         if model.trained:
@@ -295,14 +273,14 @@ class Observer:
             for ref in model.trained.values():
                 layer = ref()
                 if layer is not None and self.kinds[type(layer)] == NORMALISATION:
-                    self._moves(layer, model)
+                    self._see_all(self._norms.step(layer, model, self._stepped))
         elif model.idle and not module.training:
             self._sleeps(model, module, changed)
         model.trained, model.idle = {}, {}
 
     def _sleeps(self, model: Model, module: nn.Module, changed: Mapping[int, Any]) -> None:
         """BN305: all layers of a model were off, and its parameters were changed."""
-        number = self._switches[-1].number if self._switches else -1
+        number = self._switches.last
         same = frozenset(model.idle), number
         if model.decided is None or model.decided[0] != same:
             model.decided = same, self._are_asleep(model, module, changed)
@@ -313,7 +291,7 @@ class Observer:
         parents = {id(part): each for each in module.modules() for part in each.children()}
         layers = [layer for ref in model.idle.values() if (layer := ref()) is not None]
         off = [each for each in layers if _trains(each, module, parents, changed)]
-        switch, owner = self._switch(module), self._owner(module)
+        switch, owner = self._switches.of(module), self._switches.owner(module)
         left = switch if switch is not None and switch.by_eval else None
         if not off or owner.training or not (left or model.trained_steps):
             return False  # frozen from the start, or in a model that trains
@@ -321,66 +299,6 @@ class Observer:
         kinds = [self.kinds[type(layer)] or "" for layer in off]
         model.asleep = kinds, left.place if left else None, model.idle_place
         return True
-
-    # statistics -----------------------------------------------------------------------------------
-
-    def _moves(self, layer: Any, model: Model) -> None:
-        """Look at a normalisation layer that ran in training mode in a step."""
-        norm = self._norms.get(id(layer))
-        if norm is None or norm.ref() is not layer:
-            norm = self._norms[id(layer)] = Statistics(weakref.ref(layer), model)
-            own = list(layer.parameters())
-            if own and not any(parameter.requires_grad for parameter in own):
-                norm.versions = tuple(map(version_of, own))
-        norm.steps += 1
-        if norm.steps > ENOUGH:
-            return
-        if not norm.moved:
-            seen = fingerprint(layer)
-            norm.moved = seen is None or (norm.seen is not None and seen != norm.seen)
-            norm.seen = seen
-        self._report_statistics(norm, ended=False)
-
-    def _report_statistics(self, norm: Statistics, *, ended: bool) -> None:
-        """Say what is wrong with a layer's statistics, as soon as it shows: nets die early."""
-        layer, model = norm.ref(), norm.model
-        module = model.ref()
-        if layer is None or module is None:
-            return
-        momentum, stays = layer.momentum, norm.seen is not None and not norm.moved
-        new = stays and norm.seen is not None and norm.seen.is_initial and updates_as_torch(layer)
-        faults = {
-            "BN103": momentum == 0 or new or (stays and norm.steps >= ENOUGH),
-            "BN104": isinstance(momentum, float) and momentum >= 0.5,
-            "BN105": self._is_invalid(layer, norm, ended),
-            "BN107": (ended or norm.steps > 1) and self._is_frozen(layer, module, norm),
-        }
-        found = [code for code, is_there in faults.items() if is_there]
-        if "BN103" in found:
-            found = ["BN103"]
-        for code in found:
-            path = path_of(layer, module) or type(layer).__name__
-            message = words.of_statistics(code, path, model.name, momentum, norm.steps)
-            self._see(code, model.name, model.place, message)
-
-    def _is_invalid(self, layer: nn.Module, norm: Statistics, ended: bool) -> bool:
-        """Whether statistics are no numbers though the weights are."""
-        last = fingerprint(layer) if ended else norm.seen
-        return last is not None and not last.is_valid and has_finite_weights(layer)
-
-    def _is_frozen(self, layer: nn.Module, module: nn.Module, norm: Statistics) -> bool:
-        """Whether the parameters of a layer, and all before it, are as they were."""
-        own = list(layer.parameters())
-        if norm.versions is None or any_of(own, self._stepped):
-            return False
-        if tuple(map(version_of, own)) != norm.versions:
-            return False  # a teacher that follows the net
-        for each in module.modules():
-            if each is layer:
-                return True
-            if any(parameter.requires_grad for parameter in each.parameters(recurse=False)):
-                return False
-        return False
 
     def _report_modes(self, model: Model) -> None:
         if model.asleep is not None:
@@ -439,7 +357,3 @@ def _trains(
     while next(nearest.parameters(), None) is None and nearest is not module:
         nearest = parents.get(id(nearest), module)
     return any_of(nearest.parameters(), changed)
-
-
-def _same_function(one: Place | None, other: Place) -> bool:
-    return one is not None and (one.file, one.function) == (other.file, other.function)

@@ -8,13 +8,31 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_bncheck.adapters.torch.internals import plain_name, uncompiled
 from pytest_bncheck.watch.places import Place
-from pytest_bncheck.watch.torch.layers import Fingerprint
 
 Leaf = weakref.ref[nn.Module]
+
+
+class Stepped(dict[int, weakref.ref[Tensor]]):
+    """Parameters that an optimizer has changed, by their ids, for as long as they live."""
+
+    def __contains__(self, key: object) -> bool:
+        ref = self.get(key)  # type: ignore[call-overload]
+        return ref is not None and ref() is not None
+
+    def add(self, parameters: Iterable[Tensor]) -> None:
+        """Remember parameters."""
+        for each in parameters:
+            if id(each) not in self:
+                self[id(each)] = weakref.ref(each)
+
+    def forget(self) -> None:
+        """Drop those that are gone."""
+        for key in [key for key in self if key not in self]:
+            del self[key]
 
 
 @dataclass
@@ -119,7 +137,7 @@ class Model:
         if self._ids is None or (self._ids.isdisjoint(stepped) and self._looked_again < 5):
             self._looked_again += self._ids is not None  # layers may come later
             self._ids = frozenset(map(id, module.parameters()))
-        return not self._ids.isdisjoint(stepped)
+        return not self._ids.isdisjoint(stepped) and any(key in stepped for key in self._ids)
 
     def commit(self) -> None:
         """Count the fresh calls: they were predictions."""
@@ -131,65 +149,6 @@ class Model:
             if len(known.steps) < 1000:
                 known.steps.append(self.steps)
         self.fresh = {}
-
-
-@dataclass
-class Statistics:
-    """A normalisation layer that ran in training mode in a step.
-
-    Attributes
-    ----------
-    ref, model
-        The layer, and the model that it is in.
-    steps
-        Steps in which it ran so.
-    seen
-        Its statistics after the first of them.
-    moved
-        Whether they changed since, or are those of no new layer.
-    versions
-        How often each of its parameters was changed in place; None unless all are frozen.
-    """
-
-    ref: weakref.ref[Any]
-    model: Model
-    steps: int = 0
-    seen: Fingerprint | None = None
-    moved: bool = False
-    versions: tuple[int | None, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A call of ``train()`` or ``eval()``.
-
-    Attributes
-    ----------
-    ref
-        The module that it was called on.
-    training
-        The mode that it entered.
-    by_eval
-        Whether it was ``eval()``.
-    place
-        The user's line; None where that is not the user's.
-    number
-        They are counted.
-    steps
-        Optimizer steps before it.
-    """
-
-    ref: Leaf
-    training: bool
-    by_eval: bool
-    place: Place | None
-    number: int
-    steps: int
-
-    def covers(self, module: nn.Module) -> bool:
-        """Whether it reached a module."""
-        switched = self.ref()
-        return switched is not None and any(each is module for each in switched.modules())
 
 
 @dataclass(slots=True)
