@@ -52,12 +52,12 @@ class Watching:
         new = [name for name in _FRAMEWORKS if name in sys.modules and name not in self._patches]
         for name in new:
             module = importlib.import_module(f"pytest_bncheck.watch.{name}.patches")
-            self._patches[name] = module.Patches(str(self.config.rootpath), self.ledger)
+            self._patches[name] = module.Patches(str(self.config.rootpath))
         return bool(new)
 
     def _set_active(self, active: bool) -> None:
         for patches in self._patches.values():
-            patches.observer.active = active and not self.ledger.problem
+            patches.observer.active = active
 
     def _end_test(self, nodeid: str) -> None:
         seen = [patches.observer.end_test() for patches in self._patches.values()]

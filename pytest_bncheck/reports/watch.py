@@ -40,6 +40,7 @@ def view(
         "training": seen["training"],
         "minding": seen["minding"],
         "unseen": seen["unseen"],
+        "failed": seen["failed"],
         "problem": seen["problem"] or None,
         "findings": findings,
         "suppressed": suppressed,
@@ -107,6 +108,7 @@ def total(watch: Mapping[str, Any], width: int = 80) -> list[str]:
     made = wrap(text, hanging="  ", width=width)
     for reason, count in watch["unseen"].items():
         made += wrap(f"not seen in {plural(count, 'test')}: what is {reason}", width=width)
-    if watch["problem"]:
-        made += wrap(f"watching ended early: {watch['problem']}", width=width)
+    if watch["failed"]:
+        count = plural(watch["failed"], "test")
+        made += wrap(f"watching ended early in {count}: {watch['problem']}", width=width)
     return [printable(line) for line in made]

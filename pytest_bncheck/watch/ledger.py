@@ -49,12 +49,15 @@ class Seen:
         Whether a layer ran that minds the mode.
     unseen
         Why something could not be seen; empty if all could.
+    problem
+        Why watching it ended early; empty if it did not.
     """
 
     sightings: dict[tuple[str, str, Place], Sighting] = field(default_factory=dict)
     trained: bool = False
     minds: bool = False
     unseen: str = ""
+    problem: str = ""
 
     def see(self, sighting: Sighting) -> None:
         """Add a sighting."""
@@ -79,13 +82,16 @@ class Ledger:
         Tests in which something could not be watched, by its reason.
     findings
         By rule, model and line, as the JSON report has them.
+    failed
+        Tests whose watching ended early.
     problem
-        Why watching ended early; empty if it did not.
+        Why that of the first of them did; empty if there are none.
     """
 
     tests: int = 0
     training: int = 0
     minding: int = 0
+    failed: int = 0
     unseen: dict[str, int] = field(default_factory=dict)
     findings: dict[str, dict[str, Any]] = field(default_factory=dict)
     problem: str = ""
@@ -98,6 +104,9 @@ class Ledger:
         self.minding += any(each.trained and each.minds for each in seen)
         for reason in {each.unseen for each in seen if each.unseen}:
             self.unseen[reason] = self.unseen.get(reason, 0) + 1
+        problems = [each.problem for each in seen if each.problem]
+        self.failed += bool(problems)
+        self.problem = self.problem or "".join(problems[:1])
         for each in seen:
             self._count(nodeid, each.sightings.values())
 
@@ -125,6 +134,7 @@ class Ledger:
         self.tests += other["tests"]
         self.training += other["training"]
         self.minding += other["minding"]
+        self.failed += other["failed"]
         for reason, count in other["unseen"].items():
             self.unseen[reason] = self.unseen.get(reason, 0) + count
         for key, found in other["findings"].items():

@@ -46,7 +46,7 @@ def watch(framework: str, code: str, which: str) -> dict[str, Any] | None:
         skip_on_other_backends(module)
     ledger = Ledger()
     patches = importlib.import_module(f"pytest_bncheck.watch.{framework}.patches").Patches(
-        str(EXAMPLES), ledger
+        str(EXAMPLES)
     )
     patches.observer.active = True
     try:

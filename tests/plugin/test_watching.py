@@ -125,17 +125,24 @@ def test_github_is_told(suite, monkeypatch):
     assert "## bncheck watch" in (suite.path / "summary.md").read_text()
 
 
-def test_a_failure_of_watching_ends_it_and_no_test(suite, monkeypatch):
+def test_a_failure_of_watching_ends_that_of_its_test(suite, monkeypatch):
     from pytest_bncheck.watch.torch import observer
 
+    stepped, calls = observer.Observer.stepped, []
+
     def broken(self, optimizer):
-        raise TypeError("no such thing")
+        calls.append(optimizer)
+        if len(calls) == 1:
+            raise TypeError("no such thing")
+        stepped(self, optimizer)
 
     monkeypatch.setattr(observer.Observer, "stepped", broken)
     result = suite.run(*WATCH, "--bncheck-json=report.json")
     result.assert_outcomes(passed=2, failed=1)
-    assert suite.report()["watch"]["problem"] == "TypeError: no such thing"
-    result.stdout.fnmatch_lines(["watching ended early: TypeError: no such thing"])
+    watch = suite.report()["watch"]
+    assert (watch["failed"], watch["problem"]) == (1, "TypeError: no such thing")
+    assert codes(suite) == BOTH[1:]
+    result.stdout.fnmatch_lines(["watching ended early in 1 test: TypeError: no such thing"])
 
 
 def test_everything_is_put_back(suite):

@@ -43,7 +43,7 @@ def test_a_line_is_counted_once_a_test() -> None:
 
 def test_what_two_processes_saw_is_put_together() -> None:
     one, other = seen(sighting()), seen(sighting(), sighting("BN307"), nodeid="test_0.py::test")
-    other.unseen, other.problem = {"compiled": 2}, "TypeError: x"
+    other.unseen, other.failed, other.problem = {"compiled": 2}, 1, "TypeError: x"
     merged = Ledger()
     for each in (one, other):
         merged.merge(json.loads(json.dumps(each.to_dict())))
@@ -52,7 +52,8 @@ def test_what_two_processes_saw_is_put_together() -> None:
         ("BN305", 2, "test_0.py::test"),
         ("BN307", 1, "test_0.py::test"),
     ]
-    assert (made["tests"], made["unseen"], made["problem"]) == (2, {"compiled": 2}, "TypeError: x")
+    assert (made["tests"], made["unseen"]) == (2, {"compiled": 2})
+    assert (made["failed"], made["problem"]) == (1, "TypeError: x")
 
 
 def test_errors_come_first_and_what_tests_make_after_the_package() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -91,6 +91,29 @@ def force_eager() -> AbstractContextManager[Any]:
     """Compile nothing for the time of a ``with`` block; before PyTorch 2.6 it does nothing."""
     stance = getattr(torch.compiler, "set_stance", None)
     return nullcontext() if stance is None else stance("force_eager")
+
+
+def leave_uncompiled(function: Callable[..., Any]) -> None:
+    """Let no program start at a function, as none starts at PyTorch's own modules."""
+    names = ("skip_code", "set_code_exec_strategy", "_FrameExecStrategy", "_FrameAction")
+    skip, choose, strategy, action = (find(f"torch._C._dynamo.eval_frame.{name}") for name in names)
+    if skip is not None:  # in older versions
+        skip(function.__code__)
+    elif choose is not None:
+        choose(function.__code__, strategy(action.SKIP, action.DEFAULT))
+
+
+_SET_COMPILER = find("torch._C._dynamo.eval_frame.set_eval_frame")
+
+
+def run_uncompiled(function: Callable[..., None], *args: Any) -> None:
+    """Call a function, and let no program start at whatever it calls."""
+    compiler = _SET_COMPILER(None) if _SET_COMPILER is not None else None
+    try:
+        function(*args)
+    finally:
+        if _SET_COMPILER is not None:
+            _SET_COMPILER(compiler)
 
 
 _TRACING = find("torch._C._get_tracing_state")

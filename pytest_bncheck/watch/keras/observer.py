@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -20,8 +20,9 @@ from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import to_numpy
 from pytest_bncheck.adapters.keras.layers import statistics_of, trains_unless_told
 from pytest_bncheck.watch.keras import words
-from pytest_bncheck.watch.ledger import Ledger, Seen, Sighting
+from pytest_bncheck.watch.ledger import Seen, Sighting
 from pytest_bncheck.watch.places import Place, Places, passes_on
+from pytest_bncheck.watch.watcher import Watcher
 
 COMPILED = "a Keras model that was compiled before"
 TRAINS = ("fit", "train_on_batch")
@@ -94,19 +95,18 @@ class Local(threading.local):
     phases: tuple[Phase, ...] = ()
 
 
-class Observer:
+class Observer(Watcher):
     """Watches one process; see the one of PyTorch."""
 
-    def __init__(self, root: str, ledger: Ledger, libraries: Sequence[str]) -> None:
-        self.active = False
+    def __init__(self, root: str, libraries: Sequence[str]) -> None:
+        super().__init__()
         self.local = Local()
-        self._ledger = ledger
         self._places = Places(root, libraries)
         self._networks: dict[int, Network] = {}
         self._begin()
 
     def _begin(self) -> None:
-        self._test = Seen()
+        self.test = Seen()
         self._networks = {k: each for k, each in self._networks.items() if each.ref() is not None}
         for network in self._networks.values():
             network.batches = 0
@@ -115,23 +115,14 @@ class Observer:
 
     def end_test(self) -> Seen:
         """What was seen in a test that has ended."""
-        test = self._test
+        test = self.test
         self._begin()
         return test
-
-    def guarded(self, look: Callable[..., None], *args: Any) -> None:
-        """Look, and raise nothing into a test: a failure ends the watching."""
-        try:
-            look(*args)
-        except Exception as error:
-            self.active = False
-            text = " ".join(str(error).split())[:200]
-            self._ledger.problem = self._ledger.problem or f"{type(error).__name__}: {text}"
 
     def _see(self, code: str, network: Network, place: Place | None, message: str) -> None:
         if place is not None:
             name = type(network.ref()).__name__
-            self._test.see(Sighting(code, name, place, message, words.REMEDIES[code]))
+            self.test.see(Sighting(code, name, place, message, words.REMEDIES[code]))
 
     def _network(self, model: Any) -> Network:
         found = self._networks.get(id(model))
@@ -162,7 +153,7 @@ class Observer:
         root = self.local.root
         if root is None or not minds(layer):
             return
-        self._test.minds = True
+        self.test.minds = True
         network, mode, key = root.network, _mode(layer, kwargs), id(layer)
         if root.predicts:
             # JAX calls the parts of a model, and not the model itself.
@@ -185,7 +176,7 @@ class Observer:
     def applied(self, variables: Any) -> None:
         """Look at the models whose variables an optimizer changes, or will when this is run."""
         changed = {id(variable) for variable in variables}
-        self._test.trained = True
+        self.test.trained = True
         for network in list(self._networks.values()):
             model = network.ref()
             if model is None or not (network.on or network.off):
@@ -222,7 +213,7 @@ class Observer:
         if how in TRAINS:
             if _updates(model) == phase.updates:
                 return
-            self._test.trained = network.steps = True
+            self.test.trained = network.steps = True
             self._statistics(model, phase)
             return
         names = network.predicting.get(how, {})
@@ -234,9 +225,9 @@ class Observer:
         """BN103, BN104 and BN105."""
         network, ran = phase.network, phase.network.trained
         if any(map(minds, internals.flat_layers(model))):
-            self._test.minds = True
+            self.test.minds = True
             if not network.seen:
-                self._test.unseen = COMPILED
+                self.test.unseen = COMPILED
         for layer in _normalisations(model):
             if id(layer) not in ran or not layer.trainable or id(layer) not in phase.before:
                 continue

@@ -17,7 +17,6 @@ import keras
 
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.watch.keras.observer import Observer
-from pytest_bncheck.watch.ledger import Ledger
 
 _PHASES = (
     *("fit", "train_on_batch"),
@@ -30,8 +29,8 @@ _MISSING = object()
 class Patches:
     """The replaced functions, and what watches through them."""
 
-    def __init__(self, root: str, ledger: Ledger) -> None:
-        self.observer = Observer(root, ledger, [*_folders()])
+    def __init__(self, root: str) -> None:
+        self.observer = Observer(root, [*_folders()])
         self._undo: list[tuple[Any, str, Any, Any]] = []
         self._replace(keras.Layer, "__call__", self._watched_call(keras.Layer.__call__))
         for name in _PHASES:

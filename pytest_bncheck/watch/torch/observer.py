@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
-from pytest_bncheck.adapters.torch.internals import runs_plainly, uncompiled
-from pytest_bncheck.watch.ledger import Ledger, Seen, Sighting
+from pytest_bncheck.adapters.torch.internals import run_uncompiled, runs_plainly, uncompiled
+from pytest_bncheck.watch.ledger import Seen, Sighting
 from pytest_bncheck.watch.places import Place, Places, is_under, passes_on, same_function
 from pytest_bncheck.watch.torch import words
 from pytest_bncheck.watch.torch.layers import NORMALISATION, kind_of_type, minds
@@ -24,9 +24,11 @@ from pytest_bncheck.watch.torch.records import (
     Stepped,
     any_of,
     class_name,
+    core,
     path_of,
 )
 from pytest_bncheck.watch.torch.switches import Switches
+from pytest_bncheck.watch.watcher import Watcher
 
 MANY = 200
 """Layers of a model that are remembered."""
@@ -42,26 +44,27 @@ class Local(threading.local):
     """Whether ``train()``, ``step()`` or an export is going on: their inner calls do not count."""
 
 
-class Observer:
+class Observer(Watcher):
     """Watches one process.
 
     Attributes
     ----------
-    active
-        Whether a test is running, and no check.
     kinds
         What the layers of each class do in training mode, as `kind_of_type` says.
     """
 
-    def __init__(self, root: str, ledger: Ledger) -> None:
-        self.active = False
+    def __init__(self, root: str) -> None:
+        super().__init__()
         self.local = Local()
-        self._ledger = ledger
         self._places = Places(root, torch.__path__)
         self.kinds: dict[type, str | None] = {}
         self._models: dict[int, Model] = {}
         self._stepped = Stepped()
         self._begin()
+
+    def guarded(self, look: Callable[..., None], *args: Any) -> None:
+        """Look, and raise nothing into a test; no program starts here."""
+        run_uncompiled(super().guarded, look, *args)
 
     # tests ----------------------------------------------------------------------------------------
 
@@ -70,7 +73,7 @@ class Observer:
         self._switches = Switches()
         self._entries: set[Place | None] = set()
         self._norms = Norms()
-        self._test = Seen()
+        self.test = Seen()
         self._steps = 0
         self._models = {key: each for key, each in self._models.items() if each.ref() is not None}
         self._stepped.forget()
@@ -80,7 +83,7 @@ class Observer:
     def end_test(self) -> Seen:
         """What was seen in a test that has ended."""
         self.guarded(self._conclude)
-        test = self._test
+        test = self.test
         test.trained = bool(self._steps)
         self._begin()
         return test
@@ -93,18 +96,9 @@ class Observer:
             self._report_modes(model)
         self._see_all(self._norms.end(self._stepped))
 
-    def guarded(self, look: Callable[..., None], *args: Any) -> None:
-        """Look, and raise nothing into a test: a failure ends the watching."""
-        try:
-            look(*args)
-        except Exception as error:
-            self.active = False
-            text = " ".join(str(error).split())[:200]
-            self._ledger.problem = self._ledger.problem or f"{type(error).__name__}: {text}"
-
     def _see(self, code: str, model: str, place: Place | None, message: str) -> None:
         if place is not None:
-            self._test.see(Sighting(code, model, place, message, words.REMEDIES[code]))
+            self.test.see(Sighting(code, model, place, message, words.REMEDIES[code]))
 
     def _see_all(self, faults: Iterable[Fault]) -> None:
         for code, model, message in faults:
@@ -117,7 +111,7 @@ class Observer:
         if not runs_plainly():
             return
         if uncompiled(module) is not module:
-            self._test.unseen = COMPILED
+            self.test.unseen = COMPILED
             return
         model = self._models.get(id(module))
         if model is None or model.ref() is not module:
@@ -126,9 +120,7 @@ class Observer:
         if grad:
             self._open[id(module)] = model
         call = self.local.call = Call(model, module, frame, grad, module.training)
-        if grad and not module.training:
-            model.idle_place = self._place(call)
-        elif grad and model.place is None:
+        if grad and module.training and model.place is None:
             model.place = self._place(call)
         if self.is_minding(module):
             self.layer(module)
@@ -154,20 +146,24 @@ class Observer:
         kind = self.kinds[type(layer)] or ""
         if not minds(layer, kind):
             return
-        self._test.minds = True
+        self.test.minds = True
         model, training = call.model, layer.training
         if call.grad:
             found = model.trained if training else model.idle
             if len(found) < MANY:
                 found[id(layer)] = weakref.ref(layer)
-        elif training and call.training and self._was_stepped(model):
+            if not training:
+                model.idle_place = self._place(call)
+        elif training and call.training and self._was_stepped(call):
             self._predicts(call, layer, kind)
-        if training and not call.training and self._was_stepped(model):
+        if training and not call.training and self._was_stepped(call):
             self._left_on(call, layer, kind)
 
-    def _was_stepped(self, model: Model) -> bool:
+    def _was_stepped(self, call: Call) -> bool:
         """Whether an optimizer has changed parameters of a model that are still there."""
-        return model.ever_trained or bool(self._stepped and model.is_part_of(self._stepped))
+        if call.stepped is None:
+            call.stepped = self._stepped.any_in(call.module)
+        return call.stepped
 
     def _predicts(self, call: Call, layer: nn.Module, kind: str) -> None:
         """Note a call without gradients in training mode; later events tell what it was."""
@@ -243,7 +239,7 @@ class Observer:
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at the models whose parameters an optimizer has just changed."""
         changed = {
-            id(parameter): parameter
+            id(parameter)
             for group in optimizer.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
@@ -251,34 +247,35 @@ class Observer:
         if not changed:
             return
         self._steps += 1
-        self._stepped.add(changed.values())
         for key, model in list(self._open.items()):
             module = model.ref()
             if module is None:  # a loss, made for one call
                 del self._open[key]
-            elif model.is_part_of(changed):
+            elif model.has_any(changed):
                 self._step_of(model, module, changed)
                 del self._open[key]
 
-    def _step_of(self, model: Model, module: nn.Module, changed: Mapping[int, Any]) -> None:
+    def _step_of(self, model: Model, module: nn.Module, changed: Set[int]) -> None:
         model.commit()
         number = self._switches.last
         if model.entered != number:
             model.entered, switch = number, self._switches.of(module)
             self._entries.add(None if switch is None else switch.place)
         model.steps += 1
+        if not changed <= model.marked:
+            model.marked = frozenset(changed)
+            self._stepped.add(module, changed)
         if model.trained:
-            model.ever_trained = True
             model.trained_steps += 1
             for ref in model.trained.values():
                 layer = ref()
                 if layer is not None and self.kinds[type(layer)] == NORMALISATION:
                     self._see_all(self._norms.step(layer, model, self._stepped))
-        elif model.idle and not module.training:
+        elif model.idle and not core(module).training:
             self._sleeps(model, module, changed)
         model.trained, model.idle = {}, {}
 
-    def _sleeps(self, model: Model, module: nn.Module, changed: Mapping[int, Any]) -> None:
+    def _sleeps(self, model: Model, module: nn.Module, changed: Set[int]) -> None:
         """BN305: all layers of a model were off, and its parameters were changed."""
         number = self._switches.last
         same = frozenset(model.idle), number
@@ -286,18 +283,21 @@ class Observer:
             model.decided = same, self._are_asleep(model, module, changed)
         model.idle_steps += model.decided[1]
 
-    def _are_asleep(self, model: Model, module: nn.Module, changed: Mapping[int, Any]) -> bool:
+    def _are_asleep(self, model: Model, module: nn.Module, changed: Set[int]) -> bool:
         """Whether layers that should train are off, and nobody froze them."""
         parents = {id(part): each for each in module.modules() for part in each.children()}
         layers = [layer for ref in model.idle.values() if (layer := ref()) is not None]
         off = [each for each in layers if _trains(each, module, parents, changed)]
-        switch, owner = self._switches.of(module), self._switches.owner(module)
-        left = switch if switch is not None and switch.by_eval else None
-        if not off or owner.training or not (left or model.trained_steps):
-            return False  # frozen from the start, or in a model that trains
+        inner = core(module)
+        switch, owner = self._switches.of(inner), self._switches.owner(inner)
+        in_training = owner.training and core(owner) is not inner
+        left = model.trained_steps or (switch is not None and switch.by_eval)
+        if not off or in_training or not left:
+            return False  # in a model that trains, or frozen from the start
         model.name = class_name(owner)
         kinds = [self.kinds[type(layer)] or "" for layer in off]
-        model.asleep = kinds, left.place if left else None, model.idle_place
+        since = switch if switch is not None and switch.place else None
+        model.asleep = kinds, since, model.idle_place
         return True
 
     def _report_modes(self, model: Model) -> None:
@@ -317,7 +317,7 @@ class Observer:
         """BN403: an export of a model that was trained, in training mode."""
         if not isinstance(module, nn.Module) or not module.training:
             return
-        if not any_of(module.parameters(), self._stepped):
+        if not self._stepped.any_in(module):
             return
         on = [each for each in module.modules() if each.training and self.is_minding(each)]
         kinds = [self.kinds[type(each)] or "" for each in on]
@@ -350,7 +350,7 @@ def _trains(
     layer: nn.Module,
     module: nn.Module,
     parents: Mapping[int, nn.Module],
-    changed: Mapping[int, Any],
+    changed: Set[int],
 ) -> bool:
     """Whether the parameters of a layer were changed; of one without any, those around it."""
     nearest = layer

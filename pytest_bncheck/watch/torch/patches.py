@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_bncheck.watch.ledger import Ledger
+from pytest_bncheck.adapters.torch.internals import leave_uncompiled, run_uncompiled
 from pytest_bncheck.watch.torch.observer import Observer
 
 is_compiling = torch.compiler.is_compiling
@@ -29,8 +29,10 @@ _EXPORTS = (
 class Patches:
     """The replaced functions, and what watches through them."""
 
-    def __init__(self, root: str, ledger: Ledger) -> None:
-        self.observer = Observer(root, ledger)
+    def __init__(self, root: str) -> None:
+        self.observer = Observer(root)
+        for each in (Observer.guarded, run_uncompiled, _entered):
+            leave_uncompiled(each)
         self._undo: list[tuple[Any, str, Any, Any]] = []
         observer, local, kinds = self.observer, self.observer.local, self.observer.kinds
         call, train, load = nn.Module.__call__, nn.Module.train, nn.Module.load_state_dict
@@ -142,6 +144,7 @@ class Patches:
     # ----------------------------------------------------------------------------------------------
 
     def _replace(self, place: Any, name: str, new: Any) -> None:
+        leave_uncompiled(new)
         self._undo.append((place, name, vars(place)[name], new))
         setattr(place, name, new)
 

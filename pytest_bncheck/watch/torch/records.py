@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pytest_bncheck.adapters.torch.internals import plain_name, uncompiled
 from pytest_bncheck.watch.places import Place
+from pytest_bncheck.watch.torch.switches import Switch
 
 Leaf = weakref.ref[nn.Module]
 
 
-class Stepped(dict[int, weakref.ref[Tensor]]):
-    """Parameters that an optimizer has changed, by their ids, for as long as they live."""
+class Stepped(dict[int, Leaf]):
+    """Modules with parameters that an optimizer has changed, by their ids.
+
+    Of modules, since tensors that something refers to weakly cannot be swapped.
+    """
 
     def __contains__(self, key: object) -> bool:
         ref = self.get(key)  # type: ignore[call-overload]
         return ref is not None and ref() is not None
 
-    def add(self, parameters: Iterable[Tensor]) -> None:
-        """Remember parameters."""
-        for each in parameters:
-            if id(each) not in self:
+    def add(self, module: nn.Module, changed: Set[int]) -> None:
+        """Remember the parts of a module whose own parameters are among these, by their ids."""
+        for each in module.modules():
+            if any_of(each.parameters(recurse=False), changed):
                 self[id(each)] = weakref.ref(each)
+
+    def any_in(self, module: nn.Module) -> bool:
+        """Whether any part of a module is here."""
+        return bool(self) and any(id(each) in self for each in module.modules())
 
     def forget(self) -> None:
         """Drop those that are gone."""
@@ -93,7 +101,7 @@ class Model:
     steps, trained_steps, idle_steps
         How many steps changed its parameters, and those with all layers in one mode.
     asleep
-        The kinds of the layers that were off, since which ``eval()``, and the line that trained
+        The kinds of the layers that were off, since which switch, and the line that trained
         them; None if none were.
     decided
         What was said of layers that were off, and of which.
@@ -105,6 +113,8 @@ class Model:
         Calls without gradients whose sense the next event tells, by their line.
     predictions
         The others.
+    marked
+        The ids of parameters whose change was noted for the parts that they are in.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -112,7 +122,7 @@ class Model:
         self.name = class_name(module)
         self._ids: frozenset[int] | None = None
         self._looked_again = 0
-        self.ever_trained = False
+        self.marked: Set[int] = frozenset()
         self.begin_test()
 
     def begin_test(self) -> None:
@@ -122,22 +132,22 @@ class Model:
         self.place: Place | None = None
         self.idle_place: Place | None = None
         self.steps = self.trained_steps = self.idle_steps = 0
-        self.asleep: tuple[list[str], Place | None, Place | None] | None = None
+        self.asleep: tuple[list[str], Switch | None, Place | None] | None = None
         self.decided: tuple[tuple[frozenset[int], int], bool] | None = None
         self.looked_at: set[tuple[int, int]] = set()
         self.entered = -1
         self.fresh: dict[Place, Predictions] = {}
         self.predictions: dict[Place, Predictions] = {}
 
-    def is_part_of(self, stepped: Mapping[int, Any]) -> bool:
+    def has_any(self, changed: Set[int]) -> bool:
         """Whether any of its parameters is among these, by their ids."""
         module = self.ref()
         if module is None:
             return False
-        if self._ids is None or (self._ids.isdisjoint(stepped) and self._looked_again < 5):
+        if self._ids is None or (self._ids.isdisjoint(changed) and self._looked_again < 5):
             self._looked_again += self._ids is not None  # layers may come later
             self._ids = frozenset(map(id, module.parameters()))
-        return not self._ids.isdisjoint(stepped) and any(key in stepped for key in self._ids)
+        return not self._ids.isdisjoint(changed)
 
     def commit(self) -> None:
         """Count the fresh calls: they were predictions."""
@@ -167,6 +177,8 @@ class Call:
         The mode of the model.
     found
         The user's line, once it was looked for.
+    stepped
+        Whether an optimizer has changed parameters of the model, once it was looked for.
     looked_at, predictions
         Whether it was asked if this is a prediction in training mode, and where it is counted.
     """
@@ -177,6 +189,7 @@ class Call:
     grad: bool
     training: bool
     found: tuple[Place | None] | None = None
+    stepped: bool | None = None
     looked_at: bool = False
     predictions: Predictions | None = None
 
@@ -189,6 +202,16 @@ def class_name(module: nn.Module) -> str:
     return type(inner).__name__
 
 
+def core(module: nn.Module) -> nn.Module:
+    """The module that another one only hands its inputs to, as it has no other parameters."""
+    while next(module.parameters(recurse=False), None) is None:
+        within = [each for each in module.children() if next(each.parameters(), None) is not None]
+        if len(within) != 1:
+            break
+        module = within[0]
+    return module
+
+
 def path_of(layer: nn.Module, module: nn.Module) -> str | None:
     """The path of a layer in a model; None if it is no registered part of it."""
     found = (name for name, each in module.named_modules() if each is layer)
@@ -196,6 +219,6 @@ def path_of(layer: nn.Module, module: nn.Module) -> str | None:
     return None if path is None else plain_name(path) or type(layer).__name__
 
 
-def any_of(parameters: Iterable[Any], stepped: Mapping[int, Any]) -> bool:
+def any_of(parameters: Iterable[Any], changed: Set[int]) -> bool:
     """Whether any of the parameters is among these, by their ids."""
-    return any(id(each) in stepped for each in parameters)
+    return any(id(each) in changed for each in parameters)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pytest_bncheck.watch.places import Place
 from pytest_bncheck.watch.torch.layers import DROPOUT, NORMALISATION
+from pytest_bncheck.watch.torch.switches import Switch
 from pytest_bncheck.wording import plural
 
 TRAIN = "model.train()  # before each epoch or step"
@@ -18,10 +19,10 @@ def layers(kinds: Sequence[str]) -> str:
     return " and ".join(plural(count, f"{kind} layer") for count, kind in counts if count)
 
 
-def off(kinds: Sequence[str], model: str, steps: int, of: int, since: Place | None) -> str:
+def off(kinds: Sequence[str], model: str, steps: int, of: int, since: Switch | None) -> str:
     """BN305."""
     verb = "was" if len(kinds) == 1 else "were"
-    after = f", since eval() in {since}" if since else ""
+    after = f", since {since}" if since else ""
     return (
         f"{model} was trained in eval mode: {layers(kinds)} {verb} off in {steps} of "
         f"{plural(of, 'step')}{after}."

@@ -67,3 +67,7 @@ def test_programs(suite):
     }
     assert len(report["watch"]["findings"]) == 1
     assert report["watch"]["unseen"] == {"compiled by torch.compile": 1}
+    assert (report["watch"]["failed"], report["watch"]["problem"]) == (
+        1,
+        "AttributeError: 'Bare' object has no attribute 'training'",
+    )
