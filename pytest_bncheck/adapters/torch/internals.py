@@ -66,6 +66,12 @@ def uncompiled(model: Any) -> Any:
     return getattr(model, _COMPILED, model)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a call of a module runs what `torch.compile` or its method ``compile`` made."""
+    in_place = getattr(module, "_compiled_call_impl", None) is not None
+    return in_place or uncompiled(module) is not module
+
+
 def plain_name(path: str) -> str:
     """A path in a model without what `torch.compile` puts around modules."""
     return ".".join(part for part in path.split(".") if part != _COMPILED)

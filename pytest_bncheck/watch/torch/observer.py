@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_bncheck.adapters.torch.internals import run_uncompiled, runs_plainly, uncompiled
+from pytest_bncheck.adapters.torch.internals import is_compiled, run_uncompiled, runs_plainly
 from pytest_bncheck.watch.ledger import Seen, Sighting
 from pytest_bncheck.watch.places import Place, Places, is_under, passes_on, same_function
 from pytest_bncheck.watch.torch import words
@@ -110,7 +110,7 @@ class Observer(Watcher):
         """Begin the call of a module that no other module calls, if there is anything to see."""
         if not runs_plainly():
             return
-        if uncompiled(module) is not module:
+        if is_compiled(module):
             self.test.unseen = COMPILED
             return
         model = self._models.get(id(module))
