@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import pytest_bncheck
 
-_INSTALLED = ("site-packages", "dist-packages")
+_INSTALLED = re.compile(r".*[/\\](?:site|dist)-packages[/\\]")
 _STANDARD = sysconfig.get_paths()["stdlib"]
 _OURS = str(Path(pytest_bncheck.__file__).parent)
 _GENERATED = "__autograph_generated_file"
@@ -46,8 +47,8 @@ class Places:
     Parameters
     ----------
     root
-        The directory that holds the user's code: what is installed, or lies elsewhere, is not
-        the user's.
+        The directory that holds the user's code: what lies elsewhere, or is installed and no
+        copy of what lies there, is not the user's.
     libraries
         The directories of the framework, whose frames are passed over.
     """
@@ -86,14 +87,21 @@ class Places:
         """A file as the user names it; None if it is not the user's."""
         if file not in self._known:
             path = os.path.realpath(file)
-            inside = path.startswith(self._root) and not _is_installed(path)
+            if _is_installed(path):
+                path = self._source_of(path)
             name = path.removeprefix(self._root).replace(os.sep, "/")
-            self._known[file] = name if inside else None
+            self._known[file] = name if path.startswith(self._root) else None
         return self._known[file]
+
+    def _source_of(self, path: str) -> str:
+        """The file that an installed one is a copy of, as tox installs what it tests."""
+        inside = _INSTALLED.sub("", path)
+        sources = (os.path.join(self._root, folder, inside) for folder in ("", "src"))
+        return next(filter(os.path.isfile, sources), "")
 
 
 def _is_installed(path: str) -> bool:
-    return any(f"{os.sep}{name}{os.sep}" in path for name in _INSTALLED)
+    return _INSTALLED.match(path) is not None
 
 
 def passes_on(frame: FrameType) -> bool:

@@ -170,6 +170,12 @@ def test_what_is_installed_is_not_the_users(suite):
     )
     suite.run(*WATCH, "--bncheck-json=report.json").assert_outcomes(passed=1)
     assert codes(suite) == []
+    # But a copy of what is developed here, as tox makes one, is.
+    (suite.path / "src").mkdir()
+    (suite.path / "src" / "trainer.py").write_text(FORGETFUL)
+    suite.run(*WATCH, "--bncheck-json=report.json").assert_outcomes(passed=1)
+    (found,) = suite.report()["watch"]["findings"]
+    assert (found["code"], found["file"], found["line"]) == ("BN307", "src/trainer.py", 18)
 
 
 def test_no_test_is_run(suite):
