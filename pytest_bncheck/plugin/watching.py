@@ -111,5 +111,5 @@ class Watching:
 
     def pytest_unconfigure(self) -> None:
         """Put back what was replaced."""
-        for patches in self._patches.values():
+        for patches in reversed(self._patches.values()):
             patches.remove()

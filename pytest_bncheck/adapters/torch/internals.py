@@ -122,6 +122,8 @@ def run_uncompiled(function: Callable[..., None], *args: Any) -> None:
             _SET_COMPILER(compiler)
 
 
+leave_uncompiled(run_uncompiled)
+
 _TRACING = find("torch._C._get_tracing_state")
 _TRANSFORMS = find("torch._C._functorch.maybe_current_level")
 _MODES = find("torch._C._len_torch_dispatch_stack")

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import to_numpy
-from pytest_bncheck.adapters.keras.layers import statistics_of, trains_unless_told
+from pytest_bncheck.adapters.keras.layers import affine_of, statistics_of, trains_unless_told
 from pytest_bncheck.watch.keras import words
 from pytest_bncheck.watch.ledger import Seen, Sighting
 from pytest_bncheck.watch.places import Place, Places, passes_on
 from pytest_bncheck.watch.watcher import Watcher
 
-COMPILED = "a Keras model that was compiled before"
+COMPILED = "a Keras model that was compiled before, or calls its layers in a way of its own"
 TRAINS = ("fit", "train_on_batch")
 FEW = 2
 """Calls of ``train_on_batch`` whose statistics are looked at."""
@@ -67,14 +67,44 @@ class Network:
     batches: int = 0
 
 
+class Values(NamedTuple):
+    """What a normalisation layer holds: its statistics, and scale and offset if it is frozen."""
+
+    mean: Any
+    variance: Any
+    affine: list[Any]
+
+    @property
+    def are_valid(self) -> bool:
+        """Whether the statistics are finite, and the variances none below zero."""
+        finite = np.isfinite(self.mean).all() and np.isfinite(self.variance).all()
+        return bool(finite and (self.variance >= 0).all())
+
+    def have_moved(self, after: Values) -> bool:
+        """Whether the statistics are others now."""
+        return not _are_equal(self[:2], after[:2])
+
+
 @dataclass
 class Phase:
-    """A call of ``fit``, ``evaluate``, ``predict`` or one of their kind that is going on."""
+    """A call of ``fit``, ``evaluate``, ``predict`` or one of their kind that is going on.
+
+    Attributes
+    ----------
+    how
+        The name of the method.
+    network, place
+        The model, and the user's line.
+    before
+        What the layers held before that keep statistics; None if it is not looked at.
+    updates
+        How many updates the optimizer had made.
+    """
 
     how: str
     network: Network
     place: Place | None
-    before: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    before: dict[int, Values] | None = None
     updates: int = 0
 
 
@@ -98,8 +128,10 @@ class Local(threading.local):
 class Observer(Watcher):
     """Watches one process; see the one of PyTorch."""
 
-    def __init__(self, root: str, libraries: Sequence[str]) -> None:
-        super().__init__()
+    def __init__(
+        self, root: str, libraries: Sequence[str], run: Callable[..., None] | None = None
+    ) -> None:
+        super().__init__(run)
         self.local = Local()
         self._places = Places(root, libraries)
         self._networks: dict[int, Network] = {}
@@ -173,15 +205,20 @@ class Observer(Watcher):
 
     # steps ----------------------------------------------------------------------------------------
 
-    def applied(self, variables: Any) -> None:
+    def stepped(self, groups: Any) -> None:
+        """Look at the models whose variables an optimizer of PyTorch has just changed."""
+        tensors = (each for group in groups for each in group["params"])
+        changed = {id(each) for each in tensors if each.grad is not None}
+        self.applied(changed, lambda variable: id(variable.value))
+
+    def applied(self, changed: Set[int], identity: Callable[[Any], int]) -> None:
         """Look at the models whose variables an optimizer changes, or will when this is run."""
-        changed = {id(variable) for variable in variables}
         self.test.trained = True
         for network in list(self._networks.values()):
             model = network.ref()
             if model is None or not (network.on or network.off):
                 continue
-            if changed.isdisjoint(map(id, model.trainable_variables)):
+            if changed.isdisjoint(map(identity, model.trainable_variables)):
                 continue
             network.steps = True
             names = [name for key, name in network.idle.items() if key not in network.trained]
@@ -219,31 +256,52 @@ class Observer(Watcher):
         names = network.predicting.get(how, {})
         if names and network.steps:
             message = words.on(type(model).__name__, list(names.values()), how)
-            self._see("BN307", network, network.predicting_place or phase.place, message)
+            code = "BN403" if how == "export" else "BN307"
+            self._see(code, network, network.predicting_place or phase.place, message)
 
     def _statistics(self, model: Any, phase: Phase) -> None:
-        """BN103, BN104 and BN105."""
-        network, ran = phase.network, phase.network.trained
+        """BN103, BN104, BN105 and BN107."""
+        network = phase.network
         if any(map(minds, internals.flat_layers(model))):
             self.test.minds = True
             if not network.seen:
                 self.test.unseen = COMPILED
         for layer in _normalisations(model):
-            if id(layer) not in ran or not layer.trainable or id(layer) not in phase.before:
+            if id(layer) not in network.trained or phase.before is None:
                 continue
+            before = phase.before.get(id(layer))
             momentum = getattr(layer, "momentum", None)
-            before, after = phase.before[id(layer)], _values(layer)
-            still = all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-            short = isinstance(momentum, float) and momentum <= 0.5
-            faults = {
-                "BN103": still,
-                "BN104": short and not still,
-                "BN105": not _are_valid(*after) and _are_finite(layer),
-            }
-            for code in (code for code, is_there in faults.items() if is_there):
+            for code in _faults(model, layer, before):
                 name = type(model).__name__
                 message = words.of_statistics(code, name, layer.name, momentum, phase.how)
                 self._see(code, network, phase.place, message)
+
+
+def _faults(model: Any, layer: Any, before: Values | None) -> list[str]:
+    """What is wrong with the statistics of a layer that ran in training mode."""
+    after = _values(layer)
+    if before is None:  # built since
+        before = Values(np.zeros_like(after.mean), np.ones_like(after.variance), after.affine)
+    momentum, moved = getattr(layer, "momentum", None), before.have_moved(after)
+    short = isinstance(momentum, float) and momentum <= 0.5
+    faults = {
+        "BN103": layer.trainable and not moved,
+        "BN104": layer.trainable and short and moved,
+        "BN105": layer.trainable and not after.are_valid and _are_finite(layer),
+        "BN107": moved and _is_frozen(model, layer) and _are_equal(before.affine, after.affine),
+    }
+    return [code for code, is_there in faults.items() if is_there]
+
+
+def _is_frozen(model: Any, layer: Any) -> bool:
+    """Whether nothing trains in a layer, nor in those before it."""
+    leaves = [each for each in internals.flat_layers(model) if not internals.inner_layers(each)]
+    before = leaves[: leaves.index(layer)] if layer in leaves else []
+    return not layer.trainable and not any(each.trainable_variables for each in before)
+
+
+def _are_equal(before: Sequence[Any], after: Sequence[Any]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def minds(layer: Any) -> bool:
@@ -277,10 +335,11 @@ def _is_symbolic(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
 
 
-def _values(layer: Any) -> tuple[Any, Any]:
-    """Copies of the running statistics on the host."""
-    mean, variance = map(_host, statistics_of(layer))
-    return np.array(mean), np.array(variance)
+def _values(layer: Any) -> Values:
+    """Copies on the host."""
+    mean, variance = (np.array(_host(each)) for each in statistics_of(layer))
+    affine = [] if layer.trainable else [each for each in affine_of(layer) if each is not None]
+    return Values(mean, variance, [np.array(_host(each)) for each in affine])
 
 
 def _host(variable: Any) -> Any:
@@ -294,11 +353,6 @@ def _updates(model: Any) -> int:
     """How many updates the optimizer says that it made."""
     iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
     return -1 if iterations is None else int(_host(iterations))
-
-
-def _are_valid(mean: Any, variance: Any) -> bool:
-    finite = np.isfinite(mean).all() and np.isfinite(variance).all()
-    return bool(finite and (variance >= 0).all())
 
 
 def _are_finite(layer: Any) -> bool:

@@ -17,38 +17,52 @@ import keras
 
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.watch.keras.observer import Observer
+from pytest_bncheck.watch.replaced import Replaced
+from pytest_bncheck.watch.watcher import Watcher
 
 _PHASES = (
     *("fit", "train_on_batch"),
-    *("evaluate", "test_on_batch", "predict", "predict_on_batch"),
+    *("evaluate", "test_on_batch", "predict", "predict_on_batch", "export"),
 )
 _LIBRARIES = ("keras", "tensorflow", "jax", "torch", "optree")
-_MISSING = object()
 
 
-class Patches:
+class Patches(Replaced):
     """The replaced functions, and what watches through them."""
 
     def __init__(self, root: str) -> None:
-        self.observer = Observer(root, [*_folders()])
-        self._undo: list[tuple[Any, str, Any, Any]] = []
-        self._replace(keras.Layer, "__call__", self._watched_call(keras.Layer.__call__))
+        self._is_compiling: Callable[[], bool] = bool  # False
+        self._optimizers: Replaced | None = None
+        if keras.backend.backend() == "torch":
+            from pytest_bncheck.adapters.torch.internals import leave_uncompiled, run_uncompiled
+            from pytest_bncheck.watch.torch.optimizers import Optimizers, is_compiling
+
+            super().__init__(leave_uncompiled)
+            leave_uncompiled(Watcher.guarded)
+            self.observer = Observer(root, _folders(), run_uncompiled)
+            self._is_compiling = is_compiling
+            self._optimizers = Optimizers(self._stepped)
+        else:
+            super().__init__()
+            self.observer = Observer(root, _folders())
+        self.replace(keras.Layer, "__call__", self._watched_call(keras.Layer.__call__))
         for name in _PHASES:
-            self._replace(keras.Model, name, self._watched_phase(getattr(keras.Model, name), name))
+            self.replace(keras.Model, name, self._watched_phase(getattr(keras.Model, name), name))
         optimizer = keras.optimizers.Optimizer
-        self._replace(optimizer, "apply", self._watched_apply(optimizer.apply))
+        self.replace(optimizer, "apply", self._watched_apply(optimizer.apply))
 
     def _watched_call(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        observer, local = self.observer, self.observer.local
+        observer, local, is_compiling = self.observer, self.observer.local, self._is_compiling
 
         @functools.wraps(call)
         def watched_call(self: Any, *args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
+            if is_compiling() or not observer.active:
+                return call(self, *args, **kwargs)
             outer = local.root
-            if observer.active:
-                if outer is None:
-                    observer.guarded(observer.enter, self, args, kwargs, sys._getframe(1))
-                observer.guarded(observer.layer, self, kwargs)
+            if outer is None:
+                observer.guarded(observer.enter, self, args, kwargs, sys._getframe(1))
+            observer.guarded(observer.layer, self, kwargs)
             try:
                 return call(self, *args, **kwargs)
             finally:
@@ -84,27 +98,21 @@ class Patches:
             result = apply(self, grads, trainable_variables)
             if observer.active and len(grads):
                 known = trainable_variables or internals.optimized_variables(self)
-                observer.guarded(observer.applied, known)
+                observer.guarded(observer.applied, {id(variable) for variable in known}, id)
             return result
 
         return watched_apply
 
-    # ----------------------------------------------------------------------------------------------
-
-    def _replace(self, place: Any, name: str, new: Any) -> None:
-        self._undo.append((place, name, vars(place).get(name, _MISSING), new))
-        setattr(place, name, new)
+    def _stepped(self, optimizer: Any) -> None:
+        """After a step of an optimizer of PyTorch."""
+        if self.observer.active:
+            self.observer.guarded(self.observer.stepped, optimizer.param_groups)
 
     def remove(self) -> None:
         """Put back what is still in its place."""
-        for place, name, old, new in reversed(self._undo):
-            if vars(place).get(name) is not new:
-                continue
-            if old is _MISSING:
-                delattr(place, name)
-            else:
-                setattr(place, name, old)
-        self._undo = []
+        if self._optimizers is not None:
+            self._optimizers.remove()
+        super().remove()
 
 
 def _folders() -> list[str]:

@@ -17,7 +17,7 @@ def off(model: str, names: Sequence[str]) -> str:
 
 
 def on(model: str, names: Sequence[str], how: str) -> str:
-    """BN307."""
+    """BN307 and BN403."""
     verb = "was" if len(names) == 1 else "were"
     return (
         f"{model} was trained, and in {how}() {plural(len(names), 'layer')} ({listing(names)}) "
@@ -26,7 +26,7 @@ def on(model: str, names: Sequence[str], how: str) -> str:
 
 
 def of_statistics(code: str, model: str, layer: str, momentum: float | None, how: str) -> str:
-    """BN103, BN104 and BN105."""
+    """BN103, BN104, BN105 and BN107."""
     name = f"layer {layer} of {model}"
     why = " at momentum 1" if momentum == 1 else ""
     return {
@@ -35,14 +35,21 @@ def of_statistics(code: str, model: str, layer: str, momentum: float | None, how
         "past: its running statistics remember the last batches only.",
         "BN105": f"A running statistic of {name} is NaN, infinite or a negative variance after "
         f"{how}(), and its weights are finite.",
+        "BN107": f"Layer {layer} of {model} and all before it are frozen, and its running "
+        f"statistics moved in {how}().",
     }[code]
 
+
+OFF = "model(inputs, training=False)  # and no training=True for a layer inside"
 
 REMEDIES = {
     "BN103": "keras.layers.BatchNormalization(momentum=0.9)",
     "BN104": "keras.layers.BatchNormalization(momentum=0.9)",
     "BN105": "Look at what the layer gets: a batch of NaN, or infinite values, stays in the "
     "statistics for good.",
+    "BN107": "Let it normalise as in inference where it is frozen, as BatchNormalization does: "
+    "if training and self.trainable.",
     "BN305": "model(inputs, training=True)  # in the training step",
-    "BN307": "model(inputs, training=False)  # and no training=True for a layer inside",
+    "BN307": OFF,
+    "BN403": OFF,
 }

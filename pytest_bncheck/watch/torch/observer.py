@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from types import FrameType
 from typing import Any
 
@@ -54,17 +54,13 @@ class Observer(Watcher):
     """
 
     def __init__(self, root: str) -> None:
-        super().__init__()
+        super().__init__(run_uncompiled)
         self.local = Local()
         self._places = Places(root, torch.__path__)
         self.kinds: dict[type, str | None] = {}
         self._models: dict[int, Model] = {}
         self._stepped = Stepped()
         self._begin()
-
-    def guarded(self, look: Callable[..., None], *args: Any) -> None:
-        """Look, and raise nothing into a test; no program starts here."""
-        run_uncompiled(super().guarded, look, *args)
 
     # tests ----------------------------------------------------------------------------------------
 

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_bncheck.adapters.torch.internals import leave_uncompiled, run_uncompiled
+from pytest_bncheck.adapters.torch.internals import leave_uncompiled
+from pytest_bncheck.watch.replaced import Replaced
 from pytest_bncheck.watch.torch.observer import Observer
+from pytest_bncheck.watch.torch.optimizers import Optimizers
+from pytest_bncheck.watch.watcher import Watcher
 
 is_compiling = torch.compiler.is_compiling
 
@@ -26,14 +29,14 @@ _EXPORTS = (
 )
 
 
-class Patches:
+class Patches(Replaced):
     """The replaced functions, and what watches through them."""
 
     def __init__(self, root: str) -> None:
+        super().__init__(leave_uncompiled)
         self.observer = Observer(root)
-        for each in (Observer.guarded, run_uncompiled, _entered):
+        for each in (Watcher.guarded, _entered, Patches._stepped):
             leave_uncompiled(each)
-        self._undo: list[tuple[Any, str, Any, Any]] = []
         observer, local, kinds = self.observer, self.observer.local, self.observer.kinds
         call, train, load = nn.Module.__call__, nn.Module.train, nn.Module.load_state_dict
 
@@ -78,48 +81,15 @@ class Patches:
                     observer.guarded(observer.loaded, self, state_dict, missing, caller)
             return result
 
-        self._replace(nn.Module, "__call__", watched_call)
-        self._replace(nn.Module, "train", watched_train)
-        self._replace(nn.Module, "load_state_dict", watched_load)
-        self._replace_optimizers()
+        self.replace(nn.Module, "__call__", watched_call)
+        self.replace(nn.Module, "train", watched_train)
+        self.replace(nn.Module, "load_state_dict", watched_load)
+        self._optimizers = Optimizers(self._stepped)
         self._replace_exports()
 
-    def _replace_optimizers(self) -> None:
-        """The steps of all optimizers, also of those whose class comes later."""
-        init = torch.optim.Optimizer.__init__
-
-        @functools.wraps(init)
-        def watched_init(optimizer: Any, *args: Any, **kwargs: Any) -> None:
-            __tracebackhide__ = True
-            init(optimizer, *args, **kwargs)
-            if not is_compiling():
-                self.observer.guarded(self._replace_step, type(optimizer))
-
-        self._replace(torch.optim.Optimizer, "__init__", watched_init)
-        for kind in _all_subclasses(torch.optim.Optimizer):
-            self._replace_step(kind)
-
-    def _replace_step(self, kind: type) -> None:
-        for each in kind.__mro__[:-1]:
-            step = vars(each).get("step")
-            if each is torch.optim.Optimizer or not callable(step):
-                continue
-            if getattr(step, "bncheck_watched", None) is not self.observer:
-                self._replace(each, "step", self._watched_step(step))
-
-    def _watched_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        observer, local = self.observer, self.observer.local
-
-        @functools.wraps(step)
-        def watched_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-            __tracebackhide__ = True
-            result = step(self, *args, **kwargs)
-            if not is_compiling() and observer.active and local.call is None:
-                observer.guarded(observer.stepped, self)
-            return result
-
-        watched_step.bncheck_watched = observer  # type: ignore[attr-defined]
-        return watched_step
+    def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.observer.active and self.observer.local.call is None:
+            self.observer.guarded(self.observer.stepped, optimizer)
 
     def _replace_exports(self) -> None:
         for module, name in _EXPORTS:
@@ -127,7 +97,7 @@ class Patches:
             function = getattr(place, name, None)
             if place is not None and function is not None:
                 how = f"{module}.{name}"
-                self._replace(place, name, self._watched_export(function, how))
+                self.replace(place, name, self._watched_export(function, how))
 
     def _watched_export(self, function: Callable[..., Any], how: str) -> Callable[..., Any]:
         observer, local = self.observer, self.observer.local
@@ -141,30 +111,13 @@ class Patches:
 
         return watched_export
 
-    # ----------------------------------------------------------------------------------------------
-
-    def _replace(self, place: Any, name: str, new: Any) -> None:
-        leave_uncompiled(new)
-        self._undo.append((place, name, vars(place)[name], new))
-        setattr(place, name, new)
-
     def remove(self) -> None:
         """Put back what is still in its place."""
-        for place, name, old, new in reversed(self._undo):
-            if vars(place).get(name) is new:
-                setattr(place, name, old)
-        self._undo = []
+        self._optimizers.remove()
+        super().remove()
 
 
 def _entered(observer: Observer, module: nn.Module, frame: Any) -> bool:
     """Begin the call of a model; whether there is anything to see."""
     observer.guarded(observer.enter, module, frame)
     return observer.local.call is not None
-
-
-def _all_subclasses(kind: type) -> list[type]:
-    found: dict[type, None] = {}
-    below: type
-    for below in kind.__subclasses__():
-        found |= dict.fromkeys([below, *_all_subclasses(below)])
-    return list(found)

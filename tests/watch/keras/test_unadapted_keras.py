@@ -19,7 +19,7 @@ def suite(project):
     """The suite in a folder of its own, with what runs on this backend."""
     (project.path / "conftest.py").unlink()
     for path in SUITE.glob("*.py"):
-        if path.name != "test_own_step.py" or keras.backend.backend() == "tensorflow":
+        if "own_step" not in path.name or path.stem.endswith(keras.backend.backend()):
             shutil.copy(path, project.path)
     project.pytester.syspathinsert()
     return project
@@ -63,7 +63,8 @@ def test_what_was_compiled_before_is_not_called_fine(suite):
     args = ("-p", "no:warnings", "--bncheck-json=report.json", "test_compiled.py")
     suite.run("--bncheck-watch", "--no-bncheck", *args).assert_outcomes(passed=2)
     watch = suite.report()["watch"]
-    assert watch["unseen"] == {"a Keras model that was compiled before": 2}
+    reason = "a Keras model that was compiled before, or calls its layers in a way of its own"
+    assert watch["unseen"] == {reason: 2}
     assert watch["findings"] == []
 
 
