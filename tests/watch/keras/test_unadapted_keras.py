@@ -11,6 +11,11 @@ keras = pytest.importorskip("keras")
 
 from watched import expected, found
 
+if keras.backend.backend() == "torch":  # cannot be imported in each run inside
+    import torch._dynamo
+    import torch._inductor.utils
+    import torch.export._trace  # noqa: F401
+
 SUITE = Path(__file__).parents[3] / "fixtures" / "unadapted_keras"
 
 
