@@ -17,8 +17,8 @@ class PredictsInTrainMode(Rule):
     Speaks in watch mode only (``--bncheck-watch``), which looks at the loops of a test suite as
     they are; a check enters the modes itself. It fires where parameters that an optimizer has
     changed predict without gradients while normalisation or dropout layers are in training
-    mode. It is silent where each training step makes such a prediction, as for pseudo-labels or
-    in a discriminator's step, in ``update_bn``, and where the function that predicts has called
+    mode. It is silent where each training step begins with such a prediction, as for pseudo-labels
+    or in a discriminator's step, in ``update_bn``, and where the function that predicts has called
     ``train()`` itself after the training.
 
     Why it is bad
