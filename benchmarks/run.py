@@ -33,6 +33,7 @@ RUNS = (
     ("own_norms_keras.py",),
     ("zoo.py",),
     ("zoo.py", "--framework", "keras"),
+    ("targets.py",),
     ("memory.py",),
     ("memory.py", "--framework", "keras"),
     ("culprits.py",),

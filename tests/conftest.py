@@ -20,6 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Loaded once here: pytester forgets modules that a run inside it imports first.
 import pytest_bncheck.experiment.engine
 import pytest_bncheck.plugin
+import pytest_bncheck.plugin.watching
 import pytest_bncheck.reports.terminal  # noqa: F401
 from project import ENVIRONMENT, Project
 

@@ -28,13 +28,14 @@ SCRIPTS = {
     "remedies": "all",
     "scaling": "-n 2",
     "startup": "start-up",
+    "targets": "0 wrong verdicts",
     "three_images": "20 epochs at momentum",
     "zoo": "2 architectures",
 }
 
 
 PARTS = {"run", "pairs", "own_norms_table"}
-NETS = {"nets_torch", "nets_keras", "zoo_torch", "zoo_keras"}
+NETS = {"nets_torch", "nets_keras", "zoo_torch", "zoo_keras", "target_nets"}
 LONG = {"keras_story"}  # fits a ResNet-50 as its user does, which compiles for minutes
 
 

@@ -21,7 +21,7 @@ FLOORS = (
     {"rules", "adapters"},
     {"settings", "reports"},
     {"report"},
-    {"experiment"},
+    {"experiment", "watch"},
     {"api", "testing"},
     {"plugin"},
 )

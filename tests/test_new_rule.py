@@ -85,8 +85,8 @@ def test_a_new_rule_is_listed_in_the_readme(copy):
     ("args", "error"),
     [
         (("BN101", "something-new"), "BN101 is taken"),
-        (("X1", "something-new"), "for example: BN307"),
-        (("BN307", "Something New"), "for example: BN307"),
+        (("X1", "something-new"), "for example: BN308"),
+        (("BN308", "Something New"), "for example: BN308"),
     ],
 )
 def test_what_cannot_be_a_rule(copy, args, error):

@@ -1,6 +1,6 @@
 """Starts a new rule: its file, its example models, its place in the order, its row in the README.
 
-    python tools/new_rule.py BN307 batch-too-large --severity warning
+    python tools/new_rule.py BN308 batch-too-large --severity warning
 
 The tests of the new rule fail then: its bad model is healthy, and it finds nothing.
 """
@@ -92,13 +92,13 @@ Next:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("code", help="such as BN307")
+    parser.add_argument("code", help="such as BN308")
     parser.add_argument("name", help="says the fault, in kebab-case")
     parser.add_argument("--severity", choices=("error", "warning"), default="error")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
     args = parser.parse_args()
     if not re.fullmatch(r"BN\d{3}", args.code) or not re.fullmatch(r"[a-z]+(-[a-z]+)*", args.name):
-        parser.error("a rule is, for example: BN307 batch-too-large")
+        parser.error("a rule is, for example: BN308 batch-too-large")
     try:
         print(scaffold(args.root, args.code, args.name, args.severity))
     except FileExistsError as error:

@@ -33,10 +33,12 @@ from pytest_bncheck.adapters.capabilities import (
     Streaming,
     Watching,
 )
+from pytest_bncheck.adapters.invented import Invented, Shapes
 from pytest_bncheck.types import (
     Calls,
     Capability,
     Dialect,
+    InputError,
     Layer,
     Prediction,
     Recipe,
@@ -179,6 +181,26 @@ class Adapter(ABC):
     def accepts(cls, model: Any) -> bool:
         """Whether this adapter can take the model; used for the built-in adapters only."""
         return False
+
+    @classmethod
+    def invent(cls, model: Any, shapes: Shapes | None) -> Invented:
+        """A batch for a model that comes with none; the global random generators are used.
+
+        Parameters
+        ----------
+        shapes
+            The inputs that the user asks for; None to try what the first layers take.
+
+        Raises
+        ------
+        InputError
+            If the model does not take the inputs, if none is found that it takes, or if no
+            targets can be made up for its outputs.
+        """
+        raise InputError(
+            f"no batch can be made up for a model of {getattr(cls, 'framework', cls.__name__)}; "
+            "write a test with the fixtures bncheck_model and bncheck_batch"
+        )
 
     # before -----------------------------------------------------------------------------------
 

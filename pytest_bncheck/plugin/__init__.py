@@ -28,7 +28,7 @@ from pytest_bncheck.plugin.fixtures import (  # noqa: F401  (pytest finds fixtur
     bncheck_report,
     bncheck_train_step,
 )
-from pytest_bncheck.plugin.options import OFF, SESSION
+from pytest_bncheck.plugin.options import OFF, SESSION, WATCHING
 
 NAMES = {"bncheck", __name__}
 """What users can ask pytest for: the entry point and the module."""
@@ -74,6 +74,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(results.Results(config), "bncheck-results")
     if config.stash[SESSION].enabled:
         config.pluginmanager.register(Checking(), "bncheck-checking")
+    if config.stash[SESSION].watch:
+        from pytest_bncheck.plugin import watching
+
+        config.stash[WATCHING] = watching.Watching(config)
+        config.pluginmanager.register(config.stash[WATCHING], "bncheck-watching")
+    if config.stash[SESSION].targets:
+        config.pluginmanager.register(Targets(), "bncheck-targets")
 
 
 @pytest.hookimpl(trylast=True)
@@ -155,4 +162,23 @@ class Checking:
         report = yield
         results.attach(item, report)
         failing.keep_first_line(call, report)
+        return report
+
+
+# models without test code -----------------------------------------------------------------------
+
+
+class Targets:
+    """The hook that is registered only where ``--bncheck-model`` names models."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(
+        self, collector: pytest.Collector
+    ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """Let the models join what the session collects, one test each."""
+        report = yield
+        if isinstance(collector, pytest.Session) and report.passed:
+            from pytest_bncheck.plugin import targets
+
+            report.result = [*report.result, targets.collector(collector)]
         return report

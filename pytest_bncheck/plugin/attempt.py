@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from pytest_bncheck.errors import InputError, users_error
 from pytest_bncheck.plugin import failing, internals
 from pytest_bncheck.plugin.definitions import INPUTS
 from pytest_bncheck.plugin.marks import MARKER, is_marked
-from pytest_bncheck.plugin.options import SESSION
+from pytest_bncheck.plugin.options import SESSION, WATCHING
 
 if TYPE_CHECKING:  # The dataclasses of a report take milliseconds, at the start of every run.
     from pytest_bncheck.report import Report
@@ -101,7 +101,9 @@ def run_check(
         gathered = gather(batch, batches, seed)
         found = item.ihook.pytest_bncheck_adapters(model=model)
         adapter = adapters.require(found, model)
-        with screen.progress(item) as progress:
+        watching = item.config.stash.get(WATCHING, None)
+        away = nullcontext() if watching is None else watching.paused()
+        with away, screen.progress(item) as progress:
             report = engine.run(model, gathered, merged, recipe, adapter, progress)
         report = dataclasses.replace(report, nodeid=nodeid, index=index)
         attempt.checks.append(report.to_dict())

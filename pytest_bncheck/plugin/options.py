@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,12 +14,28 @@ from pytest_bncheck import settings
 from pytest_bncheck.errors import InputError
 from pytest_bncheck.plugin import internals
 
+if TYPE_CHECKING:
+    from pytest_bncheck.plugin.targets import Target
+    from pytest_bncheck.plugin.watching import Watching
+
 OFF = "checks train models and are off; turn them on with --bncheck"
 """Why a test was skipped."""
 
 SWITCH = "Train the models of tests marked bn_consistency and check them (default: skip them)."
 JSON = "Write a JSON report of all checks to this file; turns the checks on."
 HTML = "Write an HTML report of all checks to this file; turns the checks on."
+WATCH = (
+    "Look at how the tests train and predict, and report loops that do it in the wrong mode; no "
+    "test's outcome changes, and none is needed for it (default: off)."
+)
+MODEL = (
+    "Check the model that this callable makes, with no test code: package.module:factory. "
+    "Repeatable; on the command line it turns the checks on."
+)
+INPUT = (
+    "Inputs of a model of --bncheck-model, samples first: 8x3x64x64, several by commas, integers "
+    "as int64:8x128. Once for all models, or once for each."
+)
 EXPLAIN = "Print the page of a rule, given by code, name or prefix, and exit."
 
 # Native values of TOML need a union, which pytest has from 9.2 on; before, all ini values are text.
@@ -40,15 +56,23 @@ class Session:
         Where the JSON report goes, or None.
     html
         Where the HTML report goes, or None.
+    targets
+        The models that are checked with no test code.
+    watch
+        Whether tests are watched.
     """
 
     enabled: bool
     sources: tuple[settings.Source, ...]
     json: Path | None
     html: Path | None
+    targets: tuple[Target, ...] = ()
+    watch: bool = False
 
 
 SESSION = pytest.StashKey[Session]()
+WATCHING: pytest.StashKey[Watching] = pytest.StashKey()
+"""Where pytest's configuration keeps what watches the tests, in watch mode."""
 
 
 def add(parser: pytest.Parser) -> None:
@@ -73,6 +97,11 @@ def add(parser: pytest.Parser) -> None:
     parser.addini("bncheck_json", JSON, type="string", default=None)
     group.addoption("--bncheck-html", default=None, metavar="PATH", help=HTML)
     parser.addini("bncheck_html", HTML, type="string", default=None)
+    group.addoption("--bncheck-watch", action=toggle, default=None, help=WATCH)
+    parser.addini("bncheck_watch", WATCH, type="bool", default=None)
+    for name, metavar, text in (("model", "SPEC", MODEL), ("input", "SHAPES", INPUT)):
+        group.addoption(_flag(name), action="append", default=None, metavar=metavar, help=text)
+        parser.addini(f"bncheck_{name}", text, type="linelist", default=None)
     group.addoption("--bncheck-explain", default=None, metavar="RULE", help=EXPLAIN)
 
 
@@ -94,11 +123,15 @@ def read(config: pytest.Config) -> Session:
         enabled = _enabled(config)
         if json and json == html:
             raise InputError(f"the JSON and the HTML report cannot be the same file: {json}.")
-        if html and enabled and not internals.is_worker(config):
+        targets = _targets(config)
+        asked = config.getoption("bncheck_watch")
+        watch = bool(_ini(config, "bncheck_watch") if asked is None else asked)
+        if html and (enabled or watch) and not internals.is_worker(config):
             _require_html()
     except InputError as error:
         raise pytest.UsageError(str(error)) from None
-    return Session(enabled, sources, json if enabled else None, html if enabled else None)
+    files = (json, html) if enabled or watch else (None, None)
+    return Session(enabled, sources, *files, targets, watch)
 
 
 def header(session: Session) -> str:
@@ -167,11 +200,25 @@ def _enabled(config: pytest.Config) -> bool:
     ini_paths = [_ini(config, f"bncheck_{kind}") for kind in ("json", "html")]
     answers = (
         config.getoption("bncheck"),
-        True if paths != [None, None] else None,
+        True if paths != [None, None] or config.getoption("bncheck_model") else None,
         _ini(config, "bncheck"),
         True if ini_paths != [None, None] else None,
     )
     return next((answer for answer in answers if answer is not None), False)
+
+
+def _targets(config: pytest.Config) -> tuple[Target, ...]:
+    """The models of the command line, or else those of the ini file, each with its inputs."""
+    specs, inputs = config.getoption("bncheck_model"), config.getoption("bncheck_input")
+    if specs is None and inputs is None:
+        specs, inputs = _ini(config, "bncheck_model"), _ini(config, "bncheck_input")
+    elif specs is None:
+        specs = _ini(config, "bncheck_model")
+    if not specs and not inputs:
+        return ()
+    from pytest_bncheck.plugin import targets
+
+    return targets.parse(specs or [], inputs or [])
 
 
 def _report_path(config: pytest.Config, kind: str) -> Path | None:

@@ -14,9 +14,10 @@ from pytest_bncheck.plugin import internals, options, ranks
 from pytest_bncheck.plugin.attempt import ATTEMPT
 from pytest_bncheck.plugin.collected import Collected
 from pytest_bncheck.plugin.marks import is_marked
-from pytest_bncheck.plugin.options import OFF, SESSION
+from pytest_bncheck.plugin.options import OFF, SESSION, WATCHING
 
 if TYPE_CHECKING:
+    from pytest_bncheck.plugin.watching import Watching
     from pytest_bncheck.reports.summary import Entry
 
 ATTRIBUTE = "bncheck_checks"
@@ -68,7 +69,8 @@ def how_to_begin(tests: int) -> str:
 
     return (
         f"bncheck: {plural(tests, 'test')}, no check among them. To begin, mark one with "
-        "@pytest.mark.bn_consistency and define the fixtures bncheck_model and bncheck_batch."
+        "@pytest.mark.bn_consistency and define the fixtures bncheck_model and bncheck_batch, or "
+        "let --bncheck-watch look at the loops that the tests run."
     )
 
 
@@ -112,7 +114,7 @@ class Results:
         option = self.config.option
         ran = exitstatus != pytest.ExitCode.USAGE_ERROR
         ran = ran and not (option.collectonly or option.setuponly or option.setupplan)
-        reports = self.session.enabled and ranks.is_first()
+        reports = (self.session.enabled or self.session.watch) and ranks.is_first()
         if ran and reports and not internals.is_worker(self.config):
             self._write(session, "JSON", self.session.json)
             self._write(session, "HTML", self.session.html)
@@ -134,13 +136,22 @@ class Results:
                 terminalreporter.write_line(line)
         for line in [*lines, *self._annotations()]:
             terminalreporter.write_line(line)
+        if self.watching is not None:
+            self.watching.report(terminalreporter)
+            for line in self._watch_annotations():
+                terminalreporter.write_line(line)
         if self.skipped:
             from pytest_bncheck.wording import plural
 
             tests = plural(self.skipped, "test")
             terminalreporter.write_line(f"bncheck: {tests} skipped; --bncheck runs them.")
-        elif self.config.option.bncheck and self.tests and not self.collected.texts and not quiet:
+        elif self._is_idle() and not quiet:
             terminalreporter.write_line(how_to_begin(self.tests))
+
+    def _is_idle(self) -> bool:
+        """Whether checks were asked for on the command line, and none was made."""
+        asked = self.config.option.bncheck and self.watching is None
+        return bool(asked and self.tests and not self.collected.texts)
 
     def pytest_unconfigure(self) -> None:
         """Let the process that reports come to its end first."""
@@ -183,6 +194,25 @@ class Results:
             if command and not self.collected.is_expected(check):
                 yield command
 
+    @property
+    def watching(self) -> Watching | None:
+        """What watches the tests, in watch mode."""
+        return self.config.stash.get(WATCHING, None)
+
+    def _watch(self) -> dict[str, Any] | None:
+        return None if self.watching is None else self.watching.view()
+
+    def _watch_annotations(self) -> Iterator[str]:
+        """Commands to GitHub Actions, for what watching found."""
+        if os.environ.get("GITHUB_ACTIONS") != "true":
+            return
+        from pytest_bncheck.reports import github
+
+        root, workspace = str(self.config.rootpath), os.environ.get("GITHUB_WORKSPACE")
+        for found in (self._watch() or {"findings": []})["findings"]:
+            file = github.in_repository(found["file"], root, workspace)
+            yield github.watch_annotation(found, file)
+
     def _write(self, session: pytest.Session, kind: str, path: Path | None) -> None:
         """Write a report file; a run that cannot has failed."""
         from pytest_bncheck.reports import wire
@@ -190,7 +220,7 @@ class Results:
         if path is None:
             return
         try:
-            document = wire.document(self.collected.checks())
+            document = wire.document(self.collected.checks(), self._watch())
             if kind == "HTML":
                 from pytest_bncheck.reports import html
 
@@ -206,14 +236,19 @@ class Results:
 
     def _append(self, path: str | None) -> None:
         """Append to the step's summary; the tests are not to blame if that fails."""
-        checks = self.collected.checks()
-        if not path or not checks:
+        if not path:
+            return
+        checks, watch = self.collected.checks(), self._watch()
+        if not (checks or watch):
             return
         from pytest_bncheck.reports import github, wire
 
         try:
             with open(path, "a", encoding="utf-8") as file:
-                file.write(github.step_summary(checks, self.collected.is_expected))
+                if checks:
+                    file.write(github.step_summary(checks, self.collected.is_expected))
+                if watch is not None:
+                    file.write(github.watch_summary(watch))
         except Exception as error:
             why = wire.reason(error)
             self.problems.append(f"the step summary {path} could not be written: {why}")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pytest_bncheck.reports import watch
 from pytest_bncheck.reports.layout import printable, remedy_lines
 from pytest_bncheck.reports.sentences import WORST_FIRST, in_short, title
 from pytest_bncheck.reports.summary import gist
@@ -40,6 +41,31 @@ def annotation(check: Mapping[str, Any], file: str, line: int) -> str | None:
     properties = {"file": file, "line": str(line), "title": heading}
     fields = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
     return f"::{level} {fields}::{_data(chr(10).join([*texts, title(check)]))}"
+
+
+def watch_annotation(found: Mapping[str, Any], file: str) -> str:
+    """The workflow command that shows what watching found; it fails no test, so it warns."""
+    properties = {
+        "file": file,
+        "line": str(found["line"]),
+        "title": f"{watch.heading(found)} (watched)",
+    }
+    fields = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
+    texts = (found["message"], watch.tests(found), found["remedy"])
+    return f"::warning {fields}::{_data(chr(10).join(texts))}"
+
+
+def watch_summary(seen: Mapping[str, Any]) -> str:
+    """What watching found as a Markdown table."""
+    head = [f"## bncheck watch: {_escape(' '.join(watch.total(seen, 1000)))}", ""]
+    if seen["findings"]:
+        head += ["| rule | line | what | tests |", "| --- | --- | --- | ---: |"]
+    rows = [
+        f"| {_escape(watch.heading(found))} | <code>{_escape(watch.place(found))}</code> "
+        f"| {_escape(found['message'])} | {found['tests']} |"
+        for found in seen["findings"]
+    ]
+    return "\n".join([*head, *rows]) + "\n\n"
 
 
 def _data(text: str) -> str:

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from pytest_bncheck.reports import plots, wire
+from pytest_bncheck.reports import watch as watched
 from pytest_bncheck.reports.layout import are_telling
 from pytest_bncheck.reports.sentences import (
     NOT_ALIGNED,
@@ -53,7 +54,11 @@ def page(document: Mapping[str, Any], is_expected: Expected = lambda check: Fals
     views = [_view(check, number) for number, check in enumerate(checks, 1)]
     for view in views:
         view["expected"] = is_expected(view)
-    return _render(views, title=_title(document["summary"]), document=document)
+    watch = document.get("watch")
+    title = _title(document["summary"])
+    if watch and not checks:
+        title = f"{plural(watch['tests'], 'test')} watched"
+    return _render(views, title=title, document=document, watch=watch)
 
 
 def write(path: Path, document: Mapping[str, Any], is_expected: Expected) -> None:
@@ -77,7 +82,10 @@ def frame(check: Mapping[str, Any]) -> str:
 
 
 def _render(
-    checks: Sequence[Mapping[str, Any]], title: str, document: Mapping[str, Any] | None
+    checks: Sequence[Mapping[str, Any]],
+    title: str,
+    document: Mapping[str, Any] | None,
+    watch: Mapping[str, Any] | None = None,
 ) -> str:
     environment = Environment(
         loader=PackageLoader("pytest_bncheck.reports"),
@@ -94,6 +102,8 @@ def _render(
         checks=checks,
         title=title,
         document=document,
+        watch=watch and {**watch, "total": " ".join(watched.total(watch, 10_000))},
+        seen=watched.tests,
         style=Markup(style),  # from the package, like the script
         script=Markup(script),
         script_hash=f"sha256-{digest}",

@@ -78,8 +78,10 @@ def _rank(run: Sequence[dict[str, Any]]) -> int:
     return min(WORST_FIRST.index(check["verdict"]) for check in run)
 
 
-def document(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The whole JSON report, schema 1."""
+def document(
+    checks: Sequence[dict[str, Any]], watch: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The whole JSON report, schema 1; with what watching found, in watch mode."""
     summary = {"checks": len(checks)} | dict.fromkeys(_COUNTS.values(), 0)
     for check in checks:
         summary[_COUNTS[check["verdict"]]] += 1
@@ -89,6 +91,7 @@ def document(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "environment": environment(),
         "summary": summary,
         "checks": list(checks),
+        **({} if watch is None else {"watch": watch}),
     }
 
 

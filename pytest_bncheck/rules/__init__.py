@@ -27,6 +27,7 @@ from pytest_bncheck.rules.bn303_eval_depends_on_batch import EvalDependsOnBatch
 from pytest_bncheck.rules.bn304_eval_mutates_state import EvalMutatesState
 from pytest_bncheck.rules.bn305_trained_in_eval_mode import TrainedInEvalMode
 from pytest_bncheck.rules.bn306_mode_sticks import ModeSticks
+from pytest_bncheck.rules.bn307_predicts_in_train_mode import PredictsInTrainMode
 from pytest_bncheck.rules.bn401_statistics_lost_in_copy import StatisticsLostInCopy
 from pytest_bncheck.rules.bn402_replicas_diverge import ReplicasDiverge
 from pytest_bncheck.rules.bn403_exported_in_train_mode import ExportedInTrainMode
@@ -57,6 +58,7 @@ ORDER: tuple[Rule, ...] = (
     OversizedEps(),
     FrozenLayerDrifts(),
     ModeSticks(),
+    PredictsInTrainMode(),
 )
 """An earlier finding explains its layers, and later rules leave them out."""
 

@@ -9,11 +9,14 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from pytest_bncheck import check
 from pytest_bncheck.report import Report
+from pytest_bncheck.reports.watch import view
+from pytest_bncheck.watch.ledger import Ledger
 
 EXAMPLES = Path(__file__).parents[2] / "fixtures" / "rules"
 REWRITE = bool(os.environ.get("BNCHECK_REWRITE"))
@@ -34,17 +37,44 @@ def load(framework: str, code: str) -> ModuleType:
 
 
 @functools.cache
+def watch(framework: str, code: str, which: str) -> dict[str, Any] | None:
+    """What watching an example finds, or None if it is no example of watch mode."""
+    module = load(framework, code)
+    if not hasattr(module, "WATCHED"):
+        return None
+    if framework == "keras":
+        skip_on_other_backends(module)
+    ledger = Ledger()
+    patches = importlib.import_module(f"pytest_bncheck.watch.{framework}.patches").Patches(
+        str(EXAMPLES)
+    )
+    patches.observer.active = True
+    try:
+        getattr(module, which)()
+        ledger.add("test_trainer.py::test_fit", [patches.observer.end_test()])
+    finally:
+        patches.remove()
+    assert not ledger.problem
+    return view(ledger.to_dict(), (), {})
+
+
+@functools.cache
 def examine(framework: str, code: str, which: str) -> Report | None:
     """The report on an example model, or None if the rule does not apply there, or not alone."""
     module = load(framework, code)
-    if hasattr(module, "NOT_APPLICABLE") or hasattr(module, "ELSEWHERE"):
+    if any(hasattr(module, name) for name in ("NOT_APPLICABLE", "ELSEWHERE", "WATCHED")):
         return None
     if framework == "keras":
-        import keras
-
-        needed = getattr(module, "BACKEND", keras.backend.backend())
-        if needed != keras.backend.backend():
-            pytest.skip(f"the example is written for {needed}")
-        keras.backend.clear_session()  # or the numbers in the layers' names go on
+        skip_on_other_backends(module)
     case = getattr(module, which)()
     return check(case.model, case.batch, **case.options)
+
+
+def skip_on_other_backends(module: ModuleType) -> None:
+    """Skip what is written for one backend of Keras only; otherwise begin anew."""
+    import keras
+
+    needed = getattr(module, "BACKEND", keras.backend.backend())
+    if needed != keras.backend.backend():
+        pytest.skip(f"the example is written for {needed}")
+    keras.backend.clear_session()  # or the numbers in the layers' names go on

@@ -11,6 +11,7 @@ import random
 import numpy as np
 
 from pytest_bncheck.adapters.base import Adapter, Mode, Pass, Sampling
+from pytest_bncheck.adapters.invented import Invented, does_not_fit
 from pytest_bncheck.types import (
     Calls,
     Dialect,
@@ -75,6 +76,13 @@ class ToyAdapter(Adapter, Sampling):
         momentum_of=lambda rate: rate,
         training_mode="model.training = True",
     )
+
+    @classmethod
+    def invent(cls, model, shapes):
+        size, features = shapes[0].sizes if shapes else (24, 4)
+        if features != len(model.mean):
+            raise does_not_fit(shapes, ValueError(f"{features} features"))
+        return Invented(toy_batch(size), shapes or (), ran=False)
 
     def __init__(self, model, batches, recipe, device):
         if device not in (None, "cpu", "auto"):

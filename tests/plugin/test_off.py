@@ -91,17 +91,21 @@ def test_start_up_is_light(project):
         import sys
         def pytest_sessionfinish():
             print("heavy:", [m for m in {HEAVY} if m in sys.modules])
+            print("unused:", [m for m in {UNUSED} if m in sys.modules])
         """
     )
     project.pytester.makepyfile("def test_it(): ...")
     args = ("-s", "-p", "no:hypothesispytest")
-    for more in ((), ("--bncheck",)):
+    for more in ((), ("--bncheck",), ("--bncheck-watch",)):
         result = project.run(*args, *more, subprocess=True)
         result.assert_outcomes(passed=1)
         result.stdout.fnmatch_lines(["*heavy: []*"])
+        assert ("unused: []" in result.stdout.str()) == ("--bncheck-watch" not in more)
 
 
 HEAVY = ("numpy", "torch", "keras", "tensorflow", "jax")
+UNUSED = ("pytest_bncheck.watch", "pytest_bncheck.plugin.watching", "pytest_bncheck.plugin.targets")
+"""Of our own, where neither watch mode nor a model without test code is asked for."""
 
 
 def test_public_names():

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_bncheck.reports.watch import lines as watched_lines
 from pytest_bncheck.rules import RULES
-from rule_examples import EXAMPLES, REWRITE, examine, load
+from rule_examples import EXAMPLES, REWRITE, examine, load, watch
 
 FRAMEWORKS = {"torch": "PyTorch", "keras": "Keras"}
 TABLE = Path(__file__).parents[2] / "docs" / "rules.md"
@@ -38,6 +39,12 @@ NEAR = 0.25
 
 @pytest.mark.parametrize("code", RULES)
 def test_bad_model_fires_its_rule_alone(code: str, framework: str) -> None:
+    watched = watch(framework, code, "bad")
+    if watched is not None:
+        (found,) = watched["findings"]
+        assert (found["code"], found["name"]) == (code, RULES[code].name)
+        assert found["severity"] == RULES[code].severity
+        return
     report = examine(framework, code, "bad")
     if report is None:
         module = load(framework, code)
@@ -60,6 +67,10 @@ def expects(repo: str, code: str) -> bool:
 
 @pytest.mark.parametrize("code", RULES)
 def test_good_model_is_silent(code: str, framework: str) -> None:
+    watched = watch(framework, code, "good")
+    if watched is not None:
+        assert not watched["findings"]
+        assert watched["minding"] == 1
     report = examine(framework, code, "good")
     if report is not None:
         assert not report.findings, str(report)
@@ -96,6 +107,8 @@ def cell(framework: str, code: str) -> str:
     elsewhere = getattr(load(framework, code), "ELSEWHERE", None)
     if elsewhere is not None:
         return f"in {elsewhere}"
+    if hasattr(load(framework, code), "WATCHED"):
+        return "in watch mode"
     bad, good = (examine(framework, code, which) for which in ("bad", "good"))
     if bad is None or good is None:
         return "not applicable"
@@ -149,6 +162,10 @@ def printed(framework: str, code: str) -> str | None:
     elsewhere = getattr(load(framework, code), "ELSEWHERE", None)
     if elsewhere is not None:
         return printed_in(EXAMPLES.parents[1] / elsewhere)
+    watched = watch(framework, code, "bad")
+    if watched is not None:
+        shown = ((rule + rest, *below) for rule, rest, below in watched_lines(watched))
+        return "\n".join(line for each in shown for line in each) + "\n"
     report = examine(framework, code, "bad")
     return None if report is None else f"{report}\n"
 

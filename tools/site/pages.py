@@ -216,7 +216,8 @@ def json_page() -> str:
         "`--bncheck-json PATH` writes one object with `schema`, `plugin`, `environment`, "
         "`summary` and `checks`, sorted by test. Each check is a `Report`, as below. Absent "
         "numbers are null, those that are not finite the strings `nan`, `inf` and `-inf`, so the "
-        "file is strict JSON.",
+        "file is strict JSON. In watch mode `watch` holds what was seen: the schema below has "
+        "its keys.",
     ]
     for name, kind in inspect.getmembers(report, dataclasses.is_dataclass):
         rows = [

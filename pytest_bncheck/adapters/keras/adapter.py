@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_bncheck.adapters.base import Mode, Rehearsing, Stateful
+from pytest_bncheck.adapters.invented import Invented, Shapes
 from pytest_bncheck.adapters.keras.core import KerasCore
+from pytest_bncheck.adapters.keras.invented import invent
 from pytest_bncheck.adapters.keras.modes import draws_for_keras
 from pytest_bncheck.adapters.keras.state import put_back, shift_seeds
 from pytest_bncheck.adapters.random_state import RandomState, seed_everything
@@ -21,6 +23,10 @@ class KerasAdapter(KerasCore, Stateful, Rehearsing):
     """A Keras model under test; see `Adapter`."""
 
     _rehearsed: tuple[int, Any] | None = None
+
+    @classmethod
+    def invent(cls, model: Any, shapes: Shapes | None) -> Invented:
+        return invent(model, shapes)
 
     def states(self) -> list[State]:
         return self._training.states()

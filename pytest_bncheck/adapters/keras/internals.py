@@ -203,6 +203,11 @@ def comes_from_logits(output: Tensor) -> bool:
     return hasattr(output, "_keras_logits")
 
 
+def optimized_variables(optimizer: Any) -> list[Variable]:
+    """The variables that an optimizer changes."""
+    return list(getattr(optimizer, "_trainable_variables", ()))
+
+
 def learning_rate(optimizer: Any) -> Any:
     """The learning rate or the schedule that an optimizer was made with."""
     return getattr(optimizer, "_learning_rate", None)
@@ -236,6 +241,19 @@ def remember_globals() -> Callable[[], None]:
             now.update(names)
 
     return back
+
+
+def mode_around() -> bool | None:
+    """The mode that the call going on hands to the layers inside; None without one."""
+    context = _get_global(_CALL_CONTEXT) if _get_global is not None else None
+    read = getattr(context, "get_value", lambda name: getattr(context, name, None))
+    training: bool | None = read("training")
+    return training
+
+
+def is_symbolic() -> bool:
+    """Whether layers are called for their shapes alone."""
+    return in_symbolic_scope is not None and bool(in_symbolic_scope())
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from pytest_bncheck.adapters.base import (
     Streaming,
     Watching,
 )
+from pytest_bncheck.adapters.invented import Invented, Shapes
 from pytest_bncheck.adapters.states import Adopted
 from pytest_bncheck.adapters.torch.batch import targets_of
 from pytest_bncheck.adapters.torch.buffers import is_among
@@ -32,6 +33,7 @@ from pytest_bncheck.adapters.torch.data import (
     sizes_of,
 )
 from pytest_bncheck.adapters.torch.dialect import DIALECT, RECALIBRATE
+from pytest_bncheck.adapters.torch.invented import invent
 from pytest_bncheck.adapters.torch.modes import asleep
 from pytest_bncheck.adapters.torch.slopes import slopes
 from pytest_bncheck.adapters.torch.streams import streams_of
@@ -55,6 +57,10 @@ class TorchAdapter(
     TorchCore, Watching, Sampling, Streaming, Replicated, Sloping, Stateful, Rehearsing
 ):
     """See `Adapter`: the required members are in `TorchCore`, the capabilities here."""
+
+    @classmethod
+    def invent(cls, model: Any, shapes: Shapes | None) -> Invented:
+        return invent(model, shapes)
 
     @property
     def idle(self) -> list[str]:

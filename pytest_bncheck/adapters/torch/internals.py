@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -108,6 +108,12 @@ def uncompiled(model: Any) -> Any:
     return getattr(model, _COMPILED, model)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a call of a module runs what `torch.compile` or its method ``compile`` made."""
+    in_place = getattr(module, "_compiled_call_impl", None) is not None
+    return in_place or uncompiled(module) is not module
+
+
 def plain_name(path: str) -> str:
     """A path in a model without what `torch.compile` puts around modules."""
     return ".".join(part for part in path.split(".") if part != _COMPILED)
@@ -133,6 +139,49 @@ def force_eager() -> AbstractContextManager[Any]:
     """Compile nothing for the time of a ``with`` block; before PyTorch 2.6 it does nothing."""
     stance = getattr(torch.compiler, "set_stance", None)
     return nullcontext() if stance is None else stance("force_eager")
+
+
+def leave_uncompiled(function: Callable[..., Any]) -> None:
+    """Let no program start at a function, as none starts at PyTorch's own modules."""
+    names = ("skip_code", "set_code_exec_strategy", "_FrameExecStrategy", "_FrameAction")
+    skip, choose, strategy, action = (find(f"torch._C._dynamo.eval_frame.{name}") for name in names)
+    if skip is not None:  # in older versions
+        skip(function.__code__)
+    elif choose is not None:
+        choose(function.__code__, strategy(action.SKIP, action.DEFAULT))
+
+
+_SET_COMPILER = find("torch._C._dynamo.eval_frame.set_eval_frame")
+
+
+def run_uncompiled(function: Callable[..., None], *args: Any) -> None:
+    """Call a function, and let no program start at whatever it calls."""
+    compiler = _SET_COMPILER(None) if _SET_COMPILER is not None else None
+    try:
+        function(*args)
+    finally:
+        if _SET_COMPILER is not None:
+            _SET_COMPILER(compiler)
+
+
+leave_uncompiled(run_uncompiled)
+
+_TRACING = find("torch._C._get_tracing_state")
+_TRANSFORMS = find("torch._C._functorch.maybe_current_level")
+_MODES = find("torch._C._len_torch_dispatch_stack")
+
+
+def runs_plainly() -> bool:
+    """Whether what is called now computes with real tensors, once, and for nobody who looks on.
+
+    Not so in a trace, under the transforms of torch.func, and in a mode such as that of fake
+    tensors.
+    """
+    return not (
+        (_TRACING is not None and _TRACING() is not None)
+        or (_TRANSFORMS is not None and _TRANSFORMS() is not None)
+        or (_MODES is not None and _MODES())
+    )
 
 
 # tensors and process-wide switches ----------------------------------------------------------------

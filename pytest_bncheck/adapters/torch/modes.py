@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-_NORMALISATIONS = (
+NORMALISATIONS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
 )  # fmt: skip
@@ -28,7 +28,7 @@ def depends_on_mode(module: nn.Module) -> bool:
 
     Layers of PyTorch are known; any other module does if its `forward` reads `training`.
     """
-    if isinstance(module, (*_NORMALISATIONS, nn.RReLU)):
+    if isinstance(module, (*NORMALISATIONS, nn.RReLU)):
         return True
     if isinstance(module, _DROPOUTS):
         return bool(module.p > 0)
