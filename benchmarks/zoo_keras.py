@@ -23,7 +23,7 @@ ZOO: dict[str, tuple[Any, int, dict[str, Any]]] = {
     "Xception": (a.Xception, 71, {}),
     "ConvNeXtTiny": (a.ConvNeXtTiny, 32, {"include_preprocessing": False}),
 }
-PLANNED = 2000
+PLANNED = 20_000
 """Updates that a real training makes: at momentum 0.99 those of the check are too few."""
 
 

@@ -233,7 +233,7 @@ def _train(adapter: Adapter, batches: int, settings: Settings, progress: Progres
             adapter.train_step(step % batches)
         if step == 0:
             _refuse_numbers(adapter)
-        enough = look and agree(adapter, _has_converged(adapter))
+        enough = look and agree(adapter, _is_enough(adapter, planned))
         if progress is not None:
             most = step + 1 if enough else steps
             progress(step + 1, most, settings.steps != "auto", lambda: adapter.losses[-1])
@@ -253,13 +253,23 @@ def _is_look(step: int) -> bool:
     return step >= AUTO_FIRST and (step - AUTO_FIRST) % AUTO_EVERY == 0
 
 
-def _has_converged(adapter: Adapter) -> bool:
-    """Whether the loss fell and the last step's own batch statistics distort no layer."""
-    losses, layers = adapter.losses, adapter.layers()
-    if not layers and isinstance(adapter, Stateful) and not adapter.states():
-        return True  # nothing runs along: further steps tell nothing of the modes
+def _is_enough(adapter: Adapter, planned: int | None) -> bool:
+    """Whether further steps would tell nothing more.
+
+    They do not where nothing runs along. Else the loss has to fall and the statistics to settle,
+    which need not settle where they are projected to the `planned` updates.
+    """
+    losses = adapter.losses
+    if not adapter.layers() and isinstance(adapter, Stateful) and not adapter.states():
+        return True
     if not predictions.achieved(losses[0], losses[-1]):
         return False
+    return planned is not None or _has_converged(adapter)
+
+
+def _has_converged(adapter: Adapter) -> bool:
+    """Whether the last step's own batch statistics distort no layer."""
+    losses, layers = adapter.losses, adapter.layers()
     steps = len(losses)
     before, after = adapter.history[-2:]
     calls = [count / steps for count in adapter.calls.training]
