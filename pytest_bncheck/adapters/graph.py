@@ -58,6 +58,7 @@ _OPEN = (
 """Classes of the standard library whose objects are nothing but what is put into them."""
 
 _EMPTY = object()
+_CACHED = type(functools.lru_cache(print))
 
 NOT_PUT_BACK: dict[str, tuple[type, ...]] = {
     "open files": (io.IOBase,),
@@ -65,6 +66,7 @@ NOT_PUT_BACK: dict[str, tuple[type, ...]] = {
     "iterators": (itertools.count, itertools.cycle, type(iter([])), type(iter(())), zip, enumerate),
     "queues": (queue.Queue, queue.SimpleQueue),
     "sockets": (socket.socket,),
+    "caches of functools": (_CACHED,),
 }
 """What cannot be put back, by the name that users read."""
 
@@ -184,6 +186,10 @@ _NAMED = 5
 
 def not_put_back(item: Any) -> str | None:
     """The kind of an object whose state cannot be read, or not be written; None for all others."""
+    if isinstance(item, _CACHED) and (
+        is_foreign(item.__module__) or _is_installed(item.__module__)
+    ):
+        return None  # its users know nothing of it
     kinds = (name for name, types_ in NOT_PUT_BACK.items() if issubclass(type(item), types_))
     return next(kinds, None)
 
