@@ -186,9 +186,7 @@ _NAMED = 5
 
 def not_put_back(item: Any) -> str | None:
     """The kind of an object whose state cannot be read, or not be written; None for all others."""
-    if isinstance(item, _CACHED) and (
-        is_foreign(item.__module__) or _is_installed(item.__module__)
-    ):
+    if isinstance(item, _CACHED) and _is_of_a_package(item.__module__):
         return None  # its users know nothing of it
     kinds = (name for name, types_ in NOT_PUT_BACK.items() if issubclass(type(item), types_))
     return next(kinds, None)
@@ -209,12 +207,16 @@ def _is_installed(module: str) -> bool:
     return "site-packages" in file or "dist-packages" in file
 
 
+def _is_of_a_package(module: str) -> bool:
+    return is_foreign(module) or _is_installed(module)
+
+
 def is_users_class(item: Any) -> bool:
     """Whether a class is the user's own, and not one of an installed package."""
     if not isinstance(item, type):
         return False
     module = item.__module__
-    return isinstance(module, str) and not is_foreign(module) and not _is_installed(module)
+    return isinstance(module, str) and not _is_of_a_package(module)
 
 
 # children -----------------------------------------------------------------------------------------
