@@ -58,6 +58,7 @@ _OPEN = (
 """Classes of the standard library whose objects are nothing but what is put into them."""
 
 _EMPTY = object()
+_CACHED = type(functools.lru_cache(print))
 
 NOT_PUT_BACK: dict[str, tuple[type, ...]] = {
     "open files": (io.IOBase,),
@@ -65,6 +66,7 @@ NOT_PUT_BACK: dict[str, tuple[type, ...]] = {
     "iterators": (itertools.count, itertools.cycle, type(iter([])), type(iter(())), zip, enumerate),
     "queues": (queue.Queue, queue.SimpleQueue),
     "sockets": (socket.socket,),
+    "caches of functools": (_CACHED,),
 }
 """What cannot be put back, by the name that users read."""
 
@@ -184,6 +186,8 @@ _NAMED = 5
 
 def not_put_back(item: Any) -> str | None:
     """The kind of an object whose state cannot be read, or not be written; None for all others."""
+    if isinstance(item, _CACHED) and _is_of_a_package(item.__module__):
+        return None  # its users know nothing of it
     kinds = (name for name, types_ in NOT_PUT_BACK.items() if issubclass(type(item), types_))
     return next(kinds, None)
 
@@ -203,12 +207,16 @@ def _is_installed(module: str) -> bool:
     return "site-packages" in file or "dist-packages" in file
 
 
+def _is_of_a_package(module: str) -> bool:
+    return is_foreign(module) or _is_installed(module)
+
+
 def is_users_class(item: Any) -> bool:
     """Whether a class is the user's own, and not one of an installed package."""
     if not isinstance(item, type):
         return False
     module = item.__module__
-    return isinstance(module, str) and not is_foreign(module) and not _is_installed(module)
+    return isinstance(module, str) and not _is_of_a_package(module)
 
 
 # children -----------------------------------------------------------------------------------------

@@ -122,6 +122,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.skip(reason=OFF))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Skip a test that a fixture marked, too, while checks are off."""
+    if not item.config.stash[SESSION].enabled and marks.is_marked(item):
+        pytest.skip(OFF)
+
+
 # while checks are on ----------------------------------------------------------------------------
 
 

@@ -156,3 +156,59 @@ def test_empty_ranks_are_none(project, monkeypatch):
     project.pytester.makepyfile(CHECKED)
     project.run("--bncheck-json=report.json")
     assert project.report()["summary"]["checks"] == 1
+
+
+LATE = """
+import pytest
+@pytest.fixture
+def late(request): request.applymarker(pytest.mark.bn_consistency(steps=3))
+def test_a(late): assert 0
+def test_b(): ...
+"""
+
+
+def test_a_mark_that_a_fixture_adds_skips_while_checks_are_off(project):
+    project.pytester.makepyfile(LATE)
+    result = project.run("--no-bncheck", "-rs")
+    result.assert_outcomes(skipped=1, passed=1)
+    result.stdout.fnmatch_lines(["bncheck: 1 test skipped; --bncheck runs them."])
+
+
+KILLED = """
+import os, signal, pytest
+from toy import ToyModel
+class Killed(ToyModel):
+    def __call__(self, x): {how}
+class TestKilled:
+    @pytest.fixture
+    def bncheck_model(self): return Killed()
+    @pytest.mark.bn_consistency(steps=3)
+    def test_killed(self): ...
+@pytest.mark.bn_consistency(steps=3, ignore="BN")
+def test_other(): ...
+"""
+
+
+@pytest.mark.parametrize(
+    "how", ["os._exit(0)", "os._exit(7)", "os.kill(os.getpid(), signal.SIGTERM)", "os.abort()"]
+)
+def test_a_worker_that_dies_in_a_check_costs_that_check_alone(project, how):
+    pytest.importorskip("xdist")
+    project.pytester.makepyfile(KILLED.format(how=how))
+    result = project.run("-n1", "--bncheck-json=report.json")
+    result.assert_outcomes(passed=1, failed=1)
+    found = {c["nodeid"].split("::")[-1]: c["verdict"] for c in project.report()["checks"]}
+    assert found == {"test_killed": "error", "test_other": "pass"}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full device")
+@pytest.mark.parametrize("kind", ["json", "html"])
+def test_a_full_disk_costs_that_report_alone(project, kind):
+    if kind == "html":
+        pytest.importorskip("matplotlib")
+    project.pytester.makepyfile(CHECKED)
+    options = f"--bncheck-{kind}=/dev/full", "--junitxml=junit.xml"
+    result = project.run(*options, subprocess=kind == "html")  # Matplotlib is loaded once a process
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*FAILURES*", "*report*could not be written: *No space left*"])
+    assert (project.path / "junit.xml").exists()

@@ -6,6 +6,7 @@ import argparse
 import collections
 import contextvars
 import dataclasses
+import functools
 import itertools
 import queue
 import random
@@ -423,6 +424,7 @@ def _unrestorable(tmp_path):
         "iterators": itertools.count(),
         "queues": queue.Queue(),
         "sockets": socket.socket(),
+        "caches of functools": functools.lru_cache(lambda key: key),
     }
 
 

@@ -20,7 +20,7 @@ X = rng.normal(size=(24, 4)).astype("f4")
 Y = (X[:, 0] > 0).astype("i4")
 
 
-@pytest.mark.parametrize("first", [0, 20])
+@pytest.mark.parametrize("first", range(0, 200, 20))
 def test_whatever_changes_in_a_random_graph_goes_back(first):
     for seed in range(first, first + 20):
         world = World(seed, KINDS)
@@ -151,3 +151,18 @@ def test_usual_arrays_are_taken(batch):
     net = _net()
     net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     assert check(net, batch, steps=1).error is None
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a module of TensorFlow")
+def test_modules_of_tensorflow_get_their_variables_back():
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.held = [tf.Variable(1.0)]
+
+    def step(model, batch):
+        module.held[0].assign(3.0)
+        return keras.ops.mean(model(batch[0], training=True))
+
+    check(_net(), (X, Y), steps=1, train_step=step)
+    assert module.held[0].numpy() == 1.0

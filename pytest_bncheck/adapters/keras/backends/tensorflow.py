@@ -18,6 +18,7 @@ class TensorFlow(Backend):
     """See `Backend`."""
 
     name = "tensorflow"
+    walked = (tf.Module,)
     compilation = "graph"
     steps_to_pay = 20
     _tracing = False
