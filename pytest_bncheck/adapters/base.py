@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_bncheck.adapters.capabilities import (
     CAPABILITIES,
@@ -33,7 +33,6 @@ from pytest_bncheck.adapters.capabilities import (
     Streaming,
     Watching,
 )
-from pytest_bncheck.adapters.invented import Invented, Shapes
 from pytest_bncheck.types import (
     Calls,
     Capability,
@@ -44,6 +43,9 @@ from pytest_bncheck.types import (
     Recipe,
     Statistics,
 )
+
+if TYPE_CHECKING:
+    from pytest_bncheck.adapters.invented import Invented, Shapes
 
 __all__ = [
     "CAPABILITIES",

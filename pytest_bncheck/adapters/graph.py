@@ -130,6 +130,7 @@ class Graph:
             run_all(reversed(self._undo))
         finally:
             self._undo.clear()
+            self._seen.clear()
 
     # what an adapter adds ---------------------------------------------------------------------
 
@@ -177,8 +178,11 @@ def run_all(undos: Iterable[Undo]) -> None:
             undo()
         except BaseException as error:
             first = first or error
-    if first is not None:
-        raise first
+    try:
+        if first is not None:
+            raise first
+    finally:
+        first = None  # else the error would hold this frame, and its frame the error
 
 
 _NAMED = 5

@@ -102,8 +102,12 @@ def run(
     except BaseException as error:
         own = users_error(error)
         if own is error:
+            del own  # else the error would hold this frame, and its frame the error
             raise
-    raise own
+    try:
+        raise own
+    finally:
+        del own
 
 
 def _run(

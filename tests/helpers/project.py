@@ -33,7 +33,7 @@ def bncheck_batch():
 # What changes the output of a run, and is set where these tests run on a CI system.
 ENVIRONMENT = (
     *("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "PY_COLORS"),
-    *("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"),
+    *("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "PYTEST_XDIST_WORKER"),
 )
 
 # Override in a test module: five updates at rate 0.01 leave most of the initial statistics.

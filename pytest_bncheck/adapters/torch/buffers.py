@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -45,7 +45,7 @@ class Buffers:
 
     def moved(self) -> list[str]:
         """Paths of the tensors that hold other values now, compared in one transfer."""
-        return [name for (name, _, _), _, _ in self._changed()]
+        return [name for (name, _, _), _, _ in _changed(self._kept)]
 
     def put_back(self) -> None:
         """Every owner gets its tensors back, with the values that they had."""
@@ -53,23 +53,26 @@ class Buffers:
 
     def put_back_moved(self) -> list[str]:
         """As `put_back`, without a write to what holds the same values; paths of what did not."""
-        changed = self._changed()
+        changed = _changed(self._kept)
         _put(changed)
         return [name for (name, _, _), _, _ in changed]
 
-    def _changed(self) -> list[Kept]:
-        if not self._kept:
-            return []
-        home = self._kept[0][2].device
-        same = torch.stack(
-            [_same(held(owner, key), values).to(home) for (_, owner, key), _, values in self._kept]
-        ).tolist()
-        return [kept for kept, equals in zip(self._kept, same, strict=True) if not equals]
+
+def _changed(kept: Sequence[Kept]) -> list[Kept]:
+    """Those of which the place holds other values now, compared in one transfer."""
+    if not kept:
+        return []
+    home = kept[0][2].device
+    same = torch.stack(
+        [_same(held(owner, key), values).to(home) for (_, owner, key), _, values in kept]
+    ).tolist()
+    return [each for each, equals in zip(kept, same, strict=True) if not equals]
 
 
-def _put(kept: Iterable[Kept]) -> None:
-    for (_, owner, key), tensor, values in kept:
+def _put(kept: Sequence[Kept]) -> None:
+    for (_, owner, key), tensor, _ in kept:
         assign(owner, key, tensor)
+    for _, tensor, values in _changed(kept):  # memory that nobody wrote to may be read-only
         overwrite(tensor.data, values)
 
 

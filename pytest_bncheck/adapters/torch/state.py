@@ -6,7 +6,7 @@ The walk of `graph.py`, from the model and the user's functions, with what PyTor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -56,6 +56,8 @@ class Snapshot(Graph):
         self.paths: dict[nn.Module, str] = {}
         self.values: dict[int, torch.Tensor] = {}
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._same: set[int] = set()
         self.walk(roots)
         hooks = [(held, members_of(held)) for held in global_hooks()]
         self._undo += [partial(refill, held, items) for held, items in hooks]
@@ -72,8 +74,10 @@ class Snapshot(Graph):
         if isinstance(item, torch.jit.ScriptModule):
             return _remember_script(item)
         if isinstance(item, torch.Tensor) and _has_numbers(item):
-            values = self.values[id(item)] = item.data.clone()
-            return _remember_tensor(item, values)
+            data = item.data
+            values = self.values[id(item)] = data.clone()
+            self._kept.append((data, values))
+            return _remember_tensor(item, data, values, self._same)
         return remember_object(item)
 
     def attributes(self, item: Any) -> list[dict[str, Any]]:
@@ -113,9 +117,11 @@ class Snapshot(Graph):
     def restore(self) -> None:
         """Put everything back. May be called once."""
         try:
+            self._same.update(_ids_of_same(self._kept))
             self.undo_all()
         finally:
             self.values.clear()
+            self._kept.clear()
 
 
 def is_walked(item: Any) -> bool:
@@ -129,7 +135,14 @@ def remember_object(item: Any) -> Undo | None:
         state = item.get_state()
         return lambda: item.set_state(state)
     if isinstance(item, torch.Tensor) and _has_numbers(item):
-        return _remember_tensor(item, item.data.clone())
+        data, values, same = item.data, item.data.clone(), set[int]()
+        undo = _remember_tensor(item, data, values, same)
+
+        def compare_and_undo() -> None:
+            same.update(_ids_of_same([(data, values)]))
+            undo()
+
+        return compare_and_undo
     return None
 
 
@@ -169,17 +182,25 @@ def _is_freed(tensor: torch.Tensor) -> bool:
         return False
 
 
-def _remember_tensor(tensor: torch.Tensor, values: torch.Tensor) -> Undo:
+def _remember_tensor(
+    tensor: torch.Tensor, data: torch.Tensor, values: torch.Tensor, same: Container[int]
+) -> Undo:
     """How to put back values, storage, gradient, flags and hooks of a tensor.
 
-    `data` is written, not the tensor itself, so that a graph the user still holds stays valid.
+    Parameters
+    ----------
+    data
+        Written in place of the tensor itself, so that a graph the user still holds stays valid.
+    same
+        Ids of the `data` that holds its values still, looked at when all is put back.
     """
-    data, wanted, version = tensor.data, tensor.requires_grad, version_of(tensor)
+    wanted, version = tensor.requires_grad, version_of(tensor)
     gradient = tensor.grad if tensor.is_leaf else None
     hooks = hooks_of(tensor)
 
     def undo() -> None:
-        overwrite(data, values)
+        if id(data) not in same:
+            overwrite(data, values)
         if _moved(tensor, data) or data.layout is not torch.strided:
             tensor.data = data
         if tensor.is_leaf:
@@ -193,17 +214,12 @@ def _remember_tensor(tensor: torch.Tensor, values: torch.Tensor) -> Undo:
 
 
 def overwrite(data: torch.Tensor, values: torch.Tensor) -> None:
-    """Write values to a tensor's memory where it holds others: some memory is read-only.
-
-    Also where `expand` made it the same for many elements.
-    """
+    """Write values to a tensor's memory, also where `expand` made it one for many elements."""
     if data.layout is torch.strided and not data.is_nested:
         if values.numel() and _is_freed(data):
             highest = sum((n - 1) * s for n, s in zip(data.shape, data.stride(), strict=True))
             needed = int(data.storage_offset() + highest + 1) * data.element_size()
             data.untyped_storage().resize_(needed)
-        elif _same_bits(data, values):
-            return
         for dim, stride in enumerate(data.stride()):
             if stride == 0:  # torch refuses to write one place several times
                 data, values = data.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
@@ -224,15 +240,27 @@ def equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _same_bits(data: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether two tensors are the same, NaN and the sign of zero included."""
-    if data.is_quantized:
-        return False
+def _ids_of_same(kept: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[int]:
+    """The ids of tensors that still hold these values, in one transfer from the device."""
+    known, flags = [], []
+    for data, values in kept:
+        plain = data.layout is torch.strided and not data.is_nested and not data.is_quantized
+        if plain and data.numel() and not _is_freed(data):
+            with suppress(RuntimeError):  # a tensor that computes nothing
+                flags.append(_same_bits(data, values))
+                known.append(data)
+    if flags:
+        told = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()
+        yield from (id(data) for data, same in zip(known, told, strict=True) if same)
+
+
+def _same_bits(data: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Whether two tensors are the same, NaN and the sign of zero included; on the device."""
     data, values = data.resolve_neg().resolve_conj(), values.resolve_neg().resolve_conj()
     if data.is_complex():
         data, values = torch.view_as_real(data), torch.view_as_real(values)
     bits = _BITS[data.element_size()]
-    return torch.equal(data.view(bits), values.view(bits))
+    return (data.view(bits) == values.view(bits)).all()
 
 
 def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:
