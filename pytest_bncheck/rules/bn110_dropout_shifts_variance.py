@@ -73,8 +73,8 @@ class DropoutShiftsVariance(Rule):
             f"{words.n_of_m(names, evidence, 'see')} another distribution in eval mode than in "
             f"training. The worst is {words.layer(names[0])}, by {shifted[names[0]]:.2f} standard "
             f"deviations (up to {least:g} is usual).",
-            cause=f"{_source(draws)} before changes what a layer sees in training, and the running "
-            "statistics keep that.",
+            cause=f"{_source(draws)} changes what a layer behind it sees in training, and the "
+            "running statistics keep that.",
             remedy=words.bullets(
                 "Move it behind the last normalisation layer, or leave it out.",
                 "Or re-estimate the statistics with it off before predicting.",
