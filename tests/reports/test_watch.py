@@ -7,6 +7,9 @@ import json
 import jsonschema
 import pytest
 
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
 from pytest_bncheck.reports import github, html, watch, wire
 from pytest_bncheck.watch.ledger import Ledger, Seen, Sighting
 from pytest_bncheck.watch.places import Place

@@ -52,7 +52,7 @@ COMPILED = """
 import sys
 import numpy as np
 import pytest
-from nets import compiled, net
+from own_nets import compiled, net
 
 model = compiled(net())
 model.fit(np.zeros((4, 4)), np.zeros(4), verbose=0)
