@@ -401,6 +401,8 @@ def test_a_batch_from_a_tokenizer_keeps_its_type() -> None:
     assert report.batch_size == 16
 
 
-def test_outputs_as_a_plain_tuple_ask_for_a_loss() -> None:
-    with pytest.raises(InputError, match=r"cannot be inferred.*override bncheck_loss"):
-        check(resnet(return_dict=False), images(), steps=1)
+def test_outputs_as_a_plain_tuple_bring_their_loss_too() -> None:
+    whole, plain = resnet(), resnet(return_dict=False)
+    plain.load_state_dict(whole.state_dict())
+    losses = [check(model, images(), steps=2).training.loss for model in (whole, plain)]
+    assert losses[0] == losses[1]
