@@ -176,6 +176,18 @@ class World:
                 _disturb(holder)
 
 
+def trial(
+    seed: int, kinds: dict[str, Kind], remembered: Callable[[Any], Callable[[], None]]
+) -> tuple[Any, Any, Any]:
+    """What a random graph holds before its changes, after them, and put back."""
+    world = World(seed, kinds)
+    before, put_back = world.read(), remembered(world.root)
+    world.change()
+    changed = world.read()
+    put_back()
+    return before, changed, world.read()
+
+
 def _identities(holder: Any) -> Any:
     if issubclass(type(holder), dict):
         return [(key, id(value)) for key, value in dict.items(holder)]
