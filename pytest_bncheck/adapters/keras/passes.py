@@ -124,11 +124,10 @@ class Passes:
         with contextlib.ExitStack() as changes:
             changes.enter_context(put_back(self._dropped, backend))
             changes.enter_context(replaced_calls(without_idle_draws(layers.recurrent, backend)))
-            if collect and mode in (Mode.BATCH_STATISTICS, Mode.TRAINING):
+            if collect and mode is not Mode.EVAL:
                 force = modes.normalising if mode is Mode.BATCH_STATISTICS else ()
-                changes.enter_context(self._counting(records, force, collect=True))
-            elif collect and mode is Mode.TRAINING_PATH:
-                changes.enter_context(self._counting(records))
+                collects = mode is not Mode.TRAINING_PATH
+                changes.enter_context(self._counting(records, force, collect=collects))
             everything = [layer for layer, _ in layers.named]
             if mode is Mode.TRAINING_PATH:
                 changes.enter_context(replaced_calls(muted(everything)))
@@ -209,9 +208,9 @@ class Passes:
     def _counting(
         self,
         records: Sequence[Record],
-        forced: Sequence[KerasLayer] = (),
+        forced: Sequence[KerasLayer],
         *,
-        collect: bool = False,
+        collect: bool,
     ) -> contextlib.AbstractContextManager[None]:
         """Count the calls of layers, which may `collect` their batch statistics, some forced to."""
         ids = {id(layer) for layer in forced}
