@@ -122,7 +122,16 @@ def test_spectral_normalisation(seed):
     dense = keras.Sequential(
         [L.Input((20,)), L.SpectralNormalization(L.Dense(WIDTH)), L.ReLU(), L.Dense(CLASSES)]
     )
-    silent(run(dense, "functional", seed))
+    report = run(dense, "functional", seed)
+    if BACKEND == "jax":
+        # A compiled step drops what a call assigns to trainable variables, and with it the
+        # normalised kernel: predict uses one that was never normalised. So does the user's `fit`.
+        assert [each.code for each in report.findings] == ["BN201"], str(report)
+        dense.compile(fast(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        dense.fit(*data("functional", seed), epochs=10, verbose=0)
+        assert np.linalg.norm(dense.layers[0].layer.kernel, 2) > 1.1
+        return
+    silent(report)
     conv = keras.Sequential(
         [
             L.Input((8, 8, 3)),
