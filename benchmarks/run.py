@@ -18,6 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RUNS = (
     ("startup.py",),
+    ("report_files.py",),
     ("cost.py",),
     ("diagnosis.py",),
     ("diagnosis.py", "--framework", "keras"),

@@ -26,6 +26,7 @@ SCRIPTS = {
     "own_norms": "designs and memories",
     "own_norms_keras": "designs and memories",
     "remedies": "all",
+    "report_files": "HTML: 20 checks",
     "scaling": "-n 2",
     "startup": "start-up",
     "targets": "0 wrong verdicts",

@@ -148,8 +148,8 @@ def _view(check: Mapping[str, Any], number: int) -> dict[str, Any]:
         "limit": limits["distortion_limit"],
         "shares": are_telling([layer["attribution"] for layer in check["layers"]]),
         "over": _over(check["layers"], limits["distortion_limit"]),
-        "figures": list(_figures(check, f"{number}")),
-        "remedy_figures": list(_remedy_figures(check, f"{number}")),
+        "figures": list(_figures(check)),
+        "remedy_figures": list(_remedy_figures(check)),
     }
 
 
@@ -250,7 +250,7 @@ def _over(layers: Sequence[Mapping[str, Any]], limit: float | None) -> list[Mapp
 # figures ----------------------------------------------------------------------------------------
 
 
-def _figures(check: Mapping[str, Any], salt: str) -> Iterator[dict[str, Any]]:
+def _figures(check: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What was measured."""
     losses, curves = check["training"]["loss"], check["curves"]
     if any(plots.drawable(loss) for loss in losses):
@@ -259,24 +259,24 @@ def _figures(check: Mapping[str, Any], salt: str) -> Iterator[dict[str, Any]]:
         yield _figure(
             "Training",
             f"Loss over {plural(len(losses), 'step')}, and then of each mode.",
-            plots.training(losses, ends, f"{salt}-training"),
+            plots.training(losses, ends),
         )
     if curves and check["predictions"]["distortion"] is not None and check["layers"]:
         limit = curves["distortion_limit"]
         yield _figure(
             "Distortion along the depth",
             _depth_caption(check["layers"], limit),
-            plots.depth([each["distortion"] for each in check["layers"]], limit, f"{salt}-depth"),
+            plots.depth([each["distortion"] for each in check["layers"]], limit),
         )
     if curves and curves["samples"]:
         yield _figure(
             "Training against eval predictions",
             _samples_caption(curves["samples"]),
-            plots.samples(curves["samples"], f"{salt}-samples"),
+            plots.samples(curves["samples"]),
         )
 
 
-def _remedy_figures(check: Mapping[str, Any], salt: str) -> Iterator[dict[str, Any]]:
+def _remedy_figures(check: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What was predicted for the remedies."""
     curves, remedies = check["curves"], check["remedies"]
     if not curves or not remedies:
@@ -291,7 +291,7 @@ def _remedy_figures(check: Mapping[str, Any], salt: str) -> Iterator[dict[str, A
             f"{plural(chosen, 'further update')} would close the gap, with the weights as they are."
             if chosen is not None
             else "No number of further updates that was tried closes the gap.",
-            plots.updates(points, limit, floor, chosen, f"{salt}-updates"),
+            plots.updates(points, limit, floor, chosen),
         )
     if curves["momentum"]:
         momentum = remedies["momentum"]
@@ -303,13 +303,12 @@ def _remedy_figures(check: Mapping[str, Any], salt: str) -> Iterator[dict[str, A
                 limit,
                 floor,
                 momentum,
-                f"{salt}-momentum",
             ),
         )
 
 
-def _figure(title: str, caption: str, svg: str) -> dict[str, Any]:
-    return {"title": title, "caption": caption, "svg": Markup(svg)}  # made of numbers only
+def _figure(title: str, caption: str, plot: plots.Plot) -> dict[str, Any]:
+    return {"title": title, "caption": caption, "plot": plot, "size": (plots.WIDTH, plots.HEIGHT)}
 
 
 def _depth_caption(layers: Sequence[Mapping[str, Any]], limit: float) -> str:

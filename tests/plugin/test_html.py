@@ -8,7 +8,6 @@ from opened import Page
 from project import BROKEN
 
 pytest.importorskip("jinja2")
-pytest.importorskip("matplotlib")
 
 # Loaded once here: pytester forgets modules that a run inside it imports first.
 import pytest_bncheck.reports.html  # noqa: F401
@@ -102,7 +101,7 @@ def test_nothing_is_imported_before_the_end(project):
         """
         import sys
         def pytest_collection_finish():
-            heavy = {"numpy", "jinja2", "matplotlib", "markupsafe"}
+            heavy = {"numpy", "jinja2", "markupsafe"}
             print("imported:", sorted(heavy & set(sys.modules)))
         """
     )

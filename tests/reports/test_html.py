@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from opened import Page, flaws
 
 pytest.importorskip("jinja2")
-pytest.importorskip("matplotlib")
 
 from pytest_bncheck.report import (
     AfterUpdates,
@@ -207,7 +206,7 @@ def test_a_page_refers_to_nothing_outside():
 def test_every_name_inside_a_page_is_unique():
     page = Page(html.page(document(FAILING, PROJECTED)))
     names = [attributes["id"] for _, attributes, _ in page.found if "id" in attributes]
-    assert len(names) == len(set(names)) > 10
+    assert names == ["check-1", "check-2"]
 
 
 def test_a_notebook_shows_the_check_in_a_frame():

@@ -7,7 +7,6 @@ import json
 import jsonschema
 import pytest
 
-pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from pytest_bncheck.reports import github, html, watch, wire
@@ -116,8 +115,6 @@ def test_github_gets_warnings_at_the_lines() -> None:
 
 
 def test_html_has_a_table() -> None:
-    pytest.importorskip("jinja2")
-    pytest.importorskip("matplotlib")
     page = html.page(wire.document([], view(seen(sighting()))))
     assert "<h1>1 test watched</h1>" in page
     assert "shop/trainer.py:7" in page

@@ -18,7 +18,7 @@ import pytest
 import pytest_bncheck
 from pytest_bncheck.reports import wire
 
-HTML = all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib"))
+HTML = importlib.util.find_spec("jinja2") is not None
 if HTML:  # once: pytester forgets modules that a run inside it imports first
     importlib.import_module("pytest_bncheck.reports.html")
 PYTEST_HTML = importlib.util.find_spec("pytest_html") is not None
