@@ -1,4 +1,4 @@
-"""The benchmarks work: each in its short form, whose times say nothing."""
+"""Benchmarks work: the quick ones in their short form, whose times say nothing."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ pytest.importorskip("keras")
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = {
-    "auto_steps": "mean over 2 nets",
-    "checkpoints": "weight of the initial value",
-    "cost": "ResNet-18",
-    "culprits": "by shares",
-    "diagnosis": "training steps",
-    "fuzz": "nets",
     "graphs": "20 graphs of torch: 0 differ",
-    "keras_cost": "2 steps",
-    "memory": "copies more",
     "own_norms": "designs and memories",
     "own_norms_keras": "designs and memories",
-    "remedies": "all",
     "report_files": "HTML: 20 checks",
-    "scaling": "-n 2",
     "startup": "start-up",
     "targets": "0 wrong verdicts",
-    "three_images": "20 epochs at momentum",
-    "zoo": "2 architectures",
 }
-
+WEEKLY = {
+    "auto_steps",
+    "checkpoints",
+    "cost",
+    "culprits",
+    "diagnosis",
+    "fuzz",
+    "keras_cost",
+    "memory",
+    "remedies",
+    "scaling",
+    "three_images",
+    "zoo",
+}
+"""By `benchmarks/run.py --smoke`, which takes minutes."""
 
 PARTS = {"run", "pairs", "own_norms_table"}
 NETS = {"nets_torch", "nets_keras", "zoo_torch", "zoo_keras", "target_nets"}
@@ -41,8 +43,10 @@ LONG = {"keras_story"}  # fits a ResNet-50 as its user does, which compiles for 
 
 
 def test_every_benchmark_is_run() -> None:
-    others = PARTS | NETS | LONG | {"gpu"}  # see test_gpu.py
+    others = PARTS | NETS | LONG | WEEKLY | {"gpu"}  # see test_gpu.py
     assert {path.stem for path in FOLDER.glob("*.py")} == {*SCRIPTS} | others
+    runs = (FOLDER / "run.py").read_text()
+    assert all(f'("{name}.py",)' in runs for name in {*SCRIPTS} | WEEKLY | LONG)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -77,7 +77,17 @@ def quick_start(wheel: Path, folder: Path) -> None:
     project.mkdir()
     python = environment / "bin" / "python"
     constraints = ROOT / "constraints.txt"
-    run(python, "-m", "pip", "install", "--quiet", "-c", constraints, f"{wheel}[torch]")
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "-c",
+        constraints,
+        f"{wheel}[torch]",
+    )
     section = README.read_text(encoding="utf-8").partition("\n## Quick start\n")[2]
     section = section.partition("\n## ")[0]
     ran = 0
