@@ -193,19 +193,25 @@ def _measured(adapter: Adapter, batches: int, settings: Settings) -> tuple[Panel
 def _is_unripe(adapter: Adapter, panel: Panel, measured: Judgement) -> bool:
     """Whether an automatic training ended early, and eval mode decides otherwise than it could.
 
-    Small distortions, and state of which only a pass knows, can still matter then.
+    Small distortions, and state of which only a pass knows, can still matter then. Where more
+    updates are planned than are made, what clearly fails is projected to fail; what is mild, as the
+    floor of few values, changes while the loss still falls.
     """
     settings, training = measured.settings, measured.training
-    if settings.steps != "auto" or settings.planned_updates is not None or training.replicas:
+    planned = settings.planned_updates
+    last = AUTO_LAST if planned is None else min(AUTO_LAST, planned)
+    if settings.steps != "auto" or training.replicas:
         return False
-    if not AUTO_FIRST <= training.steps < AUTO_LAST or training.ended or measured.inconclusive:
+    if not AUTO_FIRST <= training.steps < last or training.ended or measured.inconclusive:
         return False
     if not measured.layers or measured.passes.is_random or not measured.looks_off:
         return False
     settled = panel.predict_with(measured.passes.noisy_batch)
     compared = measured.passes.compared(settled)
-    verdict = dataclasses.replace(measured, compared=compared).conclusive_verdict
-    return verdict in ("broken", "degraded")
+    judged = dataclasses.replace(measured, compared=compared)
+    if planned is None:
+        return judged.conclusive_verdict in ("broken", "degraded")
+    return judged.conclusive_verdict != "broken" and judged.fails(judged.judged)
 
 
 def _resume(adapter: Adapter) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from pytest_bncheck import check
 from random_cases import (
     BY_HAND,
     FAULTS,
@@ -53,3 +54,12 @@ def _is_the_truth(seed: int) -> None:
     case = draw(seed)
     outcome = judge(case)
     assert not outcome.wrong, f"seed {seed}, {case.plan}: {outcome.wrong}\n{outcome.text}"
+
+
+def test_a_mild_finding_at_the_first_look_is_looked_at_again() -> None:
+    """At 20 steps converged statistics keep 89 % of what training gained, and more later."""
+    builder = Builder(400_001)
+    model, batch = builder.net(builder.blocks()), builder.batch()
+    report = check(model, batch, planned_updates=5000)
+    assert report.verdict == "pass", str(report)
+    assert 20 < report.steps < 60
