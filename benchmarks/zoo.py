@@ -1,6 +1,6 @@
 """Healthy architectures at their defaults: does the check stay silent?
 
-    python benchmarks/zoo.py [--framework torch|keras] [--only TEXT] [--smoke]
+    python benchmarks/zoo.py [--of torch|keras|transformers] [--only TEXT] [--pixels N] [--smoke]
 
 Each learns four noisy pictures in `steps="auto"`, with the default optimizer; PyTorch's at 32 and
 at 64 pixels, in batches of 16 and of 8. The applications of Keras, whose default momentum of 0.99
@@ -20,21 +20,26 @@ from typing import Any
 from pytest_bncheck import check
 
 MOST_WARNINGS = 0.05
-FORMS = {"torch": ((32, 16), (64, 8)), "keras": ((32, 8),)}
+FORMS = {
+    "torch": ((32, 16), (64, 8)),
+    "keras": ((32, 8),),
+    "transformers": ((32, 16), (64, 8)),
+}
 """Pixels and samples."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--framework", choices=FORMS, default="torch")
+    parser.add_argument("--of", choices=FORMS, default="torch")
     parser.add_argument("--only", default="", help="architectures with this in their name")
+    parser.add_argument("--pixels", type=int, help="these alone, in batches of 8")
     parser.add_argument("--smoke", action="store_true", help="two small ones: does it work?")
     options = parser.parse_args()
-    zoo = importlib.import_module(f"zoo_{options.framework}")
+    zoo = importlib.import_module(f"zoo_{options.of}")
     names = [name for name in zoo.ZOO if options.only in name]
-    forms = FORMS[options.framework]
+    forms = ((options.pixels, 8),) if options.pixels else FORMS[options.of]
     if options.smoke:
-        names, forms = names[-2:] if options.framework == "torch" else names[:1], forms[:1]
+        names, forms = names[-2:] if options.of == "torch" else names[:1], forms[:1]
     tried = errors = warned = 0
     for name in names:
         for size, samples in forms:

@@ -38,7 +38,7 @@ WEEKLY = {
 """By `benchmarks/run.py --smoke`, which takes minutes."""
 
 PARTS = {"run", "pairs", "own_norms_table"}
-NETS = {"nets_torch", "nets_keras", "zoo_torch", "zoo_keras", "target_nets"}
+NETS = {"nets_torch", "nets_keras", "zoo_torch", "zoo_keras", "zoo_transformers", "target_nets"}
 LONG = {"keras_story"}  # fits a ResNet-50 as its user does, which compiles for minutes
 
 
