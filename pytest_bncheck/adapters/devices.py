@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
-from typing import Any
 
+from pytest_bncheck.adapters import accelerators
 from pytest_bncheck.types import InputError
 
 
 def pick(wish: str, devices: Sequence[str]) -> str:
     """The device that a user asks for: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``auto``.
 
-    ``cuda`` and ``auto`` spread the workers of pytest-xdist over all GPUs.
+    A kind of accelerator without a number, and ``auto``, which is the first kind, spread the
+    workers of pytest-xdist over all devices of that kind.
 
     Parameters
     ----------
     wish
-        A device; ``gpu`` and ``cuda`` mean the same.
+        A device; ``gpu``, ``cuda`` and ``rocm`` mean the same.
     devices
         The devices that the framework has, ``cpu`` among them, as the framework names them.
 
@@ -27,42 +27,43 @@ def pick(wish: str, devices: Sequence[str]) -> str:
     InputError
         If the machine has no such device.
     """
-    spread = [name for name in devices if _kind(name) == "gpu"]
     name = wish.lower().removeprefix("/").removeprefix("device:")
     if name == "auto":
-        name = "cuda" if spread else devices[-1]
-    if name in ("cuda", "gpu") and spread:
+        name = next(filter(_is_accelerator, map(_kind, devices)), "cpu")
+    alike = [] if ":" in name else [each for each in devices if _kind(each) == _kind(name)]
+    if alike and _is_accelerator(name):
         worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-        name = spread[(int(worker) if worker.isdigit() else 0) % len(spread)]
+        return alike[(int(worker) if worker.isdigit() else 0) % len(alike)]
     for device in devices:
         if _plain(device) == _plain(name):
             return device
     raise InputError(f"device: {wish!r} is not there; this machine has {', '.join(devices)}")
 
 
-def torch_devices() -> list[str]:
-    """The devices that PyTorch has."""
-    torch: Any = sys.modules["torch"]
-    found = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-    return [*found, "mps"] if torch.backends.mps.is_available() else found
+def torch_devices(wish: str = "") -> list[str]:
+    """The devices that PyTorch has; `wish` may name one of a kind that it lists nowhere."""
+    return ["cpu", *accelerators.devices(wish.lower())]
 
 
 def _plain(name: str) -> str:
     """One name per device: ``gpu:1`` for ``cuda:1``, ``cpu:0`` for ``cpu``."""
-    kind, _, index = name.partition(":")
-    return f"{_kind(kind)}:{index or 0}"
+    return f"{_kind(name)}:{name.partition(':')[2] or 0}"
 
 
 def _kind(name: str) -> str:
     kind = name.partition(":")[0]
-    return "gpu" if kind == "cuda" else kind
+    return "gpu" if kind in ("cuda", "rocm") else kind
+
+
+def _is_accelerator(kind: str) -> bool:
+    return kind != "cpu"
 
 
 def rounding(dtype: str | None, device: str) -> float:
     """Largest relative difference of predictions that another batch size alone makes.
 
     With room to spare: it is about 1e-6 to 1e-5 in float32 on a CPU; TF32 on a GPU keeps three
-    digits.
+    digits, and other accelerators are taken to do so too.
 
     Parameters
     ----------

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from pytest_bncheck.adapters import accelerators
+
 
 class RandomState:
     """The state of every global random generator at one moment."""
@@ -93,21 +95,18 @@ def _comparable(state: Any) -> Any:
 
 
 def _read_torch(torch: Any) -> list[Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return [torch.get_rng_state(), *cuda]
+    return [torch.get_rng_state(), accelerators.random_state()]
 
 
 def _write_torch(torch: Any, states: list[Any]) -> None:
     torch.set_rng_state(states[0])
-    if states[1:]:
-        torch.cuda.set_rng_state_all(states[1:])
+    accelerators.set_random_state(states[1])
 
 
 def _seed_torch(torch: Any, seed: int) -> None:
     # Not torch.manual_seed: it would leave a seed behind for a CUDA that is initialised later.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
+    accelerators.seed(seed)
 
 
 def _read_keras(global_state: Any) -> list[Any]:

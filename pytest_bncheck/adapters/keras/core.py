@@ -81,7 +81,7 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self.backend = backend.name
         self._subject = Subject(model, recipe, backend)
         home = backend.device_of(model.variables)
-        self.device = home if device is None else pick(device, backend.devices())
+        self.device = home if device is None else pick(device, backend.devices(device))
         self._device = None if self.device == home else self.device
         with self._on_device():
             self._batches = [Batch(batch, recipe, model) for batch in batches]

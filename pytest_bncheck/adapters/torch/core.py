@@ -79,7 +79,7 @@ class TorchCore(Adapter):
         self.recipe = recipe
         refuse_model(model)
         require_internals()
-        self._to = None if device is None else torch.device(pick(device, torch_devices()))
+        self._to = None if device is None else torch.device(pick(device, torch_devices(device)))
         home = self._to or next((t.device for t in _tensors(model)), torch.device("cpu"))
         self.device = str(home)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
@@ -217,7 +217,8 @@ class TorchCore(Adapter):
         return loss.detach() if isinstance(loss, Tensor) else loss
 
     def fetched(self, losses: Sequence[Any]) -> list[float]:
-        tensors = [torch.as_tensor(each, dtype=_exact(each)).reshape(()) for each in losses]
+        tensors = [each if isinstance(each, Tensor) else _number(each) for each in losses]
+        tensors = [tensor.reshape(()) for tensor in tensors]
         return [float(value) for value in on_host(tensors)]
 
     @property
@@ -404,9 +405,9 @@ class TorchCore(Adapter):
         }
 
 
-def _exact(loss: Any) -> torch.dtype | None:
-    """The type that keeps a loss as it is."""
-    return None if isinstance(loss, Tensor) else torch.float64
+def _number(loss: Any) -> Tensor:
+    """A loss that is no tensor, as it is."""
+    return torch.as_tensor(loss, dtype=torch.float64, device="cpu")
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

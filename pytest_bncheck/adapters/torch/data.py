@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pytest_bncheck.adapters.accelerators import has_float64
 from pytest_bncheck.adapters.arrays import from_numbers, is_numbers, native, refuse_depth
 from pytest_bncheck.adapters.batches import axis_of_samples, like, name_of_output, remix
 from pytest_bncheck.adapters.hints import kind
@@ -71,10 +72,12 @@ def _with_numbers(batch: Any, device: torch.device, dtype: torch.dtype | None) -
 def _tensor(array: np.ndarray[Any, Any], device: torch.device, dtype: torch.dtype | None) -> Tensor:
     if array.dtype.kind == "V":  # bfloat16 and its like, of another package
         array = array.astype(np.float32)
-    tensor = torch.tensor(array, device=device)
+    tensor = torch.tensor(array, device="cpu")
     if tensor.is_floating_point():
-        return tensor.to(dtype or torch.get_default_dtype())
-    return tensor if array.dtype.kind == "b" else tensor.long()
+        wanted = dtype or torch.get_default_dtype()
+    else:
+        wanted = torch.bool if array.dtype.kind == "b" else torch.long
+    return tensor.to(wanted).to(device)  # in this order: the device may lack the array's type
 
 
 def _usable(tensor: Tensor, path: str) -> Tensor:
@@ -153,17 +156,40 @@ def float_outputs(outputs: Any, sizes: Sequence[int]) -> dict[str, Array]:
 
 def on_host(tensors: Sequence[Tensor]) -> list[Array]:
     """Copies in float64, in one transfer for all tensors of a type on a device."""
-    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for k, tensor in enumerate(tensors):
-        alike.setdefault((tensor.device, tensor.dtype), []).append(k)
     found: dict[int, Array] = {}
-    for members in alike.values():
+    for members in _alike(tensors):
         flat = torch.cat([tensors[k].detach().reshape(-1) for k in members])
         host = flat.cpu().double().numpy()
         ends = np.cumsum([tensors[k].numel() for k in members])[:-1]
         for k, values in zip(members, np.split(host, ends), strict=True):
             found[k] = values.reshape(tensors[k].shape)
     return [found[k] for k in range(len(tensors))]
+
+
+def _alike(tensors: Sequence[Tensor]) -> Iterable[list[int]]:
+    """The places of tensors, those of one type on one device together."""
+    found: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for k, tensor in enumerate(tensors):
+        found.setdefault((tensor.device, tensor.dtype), []).append(k)
+    return found.values()
+
+
+def on_device(array: Array, like: Tensor) -> Tensor:
+    """An array as a tensor of the type and on the device of another.
+
+    In this order: the device may lack the array's type.
+    """
+    return torch.as_tensor(array, device="cpu").to(like.dtype).to(like.device)
+
+
+def fill(tensors: Sequence[Tensor], arrays: Sequence[Array]) -> None:
+    """Write arrays to tensors, in one transfer for all tensors of a type on a device."""
+    for members in _alike(tensors):
+        flat = np.concatenate([np.asarray(arrays[k], np.float64).reshape(-1) for k in members])
+        moved = on_device(flat, tensors[members[0]])
+        parts = torch.split_with_sizes(moved, [tensors[k].numel() for k in members])
+        for k, part in zip(members, parts, strict=True):
+            tensors[k].data.copy_(part.reshape(tensors[k].shape))
 
 
 def by_sample(outputs: Any, sizes: Sequence[int]) -> dict[str, Tensor]:
@@ -228,6 +254,11 @@ def dense(tensor: Tensor) -> Tensor:
     """A tensor with all its numbers, also those that a sparse one does not hold."""
     strided: Tensor = tensor if tensor.layout is torch.strided else tensor.to_dense()
     return strided
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The type that a device counts in: double precision where it has that."""
+    return torch.float64 if has_float64(device.type) else torch.float32
 
 
 def dtype_name(dtype: torch.dtype | None) -> str:

@@ -109,11 +109,12 @@ def _noise(model: nn.Module, shape: Shape) -> Tensor:
     if shape.is_float:
         # A model in double precision takes no other input, and nobody should have to say so.
         own = dtype if parameter is None or shape.dtype != "float32" else parameter.dtype
-        noise = torch.randn(shape.sizes) + torch.from_numpy(offsets(shape.sizes)).float()
+        noise = torch.randn(shape.sizes, device="cpu")
+        noise += torch.from_numpy(offsets(shape.sizes)).float()
         return noise.to(device, own if own.is_floating_point else dtype)
     rows = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
     high = 2 if shape.dtype == "bool" else min(rows[0] if rows else CODES, CODES)
-    return torch.randint(0, high, shape.sizes).to(device, dtype)
+    return torch.randint(0, high, shape.sizes, device="cpu").to(device, dtype)
 
 
 # targets ------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pytest_bncheck.adapters.torch.buffers import Buffers, Place, held, places
 from pytest_bncheck.adapters.torch.calls import CallCounter
-from pytest_bncheck.adapters.torch.data import Raw, dtype_name, on_host
+from pytest_bncheck.adapters.torch.data import Raw, dtype_name, fill, on_host
 from pytest_bncheck.adapters.torch.internals import plain_name
 from pytest_bncheck.adapters.torch.rates import Rates, is_own
 from pytest_bncheck.maths.running import bessel
@@ -105,10 +105,13 @@ class Layers:
 
     def write(self, statistics: Statistics, exact: bool) -> None:
         """Store statistics; with `exact` the biased variances as they are."""
-        for k, (name, module) in enumerate(self.modules.items()):
-            factor = 1.0 if exact else self._factor(name)
-            _fill(module.running_mean, statistics.mean[k])
-            _fill(module.running_var, statistics.var[k] * factor)
+        modules = self.modules.values()
+        factors = [1.0 if exact else self._factor(name) for name in self.modules]
+        variances = [var * by for var, by in zip(statistics.var, factors, strict=True)]
+        fill(
+            [*(m.running_mean for m in modules), *(m.running_var for m in modules)],
+            [*statistics.mean, *variances],
+        )
 
     def _factor(self, name: str) -> float:
         """What turns the biased variance into the one that a layer stores."""
@@ -259,8 +262,3 @@ def _updated(module: nn.Module) -> list[str]:
 def _has_statistics(module: nn.Module) -> bool:
     mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     return isinstance(mean, Tensor) and isinstance(var, Tensor)
-
-
-def _fill(buffer: Tensor, values: Any) -> None:
-    converted = torch.as_tensor(values).to(buffer.dtype).reshape(buffer.shape)
-    buffer.data.copy_(converted)

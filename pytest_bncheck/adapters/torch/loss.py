@@ -13,7 +13,7 @@ from torch.nn import functional
 from pytest_bncheck.adapters.hints import kind as in_words
 from pytest_bncheck.adapters.refusals import no_such_label
 from pytest_bncheck.adapters.targets import is_binary, is_one_hot, wrong_label
-from pytest_bncheck.adapters.torch.data import dtype_name, leaves
+from pytest_bncheck.adapters.torch.data import dtype_name, leaves, widest
 from pytest_bncheck.adapters.torch.hints import hints
 from pytest_bncheck.adapters.torch.internals import last_operation
 from pytest_bncheck.maths.predictions import achieved
@@ -251,7 +251,7 @@ def accuracy(outputs: Any, targets: Any, kind: str | None) -> float | None:
         right = (output > threshold) == (targets.reshape(output.shape) > 0.5)
     else:
         return None
-    return right.double().mean().item() if right.numel() else None
+    return right.sum().item() / right.numel() if right.numel() else None
 
 
 def classes(output: Tensor, targets: Tensor) -> bool:
@@ -317,7 +317,8 @@ def _are_trained_logits(output: Tensor, targets: Tensor) -> bool:
     if not is_binary(targets) or not output.is_floating_point():
         return False
     with torch.no_grad():
-        output, targets = output.detach().double(), targets.double()
+        wide = widest(output.device)
+        output, targets = output.detach().to(wide), targets.to(wide)
         rate = targets.mean(dim=0, keepdim=True).expand_as(targets)
         if functional.mse_loss(output, targets) <= functional.mse_loss(rate, targets):
             return False

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bncheck.adapters.random_state import RandomState
-from pytest_bncheck.adapters.torch.data import Raw
+from pytest_bncheck.adapters.torch.data import Raw, widest
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch
 from pytest_bncheck.adapters.torch.states import States
@@ -103,7 +103,8 @@ class Rehearsals:
 
 def sum_of_squares(one: Raw, other: Raw, sizes: list[int]) -> Tensor:
     """Of the differences between two sets of statistics, for each layer."""
-    squares = [(a.double() - b.double()) ** 2 for a, b in zip(one, other, strict=True)]
+    wide = widest(one[0].device)
+    squares = [(a.to(wide) - b.to(wide)) ** 2 for a, b in zip(one, other, strict=True)]
     return torch.stack(
         [part.sum() for part in torch.split_with_sizes(squares[0] + squares[1], sizes)]
     )

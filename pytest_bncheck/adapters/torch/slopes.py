@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pytest_bncheck.adapters.torch.data import on_host
+from pytest_bncheck.adapters.torch.data import on_device, on_host
 from pytest_bncheck.adapters.torch.internals import parameters_by_name
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def slopes(
     with _affine(modules) as leaves, torch.enable_grad():
         outputs = forward()
         along = [
-            (outputs[path] * torch.as_tensor(value).to(outputs[path])).sum()
+            (outputs[path] * on_device(value, outputs[path])).sum()
             for path, value in direction.items()
         ]
         aim = torch.stack(along).sum()

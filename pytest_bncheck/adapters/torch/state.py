@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_bncheck.adapters.accelerators import kinds
 from pytest_bncheck.adapters.containers import members_of, refill
 from pytest_bncheck.adapters.graph import Graph, Undo, is_open
 from pytest_bncheck.adapters.torch.internals import (
@@ -272,6 +273,15 @@ def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and tensor.data_ptr() != data.data_ptr()
 
 
+def _autocast() -> dict[str, tuple[bool, torch.dtype]]:
+    """Whether each kind of device is under autocast, and its type there."""
+    found = {}
+    for kind in ("cpu", *kinds()):
+        with suppress(RuntimeError):  # a device without autocast
+            found[kind] = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return found
+
+
 def global_flags() -> Callable[[], None]:
     """Remember the process-wide switches of PyTorch that a user's code can leave changed."""
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
@@ -281,10 +291,7 @@ def global_flags() -> Callable[[], None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn
     switches = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
-    autocast = {
-        kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-        for kind in ("cpu", "cuda")
-    }
+    autocast = _autocast()
     fill: Any = torch.utils.deterministic
     cache = torch.is_autocast_cache_enabled()
     filled, always = fill.fill_uninitialized_memory, torch.is_warn_always_enabled()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from pytest_bncheck.adapters.torch.buffers import (
     parameter_places,
     places,
 )
-from pytest_bncheck.adapters.torch.data import dense, dtype_name, on_host
+from pytest_bncheck.adapters.torch.data import dense, dtype_name, fill, on_host
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch
 from pytest_bncheck.adapters.torch.state import equal, is_readable, overwrite
@@ -196,11 +195,9 @@ class States:
 
     def write(self, values: Mapping[str, Array]) -> None:
         """Set some states."""
-        for name, owner, key in self._places:
-            if name in values:
-                tensor = held(owner, key)
-                converted = torch.as_tensor(np.asarray(values[name])).to(tensor.dtype)
-                tensor.data.copy_(converted.reshape(tensor.shape))
+        wanted = [place for place in self._places if place[0] in values]
+        tensors = [held(owner, key) for _, owner, key in wanted]
+        fill(tensors, [values[name] for name, _, _ in wanted])
 
     def run(
         self,

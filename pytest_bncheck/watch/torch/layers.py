@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pytest_bncheck.adapters.torch.data import widest
 from pytest_bncheck.adapters.torch.internals import runs_plainly
 from pytest_bncheck.adapters.torch.modes import NORMALISATIONS, depends_on_mode
 
@@ -90,7 +91,7 @@ def fingerprint(layer: Any) -> Fingerprint | None:
     mean, var = layer.running_mean, layer.running_var
     if not var.numel() or var.is_meta or not runs_plainly() or is_captured(var):
         return None
-    wide = torch.float64 if var.device.type != "mps" else torch.float32
+    wide = widest(var.device)
     sums = torch.stack([mean.sum(dtype=wide), var.sum(dtype=wide), var.min().to(wide)])
     first, second, least = sums.tolist()
     return Fingerprint(first, second, least, var.numel())
@@ -98,7 +99,9 @@ def fingerprint(layer: Any) -> Fingerprint | None:
 
 def is_captured(tensor: Tensor) -> bool:
     """Whether the device records what it is asked to do, for a graph, and cannot be asked."""
-    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    module = getattr(torch, tensor.device.type, None)
+    capturing = getattr(module, "is_current_stream_capturing", None)
+    return capturing is not None and bool(capturing())
 
 
 @torch.no_grad()

@@ -136,8 +136,8 @@ class Backend(ABC):
     # devices ----------------------------------------------------------------------------------
 
     @abstractmethod
-    def devices(self) -> list[str]:
-        """The devices of this machine: ``["cpu", "gpu:0"]``."""
+    def devices(self, wish: str = "") -> list[str]:
+        """The devices of this machine: ``["cpu", "gpu:0"]``; `wish` is the name asked for."""
 
     @abstractmethod
     def device_of(self, variables: Sequence[Variable]) -> str:

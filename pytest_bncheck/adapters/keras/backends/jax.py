@@ -42,7 +42,7 @@ class Jax(Backend):
     steps_to_pay = 1
     drops_trainable = True
 
-    def devices(self) -> list[str]:
+    def devices(self, wish: str = "") -> list[str]:
         return list(_devices())
 
     def device_of(self, variables: Sequence[Variable]) -> str:

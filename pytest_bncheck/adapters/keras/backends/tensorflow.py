@@ -23,7 +23,7 @@ class TensorFlow(Backend):
     steps_to_pay = 20
     _tracing = False
 
-    def devices(self) -> list[str]:
+    def devices(self, wish: str = "") -> list[str]:
         return [self._short(device.name) for device in tf.config.list_logical_devices()]
 
     def device_of(self, variables: Sequence[Variable]) -> str:

@@ -34,8 +34,8 @@ class Torch(Backend):
     def __init__(self) -> None:
         self._generators: dict[int, Any] = {}
 
-    def devices(self) -> list[str]:
-        return torch_devices()
+    def devices(self, wish: str = "") -> list[str]:
+        return torch_devices(wish)
 
     def device_of(self, variables: Sequence[Variable]) -> str:
         return str(variables[0].value.device) if variables else internals.default_device()
