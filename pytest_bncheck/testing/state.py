@@ -67,7 +67,8 @@ def _array(thing: Any) -> Any:
         try:
             array = np.array(thing)
         except Exception:  # on a GPU, with a gradient, or of a type that numpy does not have
-            array = np.array(thing.detach().tolist())
+            host = thing.detach().cpu()
+            array = np.array(host.tolist()) if host.dtype.itemsize < 4 else host.numpy().copy()
         return None if array.dtype == object else array
     return None
 

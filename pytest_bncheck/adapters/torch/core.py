@@ -39,6 +39,7 @@ from pytest_bncheck.adapters.torch.loss import Criterion
 from pytest_bncheck.adapters.torch.modes import Watch, depends_on_mode, is_library_leaf
 from pytest_bncheck.adapters.torch.own_loss import OwnLoss
 from pytest_bncheck.adapters.torch.passes import Passes
+from pytest_bncheck.adapters.torch.placement import move
 from pytest_bncheck.adapters.torch.record import Record
 from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, refuse_synchronised
 from pytest_bncheck.adapters.torch.rehearsal import Rehearsals
@@ -80,7 +81,8 @@ class TorchCore(Adapter):
         refuse_model(model)
         require_internals()
         self._to = None if device is None else torch.device(pick(device, torch_devices(device)))
-        home = self._to or next((t.device for t in _tensors(model)), torch.device("cpu"))
+        self._home = next((t.device for t in _tensors(model)), torch.device("cpu"))
+        home = self._to or self._home
         self.device = str(home)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         self._layers = Layers(model)
@@ -117,7 +119,7 @@ class TorchCore(Adapter):
         self._snapshot = Snapshot(self.model, *vars(self.recipe).values(), self._batches)
         self._snapshot.name_what_is_left()
         if self._to is not None:
-            self.model.to(self._to)
+            self._cleanup.callback(move(self.model, self._to))
         lightning.attach(self.model)
         self._layers = Layers(self.model)
         if not self._layers.are_reset_by_update_bn:
@@ -155,7 +157,7 @@ class TorchCore(Adapter):
             module.training = False
         try:
             with torch.no_grad(), as_written():
-                self._make_passes({}).forward(self._batches[0])
+                self._make_passes({}).forward(to_tensors(self._batches[0], self._home, None))
         finally:
             for module, training in modes.items():
                 module.training = training

@@ -206,6 +206,16 @@ def set_version(tensor: Tensor, version: int | None) -> None:
         tell(tensor, version)
 
 
+def swap_memory(one: Tensor, other: Tensor) -> None:
+    """Let two tensors exchange what they hold, and remain the same objects.
+
+    `torch.utils.swap_tensors` would refuse where a graph holds one of them, or make that graph
+    refuse its backward pass; a graph refers to what is exchanged, and not to the objects.
+    """
+    swap = find("torch._C._swap_tensor_impl") or torch.utils.swap_tensors
+    swap(one, other)
+
+
 def default_device() -> torch.device | None:
     """The device that was set as the default, or None if none was.
 
