@@ -22,16 +22,32 @@ import pytest_bncheck.experiment.engine
 import pytest_bncheck.plugin
 import pytest_bncheck.plugin.watching
 import pytest_bncheck.reports.terminal  # noqa: F401
+import second_device
 from project import ENVIRONMENT, Project
 
 HERE = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure() -> None:
+    if second_device.DEVICE:
+        second_device.prepare()
+
+
+@pytest.fixture(autouse=True)
+def _second_device(monkeypatch):
+    if second_device.DEVICE:
+        second_device.becomes_the_default(monkeypatch)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests of Keras, which tox runs on every backend.
 
-    They are in a folder of that name, or say it in theirs, or have it as their framework.
+    They are in a folder of that name, or say it in theirs, or have it as their framework. Of a run
+    on another device, only the tests that are marked for it remain.
     """
+    others = [item for item in items if not second_device.runs(item.get_closest_marker("device"))]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
     for item in items:
         case = item.callspec.params if hasattr(item, "callspec") else {}
         name = getattr(item, "originalname", item.name)

@@ -46,6 +46,7 @@ from clauses import (
 from pytest_bncheck import InputError, check
 from random_cases import LOSSES, train
 from random_nets import Builder
+from second_device import DEVICE, generator_on
 from torch_clauses import SWITCHES, switches_kept
 
 STEPS = 4
@@ -156,11 +157,16 @@ MODEL = {
 }
 
 CLAUSES = {**MODEL, **REACHED, **PROCESS, **SWITCHES}
-CUDA = {
+ON_DEVICE = {
     **CLAUSES,
-    "random state of CUDA": Clause(
-        lambda _: [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()],
-        lambda _: torch.cuda.manual_seed_all(5),
+    "random state of the device": Clause(
+        lambda world: (
+            torch.get_device_module(world.first.device)
+            .get_rng_state(world.first.device)
+            .numpy()
+            .tobytes()
+        ),
+        lambda world: torch.get_device_module(world.first.device).manual_seed_all(5),
     ),
 }
 
@@ -196,7 +202,7 @@ class Noise(nn.Module):
 def world(momentum: float = 0.4, device: str = "cpu") -> World:
     """A net that was trained before, with a layer in eval mode, hooks, and gradients to come."""
     torch.manual_seed(0)
-    generator = torch.Generator(device)
+    generator = generator_on(device)
     model = nn.Sequential(
         nn.Linear(6, 8),
         nn.BatchNorm1d(8, momentum=momentum),
@@ -249,10 +255,10 @@ def test_left_as_found(ending):
     assert changed(*before_and_after(CLAUSES, ending)) == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_left_as_found_on_a_gpu():
-    found = {name: changed(*before_and_after(CUDA, name, "cuda")) for name in ENDINGS}
-    assert not any(found.values()), found
+@pytest.mark.device("only")
+@pytest.mark.parametrize("ending", ["exception in forward at a step", "exception after training"])
+def test_left_as_found_on_a_device(ending):
+    assert changed(*before_and_after(ON_DEVICE, ending, DEVICE)) == []
 
 
 @pytest.mark.parametrize("clause", CLAUSES)

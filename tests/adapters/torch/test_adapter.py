@@ -66,13 +66,14 @@ def opened(model: nn.Module, batch: Any = None, steps: int = 0, **recipe: Any) -
 # statistics -------------------------------------------------------------------------------------
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("momentum", [0.1, 0.01, 0.001, 0.0, None, 1.0])
 def test_batch_statistics_are_the_batch_s(momentum: float | None) -> None:
     model = conv(momentum)
     lab = opened(model)
     _, batch, calls = with_batch_statistics(lab)
     x, _ = images()
-    hidden = model[0](x).detach().double().numpy()
+    hidden = model[0](x.to(model[0].weight.device)).detach().cpu().double().numpy()
     np.testing.assert_allclose(batch.mean[0], hidden.mean(axis=(0, 2, 3)), rtol=2e-5)
     np.testing.assert_allclose(batch.var[0], hidden.var(axis=(0, 2, 3)), rtol=2e-5)
     assert calls.values == (8 * 8 * 8, 8 * 6 * 6)
@@ -92,6 +93,7 @@ class Gated(nn.Module):
         return self.head(self.norm(2 * x if self.training else x).mean((2, 3)))
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_the_training_path_gives_its_batch_statistics_where_no_layer_draws(dropout: float) -> None:
     torch.manual_seed(0)
@@ -111,6 +113,7 @@ def test_the_training_path_gives_its_batch_statistics_where_no_layer_draws(dropo
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.device
 def test_replaced_statistics_repeat_the_training_prediction() -> None:
     lab = opened(conv(0.01), steps=3)
     train, batch, _ = with_batch_statistics(lab)
@@ -119,6 +122,7 @@ def test_replaced_statistics_repeat_the_training_prediction() -> None:
     np.testing.assert_allclose(replaced.outputs["output"], train.outputs["output"], atol=1e-5)
 
 
+@pytest.mark.device
 def test_stored_statistics_are_unbiased() -> None:
     model = conv()
     lab = opened(model, steps=1)
@@ -130,6 +134,7 @@ def test_stored_statistics_are_unbiased() -> None:
     assert model[1].running_var[0].item() == pytest.approx(2.0)
 
 
+@pytest.mark.device
 def test_history_obeys_the_recursion_and_counts_calls() -> None:
     lab = opened(conv(0.1), steps=4)
     history = lab.history
@@ -162,6 +167,7 @@ def test_a_layer_called_twice_converges_to_what_two_calls_a_step_lead_to() -> No
     np.testing.assert_allclose(batch.mean[0], model.norm.running_mean.numpy(), rtol=1e-4)
 
 
+@pytest.mark.device
 def test_a_layer_of_the_user_s_without_momentum_is_measured() -> None:
     class Norm(nn.Module):
         """Keeps 0.8 of its statistics and has no momentum to read."""
@@ -189,6 +195,7 @@ def test_a_layer_of_the_user_s_without_momentum_is_measured() -> None:
     assert not layer.stock
 
 
+@pytest.mark.device
 def test_layers_come_in_the_order_of_their_first_call() -> None:
     class Reversed(nn.Module):
         def __init__(self) -> None:
@@ -412,6 +419,7 @@ def test_everything_is_as_found(mode: str, end: str) -> None:
     assert state_of(model) == before
 
 
+@pytest.mark.device
 def test_an_optimizer_instance_is_as_found() -> None:
     model = conv()
     optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(1e-2))
@@ -423,6 +431,7 @@ def test_an_optimizer_instance_is_as_found() -> None:
     assert len(optimizer.state) == 0
 
 
+@pytest.mark.device
 def test_a_graph_that_the_user_holds_stays_valid() -> None:
     model = conv()
     x, y = images()
@@ -474,6 +483,7 @@ def test_tensors_that_share_memory_or_cannot_change_are_no_obstacle(restore: boo
     assert model.scale is scale
 
 
+@pytest.mark.device
 def test_slots_are_put_back() -> None:
     @dataclass(slots=True)
     class Memory:
@@ -527,6 +537,7 @@ def test_trained_weights_can_be_kept() -> None:
     assert loss.item() == pytest.approx(report.predictions.eval.loss, rel=1e-6)
 
 
+@pytest.mark.device
 def test_lazy_modules_are_built_first() -> None:
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(4))
     report = check(model, images(), steps=2)
@@ -534,6 +545,7 @@ def test_lazy_modules_are_built_first() -> None:
     assert torch.equal(model[1].running_mean, torch.zeros(4))
 
 
+@pytest.mark.device
 def test_the_same_seed_gives_the_same_numbers() -> None:
     model = nn.Sequential(conv(), nn.Dropout(0.5), nn.Linear(4, 4))
     one, two = (check(model, images(), steps=5, seed=7).to_dict() for _ in range(2))
@@ -544,6 +556,7 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
     assert other.training.loss != one["training"]["loss"]
 
 
+@pytest.mark.device
 def test_a_user_s_exception_keeps_its_traceback_and_says_where() -> None:
     def forward(model: Any, batch: Any) -> Any:
         raise Fault("mine")

@@ -42,6 +42,7 @@ def test_the_contract_is_kept(name: str) -> None:
     assert list(found.skipped) == ["history obeys the recursion"] * (name in chance)
 
 
+@pytest.mark.device
 def test_with_an_inferred_loss_and_an_optimizer_of_the_user_s() -> None:
     def sgd(parameters: Any) -> Any:
         return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
