@@ -52,6 +52,8 @@ def prepare() -> None:
         import standin
 
         standin.start()
+        if os.environ["KERAS_BACKEND"] == "torch":
+            standin.serve_keras()
     if DEVICE == "cpu:1" and os.environ["KERAS_BACKEND"] == "tensorflow":
         import tensorflow as tf
 

@@ -277,3 +277,19 @@ def generator(device: Any = NAME) -> torch.Generator:
         return torch.Generator(device)
     made = torch.Generator()
     return _generators.setdefault(made._cdata, made)
+
+
+class _WithGenerators:
+    """PyTorch, with generators for the device."""
+
+    Generator = staticmethod(generator)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def serve_keras() -> None:
+    """Let Keras draw from generators of the device."""
+    from keras.src.backend.torch import random
+
+    random.torch = _WithGenerators()

@@ -82,7 +82,9 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         self._subject = Subject(model, recipe, backend)
         home = backend.device_of(model.variables)
         self.device = home if device is None else pick(device, backend.devices(device))
-        self._device = None if self.device == home else self.device
+        self._moves = self.device != home
+        usual = self.device == home == backend.device_of(())  # where new tensors are anyway
+        self._device = None if usual else self.device
         with self._on_device():
             self._batches = [Batch(batch, recipe, model) for batch in batches]
         self.batch_size = self._batches[0].size
@@ -138,8 +140,8 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
                 self._watch_order()
             self._snapshot = Snapshot(subject.model, subject.backend, vars(subject.recipe).values())
             self._snapshot.name_what_is_left()
-            if self._device is not None:
-                back = subject.backend.move(self._snapshot.variables, self._device)
+            if self._moves:
+                back = subject.backend.move(self._snapshot.variables, self.device)
                 self._cleanup.callback(back)
             if subject.recipe.train_step is None and not has_custom_step(subject.model):
                 self._cleanup.callback(subject.backend.lay_out(self._layers.kernels))
@@ -149,8 +151,9 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
 
     def restore(self, *, keep_weights: bool = False) -> None:
         snapshot, self._snapshot = self._snapshot, None
-        back = snapshot and [partial(snapshot.restore, keep_weights=keep_weights)]
-        run_all([self._cleanup.close, *(back or ())])
+        with contextlib.nullcontext() if self._moves else self._on_device():
+            back = snapshot and [partial(snapshot.restore, keep_weights=keep_weights)]
+            run_all([self._cleanup.close, *(back or ())])
 
     def _watch_order(self) -> None:
         """One pass in eval mode, which builds what is not built and shows the layers' order."""
@@ -237,8 +240,11 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         return self._training.execution
 
     @property
-    def losses(self) -> list[float]:
-        return [float(loss) for loss in self._training.losses]
+    def _losses(self) -> list[Any]:
+        return self._training.losses
+
+    def fetched(self, losses: Sequence[Any]) -> list[float]:
+        return [float(each) for each in self._subject.backend.fetch(losses)]
 
     @property
     def history(self) -> list[Statistics]:

@@ -119,6 +119,7 @@ class Criterion:
         self._model, self._backend = subject.model, subject.backend
         self._user_loss = subject.recipe.loss
         self._compiled: Any = None
+        self._checked: dict[int, Any] = {}
         self._jitted: Any = None
         self._matches: dict[int, tuple[Tensor, tuple[int, ...], Match]] = {}
         self._probabilities: bool | None = None
@@ -264,11 +265,7 @@ class Criterion:
             self._jitted = self._backend.jitted(self._compiled)
         output, target, single = only_leaf(outputs), only_leaf(targets), self._single_compiled()
         if output is not None and target is not None and "sparse" in _name(single):
-            ignored = getattr(single, "ignore_class", None)
-            labels = _host(target)
-            labels = labels if ignored is None else labels[labels != ignored]
-            columns = output.shape[getattr(single, "axis", -1)]
-            _check_labels(labels, columns)
+            self._check_targets(output, target, single)
         alone = output is outputs and target is targets and get_keras_mask(output) is None
         library = internals.is_library_loss(single)
         pure = alone and library and self._backend.concrete(output) is output
@@ -284,6 +281,16 @@ class Criterion:
                 outputs,
                 targets,
             ) from error
+
+    def _check_targets(self, output: Tensor, target: Any, single: Any) -> None:
+        """Raise an InputError for a label out of range; targets are fetched once."""
+        if id(target) in self._checked:
+            return
+        ignored = getattr(single, "ignore_class", None)
+        labels = _host(target)
+        labels = labels if ignored is None else labels[labels != ignored]
+        _check_labels(labels, output.shape[getattr(single, "axis", -1)])
+        self._checked[id(target)] = target
 
     def _inferred_loss(self, outputs: Any, targets: Any, weights: Any) -> Tensor:
         output, target = only_leaf(outputs), only_leaf(targets)

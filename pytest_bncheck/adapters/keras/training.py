@@ -248,7 +248,8 @@ class Training:
         return self._layers.states.found(self._states, self.ran)
 
     def _read_log(self) -> None:
-        for packed in self._log[len(self._history) :]:
+        unread = self._log[len(self._history) :]
+        for packed in unread if self._log[0] is None else self._subject.backend.fetch(unread):
             self._history.append(self._layers.unpacked(packed))
             self._states.append(self._layers.states.unpacked(packed))
 

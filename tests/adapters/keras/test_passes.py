@@ -34,6 +34,7 @@ from pytest_bncheck.types import Statistics
 pytestmark = pytest.mark.usefixtures("clean")
 
 
+@pytest.mark.device
 def test_batch_statistics_are_the_batchs_own():
     model = functional(momentum=0.999)
     lab = adapter(model, steps=3)
@@ -228,6 +229,7 @@ def test_predict_notes_chance_and_change():
         lab.restore()
 
 
+@pytest.mark.device
 def test_half_a_batch():
     lab = adapter(functional(), steps=2)
     whole, half = lab.predict(0), lab.predict_half(0)

@@ -40,6 +40,7 @@ def state_of(model):
     }
 
 
+@pytest.mark.device
 def test_everything_is_as_found():
     model = functional(rate=0.5)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True), metrics=["accuracy"])
@@ -124,6 +125,7 @@ def test_seeding_before_saving_builds_the_same_weights():
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.device
 def test_weights_can_be_kept():
     model = functional(rate=0.5)
     before = state_of(model)

@@ -246,6 +246,16 @@ class Backend(ABC):
         """Tensors as flat float64 arrays, in one transfer."""
         return split(self.pack(tensors), tensors) if tensors else []
 
+    def fetch(self, tensors: Sequence[Any]) -> Sequence[Any]:
+        """Tensors as arrays, in one transfer if all have one shape and type; else as they are."""
+        alike = {(t.shape, t.dtype) if keras.ops.is_tensor(t) else None for t in tensors}
+        one = len(alike) == 1 and None not in alike
+        return to_numpy(self.stacked(tensors)) if one else tensors
+
+    def stacked(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors along a new first axis, on their device."""
+        return keras.ops.stack(tensors)
+
     def from_host(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
         """Arrays of one type as tensors, in one transfer."""
         if len(arrays) == 1:

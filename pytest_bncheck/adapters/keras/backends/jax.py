@@ -222,6 +222,11 @@ class Jax(Backend):
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         return _packed(list(tensors), wide_type(tensors))
 
+    def fetch(self, tensors: Sequence[Any]) -> Sequence[Any]:
+        # At once, and without a program to compile for each number of tensors.
+        arrays: list[Any] = jax.device_get(list(tensors))
+        return arrays
+
     def from_host(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[Tensor]:
         tensors: list[Tensor] = jax.device_put(list(arrays))
         return tensors

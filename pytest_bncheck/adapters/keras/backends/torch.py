@@ -22,7 +22,8 @@ from pytest_bncheck.adapters.keras.backends.base import (
 )
 from pytest_bncheck.adapters.keras.state import contents
 from pytest_bncheck.adapters.torch.draws import Draws, function_name
-from pytest_bncheck.adapters.torch.internals import buffers_by_name, force_eager
+from pytest_bncheck.adapters.torch.internals import buffers_by_name, force_eager, swap_memory
+from pytest_bncheck.adapters.torch.placement import exchanged, keeps_objects
 from pytest_bncheck.adapters.torch.state import WALKED, global_flags, remember_object
 
 
@@ -41,7 +42,16 @@ class Torch(Backend):
         return str(variables[0].value.device) if variables else internals.default_device()
 
     def move(self, variables: Sequence[Variable], device: str) -> Callable[[], None]:
-        return _moved(variables, lambda data: data.to(device))
+        if keeps_objects(torch.device(device)):
+            return _moved(variables, lambda data: data.to(device))
+        pairs = exchanged([v.value for v in variables], torch.device(device))
+
+        def back() -> None:
+            for tensor, twin in pairs:
+                swap_memory(tensor, twin)
+                tensor.data.copy_(twin.data)
+
+        return back
 
     def lay_out(self, kernels: Sequence[Variable]) -> Callable[[], None]:
         # Keras would copy each kernel in each pass, and its gradient would have another order.
@@ -82,6 +92,9 @@ class Torch(Backend):
         # Twenty times quicker than by operations of Keras, and each step does it.
         wide = getattr(torch, wide_type(tensors))
         return torch.cat([tensor.detach().reshape(-1).to(wide) for tensor in tensors])
+
+    def stacked(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(tensors))  # Keras would move each to its default device
 
     def loose(self, holder: Any, key: Any) -> Variable | None:
         value = holder[key]
