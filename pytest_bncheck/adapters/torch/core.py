@@ -43,7 +43,7 @@ from pytest_bncheck.adapters.torch.placement import move
 from pytest_bncheck.adapters.torch.record import Record
 from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, refuse_synchronised
 from pytest_bncheck.adapters.torch.rehearsal import Rehearsals
-from pytest_bncheck.adapters.torch.replicas import Replicas
+from pytest_bncheck.adapters.torch.replicas import Replicas, shard_again, sharded_modules
 from pytest_bncheck.adapters.torch.state import Snapshot
 from pytest_bncheck.adapters.torch.states import States
 from pytest_bncheck.types import (
@@ -137,6 +137,7 @@ class TorchCore(Adapter):
         if self._custom_step:
             self._own_loss = OwnLoss(self._step, self.model, *vars(self.recipe).values())
         self._cleanup.enter_context(as_written())
+        self._cleanup.callback(shard_again, sharded_modules(self.model))
 
     def _make_passes(self, paths: Mapping[nn.Module, str]) -> Passes:
         return Passes(

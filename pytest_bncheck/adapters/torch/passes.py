@@ -28,6 +28,7 @@ from pytest_bncheck.adapters.torch.internals import has_too_few_values
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch, is_library_leaf
 from pytest_bncheck.adapters.torch.refusals import dtype_note
+from pytest_bncheck.adapters.torch.replicas import shard_again, sharded_modules
 from pytest_bncheck.errors import add_note
 from pytest_bncheck.types import InputError, Prediction, Recipe
 
@@ -80,6 +81,7 @@ class Passes:
         self.last_modes: dict[nn.Module, bool] = {}
         self.attributes: PlainAttributes | None = None
         self._trains = True
+        self._sharded = sharded_modules(model)
 
     # modes ------------------------------------------------------------------------------------
 
@@ -161,7 +163,7 @@ class Passes:
         """
         __tracebackhide__ = True
         try:
-            return self._call(batch)
+            outputs = self._call(batch)
         except ValueError as error:
             if has_too_few_values(error) and self._layers.calls.last is not None:
                 raise TooFewValues(self._layers.calls.last) from None
@@ -171,6 +173,9 @@ class Passes:
             if note is not None:
                 add_note(error, note)
             raise
+        if not torch.is_grad_enabled():
+            shard_again(self._sharded)
+        return outputs
 
     def call(self, batch: Any) -> Call:
         """The call of the model that a batch stands for.
@@ -216,6 +221,7 @@ class Passes:
         with torch.set_grad_enabled(not self._criterion.decided):
             outputs = self.forward(batch)
             loss, constant = self._scores(outputs, targets, sizes)
+        shard_again(self._sharded)
         return Prediction(
             outputs=float_outputs(outputs, sizes),
             without_rows=without_rows(outputs, sizes),

@@ -10,7 +10,7 @@ from torch import nn
 
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch, depends_on_mode
-from pytest_bncheck.adapters.torch.state import Snapshot
+from pytest_bncheck.adapters.torch.state import Snapshot, local
 
 
 class Record:
@@ -107,6 +107,7 @@ def _without_gradients(parameters: Sequence[nn.Parameter]) -> set[int]:
     resting = {id(parameter) for parameter in able} - {key for key, _ in known}
     if known:
         home = known[0][1].device
-        moving = torch.stack([gradient.detach().any().to(home) for _, gradient in known]).tolist()
+        moves = [local(gradient.detach()).any().to(home) for _, gradient in known]
+        moving = torch.stack(moves).tolist()
         resting |= {key for (key, _), moves in zip(known, moving, strict=True) if not moves}
     return resting

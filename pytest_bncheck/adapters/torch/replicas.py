@@ -1,4 +1,4 @@
-"""The processes that train one model together, with DistributedDataParallel or SyncBatchNorm.
+"""The processes that train one model together: DistributedDataParallel, FSDP, SyncBatchNorm.
 
 A collective entered by one process only deadlocks. So every pass that talks to the others is made
 by all, and what decides on such a pass is decided together.
@@ -6,6 +6,8 @@ by all, and what decides on such a pass is decided together.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,7 +32,8 @@ class Replicas:
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
         self._wrappers = [m for m in modules if isinstance(m, DistributedDataParallel)]
-        shared = self._wrappers or any(isinstance(m, nn.SyncBatchNorm) for m in modules)
+        kinds = (nn.SyncBatchNorm, *_fsdp("FSDPModule", "FullyShardedDataParallel"))
+        shared = self._wrappers or any(isinstance(m, kinds) for m in modules)
         joined = bool(shared) and dist.is_available() and dist.is_initialized()
         self._group: Any = dist.group.WORLD if joined else None
         if self._wrappers:
@@ -77,3 +80,24 @@ class Replicas:
             dist.all_gather(each, tensor.contiguous(), self._group)
             found.append(each)
         return list(zip(*found, strict=True))
+
+
+def sharded_modules(model: nn.Module) -> list[Any]:
+    """The modules of `fully_shard`, which gather their parameters for a time."""
+    return [m for m in model.modules() if isinstance(m, _fsdp("FSDPModule"))]
+
+
+def shard_again(modules: Iterable[Any]) -> None:
+    """Let modules hold their shards of the parameters, as before a forward.
+
+    The outermost waits for a backward pass, and whoever reads or puts back its parameters would
+    find others.
+    """
+    for module in modules:
+        module.reshard()
+
+
+def _fsdp(*names: str) -> tuple[type, ...]:
+    """Classes of FSDP, if the user imported it."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return tuple(getattr(fsdp, name) for name in names if hasattr(fsdp, name))

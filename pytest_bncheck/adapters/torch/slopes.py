@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bncheck.adapters.torch.data import on_device, on_host
 from pytest_bncheck.adapters.torch.internals import parameters_by_name
+from pytest_bncheck.adapters.torch.state import is_sharded
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array, Slope
@@ -55,7 +56,9 @@ def _affine(modules: Mapping[str, Any]) -> Iterator[dict[str, _Affine]]:
     own = {
         name: (module, dict(parameters_by_name(module)))
         for name, module in modules.items()
-        if {"weight", "bias"} <= parameters_by_name(module).keys() and _has_own_scale(module)
+        if {"weight", "bias"} <= parameters_by_name(module).keys()
+        and _has_own_scale(module)
+        and not any(map(is_sharded, module.parameters()))  # which the wrapper puts back itself
     }
     leaves = {}
     try:

@@ -229,6 +229,7 @@ def overwrite(data: torch.Tensor, values: torch.Tensor) -> None:
 
 def equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Equality in which NaN equals itself; still on the device."""
+    left, right = local(left), local(right)
     if left.is_nested or right.is_nested:
         pairs = zip(left.unbind(), right.unbind(), strict=True)
         same = [a.shape == b.shape and equal(a, b) for a, b in pairs]
@@ -236,6 +237,20 @@ def equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.layout is not torch.strided:
         left, right = left.to_dense(), right.to_dense()
     return ((left == right) | ((left != left) & (right != right))).all()
+
+
+def local(tensor: Any) -> torch.Tensor:
+    """The part of a tensor that this process holds, of those that are sharded; else the whole.
+
+    To compare wholes would be a collective, and a process may be alone in having to restore.
+    """
+    part: torch.Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    return part
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether several processes hold parts of a tensor: a DTensor."""
+    return hasattr(tensor, "to_local")
 
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -257,6 +272,7 @@ def _ids_of_same(kept: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[
 
 def _same_bits(data: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Whether two tensors are the same, NaN and the sign of zero included; on the device."""
+    data, values = local(data), local(values)
     data, values = data.resolve_neg().resolve_conj(), values.resolve_neg().resolve_conj()
     if data.is_complex():
         data, values = torch.view_as_real(data), torch.view_as_real(values)

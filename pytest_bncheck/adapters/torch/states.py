@@ -24,7 +24,7 @@ from pytest_bncheck.adapters.torch.buffers import (
 from pytest_bncheck.adapters.torch.data import dense, dtype_name, fill, on_host
 from pytest_bncheck.adapters.torch.layers import Layers
 from pytest_bncheck.adapters.torch.modes import Watch
-from pytest_bncheck.adapters.torch.state import equal, is_readable, overwrite
+from pytest_bncheck.adapters.torch.state import equal, is_readable, is_sharded, overwrite
 from pytest_bncheck.maths.settling import SELDOM
 from pytest_bncheck.types import Moved, Prediction, State
 
@@ -278,6 +278,6 @@ def equal_if_alike(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _floats(value: object) -> bool:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not isinstance(value, Tensor) or not value.is_floating_point() or is_sharded(value):
         return False
     return value.layout is torch.strided and is_readable(value) and value.numel() > 0

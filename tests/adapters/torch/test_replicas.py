@@ -1,11 +1,13 @@
-"""SyncBatchNorm in a process group: where it trains, and what is said where it cannot."""
+"""In a process group: where SyncBatchNorm trains, and a model that is sharded."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ import os
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from pytest_bncheck import InputError, check
@@ -54,26 +57,44 @@ say("training", lambda: check(wrap(net()), batch()))
 frozen = net()
 frozen[1].eval()
 say("frozen", lambda: check(frozen, batch(), steps=30))
+
+def held(model):
+    tensors = {**model.state_dict(), **{f"{n}.grad": p.grad for n, p in model.named_parameters()}}
+    return {name: getattr(t, "to_local", lambda: t)().clone() for name, t in tensors.items()}
+
+def step(model):
+    torch.nn.functional.cross_entropy(model(batch()[0]), batch()[1]).backward()
+
+torch.manual_seed(0)
+parts = nn.Linear(20, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)
+sharded = fully_shard(nn.Sequential(fully_shard(parts[0]), *parts[1:]).to(device))
+step(sharded)
+before, kinds = held(sharded), list(map(type, sharded.parameters()))
+say("sharded", lambda: check(sharded, batch(), steps=40))
+same = all(torch.equal(value, held(sharded)[name]) for name, value in before.items())
+step(sharded)
+print(f"<{rank} restored: {same and kinds == list(map(type, sharded.parameters()))}>", flush=True)
 os._exit(0)  # all is said, and gloo's threads abort some processes on their way out
 """
 
 
-def in_two_processes(folder: Path, kind: str) -> dict[str, str]:
+@functools.cache
+def in_two_processes(kind: str) -> dict[str, str]:
     """What each of two processes says of each check."""
-    script = folder / "script.py"
-    script.write_text(f'KIND = "{kind}"\n{SCRIPT}')
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--nproc-per-node=2", str(script)],
-        capture_output=True, text=True, timeout=300, env=environment,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "script.py")
+        script.write_text(f'KIND = "{kind}"\n{SCRIPT}')
+        done = subprocess.run(
+            [*command, str(script)], capture_output=True, text=True, timeout=300, env=environment
+        )
     assert done.returncode == 0, done.stderr
     return dict(re.findall(r"<(\d \w+): ([^>]*)>", done.stdout))
 
 
-def test_on_a_cpu_it_cannot_train_and_one_message_says_so(tmp_path: Path) -> None:
-    said = in_two_processes(tmp_path, "cpu")
+def test_on_a_cpu_it_cannot_train_and_one_message_says_so() -> None:
+    said = in_two_processes("cpu")
     for rank in (0, 1):
         assert said[f"{rank} training"].startswith(
             "InputError: model: 0.1 is a SyncBatchNorm, which PyTorch trains on GPUs only"
@@ -81,12 +102,19 @@ def test_on_a_cpu_it_cannot_train_and_one_message_says_so(tmp_path: Path) -> Non
         assert said[f"{rank} frozen"] == "pass []"
 
 
+def test_a_sharded_model_is_judged_and_restored() -> None:
+    said = in_two_processes("cpu")
+    for rank in (0, 1):
+        assert said[f"{rank} sharded"] == "fail ['BN402']"
+        assert said[f"{rank} restored"] == "True"
+
+
 @pytest.mark.skipif(
     torch.cuda.device_count() < 2,
     reason="SyncBatchNorm in two processes needs CUDA and a GPU for each of them",
 )
-def test_on_gpus_it_is_as_any_other(tmp_path: Path) -> None:
-    said = in_two_processes(tmp_path, "cuda")
+def test_on_gpus_it_is_as_any_other() -> None:
+    said = in_two_processes("cuda")
     for rank in (0, 1):
         assert said[f"{rank} training"] == "pass []"
         assert said[f"{rank} frozen"] == "pass []"
