@@ -36,6 +36,10 @@ class Dialect:
         Whether the framework stores the unbiased variance.
     counter
         Where the framework counts updates.
+    replica, replicas
+        What trains one model together with others of its kind.
+    together
+        What keeps their running statistics together, with code.
     """
 
     set_momentum: Callable[[str, float], str]
@@ -52,3 +56,6 @@ class Dialect:
     drop_last: str = "a loader that drops it"
     unbiased: bool = False
     counter: str = "the counter"
+    replica: str = "process"
+    replicas: str = "processes"
+    together: tuple[str, ...] = ("Normalise over all of them together.",)

@@ -21,9 +21,11 @@ class ReplicasDiverge(Rule):
 
     What it does
     ------------
-    Where a model is wrapped in DistributedDataParallel or has SyncBatchNorm layers and several
-    processes run the check, it compares their running statistics after training, as the next
-    forward would find them.
+    Where a model is wrapped in DistributedDataParallel or by fully_shard, or has SyncBatchNorm
+    layers, and several processes run the check, it compares their running statistics after
+    training, as the next forward would find them. Of a Keras model under TensorFlow's
+    MirroredStrategy it compares those of the replicas: as they are where no step is made, and
+    otherwise as the share of the batch that each gets moves them.
 
     Why it is bad
     -------------
@@ -42,7 +44,7 @@ class ReplicasDiverge(Rule):
     -----------
     ``nn.SyncBatchNorm.convert_sync_batchnorm(model)`` before wrapping, which normalises over all
     processes together (on GPUs), or the default of ``broadcast_buffers``, which gives all
-    processes the statistics of the first.
+    processes the statistics of the first. In Keras ``BatchNormalization(synchronized=True)``.
 
     References
     ----------
@@ -70,18 +72,12 @@ class ReplicasDiverge(Rule):
             return None
         names = sorted(apart, key=lambda name: -apart[name])
         return self.finding(
-            f"The {len(replicas)} processes have different running statistics in "
+            f"The {len(replicas)} {evidence.dialect.replicas} have different running statistics in "
             f"{words.n_of_m(names, evidence, '')}; in {words.layer(names[0])} they are "
             f"{apart[names[0]]:.2g} standard deviations apart.",
-            cause="Each process averages the statistics of its own batches, and nothing brings the "
-            "averages together.",
-            remedy=words.bullets(
-                "Normalise over all processes, before the model is wrapped (on GPUs):\n"
-                "model = nn.SyncBatchNorm.convert_sync_batchnorm(model)",
-                "Or take the statistics of the first process, which is the default of "
-                "broadcast_buffers and forward_sync_buffers:\n"
-                "DistributedDataParallel(model)",
-            ),
+            cause=f"Each {evidence.dialect.replica} averages the statistics of its own batches, "
+            "and nothing brings the averages together.",
+            remedy=words.bullets(*evidence.dialect.together),
             layers=names,
             processes=len(replicas),
             apart=apart[names[0]],

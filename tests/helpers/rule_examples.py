@@ -19,6 +19,8 @@ from pytest_bncheck.reports.watch import view
 from pytest_bncheck.watch.ledger import Ledger
 
 EXAMPLES = Path(__file__).parents[2] / "fixtures" / "rules"
+NOT_ALONE = ("NOT_APPLICABLE", "ELSEWHERE", "WATCHED", "TWO_DEVICES")
+"""What a module says of an example that no check alone, on one device, can show."""
 REWRITE = bool(os.environ.get("BNCHECK_REWRITE"))
 """Whether to write what is made from the examples, instead of comparing it."""
 
@@ -62,7 +64,7 @@ def watch(framework: str, code: str, which: str) -> dict[str, Any] | None:
 def examine(framework: str, code: str, which: str) -> Report | None:
     """The report on an example model, or None if the rule does not apply there, or not alone."""
     module = load(framework, code)
-    if any(hasattr(module, name) for name in ("NOT_APPLICABLE", "ELSEWHERE", "WATCHED")):
+    if any(hasattr(module, name) for name in NOT_ALONE):
         return None
     if framework == "keras":
         skip_on_other_backends(module)

@@ -20,6 +20,8 @@ import pytest
 DEVICE = os.environ.get("BNCHECK_DEVICE", "")
 IS_EXACT = DEVICE.startswith(("standin", "cpu"))
 """Whether it computes as the CPU does, bit for bit."""
+NEVER = ("only", "no device")
+"""Arguments of a mark for tests that make no sense on this backend."""
 ROOT = Path(__file__).parents[2]
 HALVES = "--xla_force_host_platform_device_count=2"
 

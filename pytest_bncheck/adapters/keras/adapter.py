@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_bncheck.adapters.base import Mode, Rehearsing, Stateful
+from pytest_bncheck.adapters.graph import run_all
 from pytest_bncheck.adapters.invented import Invented, Shapes
 from pytest_bncheck.adapters.keras.core import KerasCore
 from pytest_bncheck.adapters.keras.invented import invent
 from pytest_bncheck.adapters.keras.modes import draws_for_keras
+from pytest_bncheck.adapters.keras.replicas import Replicas, after_shares
 from pytest_bncheck.adapters.keras.state import put_back, shift_seeds
 from pytest_bncheck.adapters.random_state import RandomState, seed_everything
 from pytest_bncheck.adapters.states import Adopted
-from pytest_bncheck.types import Moved, Rehearsal, RunningState, State
+from pytest_bncheck.types import Moved, Rehearsal, RunningState, State, Statistics
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
@@ -23,10 +26,37 @@ class KerasAdapter(KerasCore, Stateful, Rehearsing):
     """A Keras model under test; see `Adapter`."""
 
     _rehearsed: tuple[int, Any] | None = None
+    _from_first: Callable[[bool], None] | None = None
 
     @classmethod
     def invent(cls, model: Any, shapes: Shapes | None) -> Invented:
         return invent(model, shapes)
+
+    def save(self) -> None:
+        __tracebackhide__ = True
+        self._replicas = Replicas(self._subject.model, self._subject.backend)
+        self._from_first = self._replicas.first_alone()
+        super().save()
+
+    def restore(self, *, keep_weights: bool = False) -> None:
+        back, self._from_first = self._from_first, None
+        undo = [] if back is None else [partial(back, keep_weights)]
+        run_all([partial(super().restore, keep_weights=keep_weights), *undo])
+
+    def gather(self) -> list[Statistics]:
+        replicas, layers, steps = self._replicas, self._layers, len(self._training.losses)
+        if not steps:
+            return replicas.statistics(layers.running)
+        batch = self._batches[0]
+        if replicas.count == 1 or (batch.size or 0) < 2 * replicas.count:
+            return []
+        modes = self._training.modes()
+        with self._without_gradients():
+            each = [
+                self._batch_statistics(self._passes.run(share, Mode.BATCH_STATISTICS, modes))
+                for share in batch.shares(replicas.count)
+            ]
+        return after_shares(layers.read(), each, layers.tracking, steps)
 
     def states(self) -> list[State]:
         return self._training.states()

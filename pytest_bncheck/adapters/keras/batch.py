@@ -122,6 +122,15 @@ class Batch:
         size = self.size or 0
         return self.remade(by_sample(lambda leaf: leaf[: size // 2], self.whole, size))
 
+    def shares(self, count: int) -> list[Batch]:
+        """The parts of the batch that a distribution strategy gives to each of its replicas."""
+        size = self.size or 0
+
+        def share(own: np.ndarray[Any, Any]) -> Batch:
+            return self.remade(by_sample(lambda leaf: rows_of(leaf, own), self.whole, size))
+
+        return [share(own) for own in np.array_split(np.arange(size), count)]
+
     def first_half_again(self) -> Batch:
         """A full-size batch that repeats the first half.
 

@@ -264,7 +264,7 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         return {name: each for name, each in streams.items() if name not in in_time}
 
     def gather(self) -> list[Statistics]:
-        return []  # a distribution strategy keeps one value for all replicas
+        return []
 
     def agree(self, value: bool) -> bool:
         return value

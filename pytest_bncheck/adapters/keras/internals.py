@@ -218,6 +218,11 @@ def uncast_value(variable: Variable) -> Tensor:
     return variable._value
 
 
+def set_value(variable: Variable, value: Any) -> None:
+    """Let a variable hold another tensor of its backend."""
+    variable._value = value
+
+
 # state of the whole process -----------------------------------------------------------------------
 
 

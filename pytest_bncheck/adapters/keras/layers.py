@@ -64,6 +64,12 @@ DIALECT = Dialect(
     shuffle="dataset.shuffle(...) before batch(...)",
     drop_last="dataset.batch(..., drop_remainder=True)",
     counter="optimizer.iterations",
+    replica="replica",
+    replicas="replicas",
+    together=(
+        "Normalise over all replicas together:\n"
+        "keras.layers.BatchNormalization(..., synchronized=True)",
+    ),
     running_in_eval="Let it use the moving statistics in eval mode (training=training)",
 )
 

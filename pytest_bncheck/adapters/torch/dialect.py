@@ -36,6 +36,13 @@ DIALECT = Dialect(
     drop_last="DataLoader(..., drop_last=True)",
     unbiased=True,
     counter="num_batches_tracked",
+    together=(
+        "Normalise over all processes, before the model is wrapped (on GPUs):\n"
+        "model = nn.SyncBatchNorm.convert_sync_batchnorm(model)",
+        "Or take the statistics of the first process, which is the default of "
+        "broadcast_buffers and forward_sync_buffers:\n"
+        "DistributedDataParallel(model)",
+    ),
 )
 
 

@@ -15,12 +15,15 @@ from keras_adapter import BACKEND, L
 from pytest_bncheck import InputError, check
 from pytest_bncheck.adapters.devices import pick
 from pytest_bncheck.adapters.keras.backends.base import own_backend
-from second_device import DEVICE, run_on
+from rule_examples import load
+from second_device import DEVICE, NEVER, run_on
 
 pytestmark = pytest.mark.usefixtures("clean")
 on_device = pytest.mark.device("only")
 on_stand_in = pytest.mark.device("only", "standin")
 on_half_of_the_cpu = pytest.mark.device("only", "cpu:1")
+on_tensorflow = pytest.mark.device(*(["only", "cpu:1"] if BACKEND == "tensorflow" else NEVER))
+on_jax = pytest.mark.device(*(["only", "cpu:1"] if BACKEND == "jax" else NEVER))
 
 
 def test_on_a_second_device():
@@ -78,11 +81,11 @@ def test_a_model_is_checked_where_it_lives():
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable.value), value)
 
 
-def check_without_device(model, **options):
+def check_without_device(model, batch=None, **options):
     """Not moved: the tests' default device is taken away."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("second_device.DEVICE", None)
-        return check(model, samples(), **options)
+        return check(model, samples() if batch is None else batch, **options)
 
 
 @on_half_of_the_cpu
@@ -97,6 +100,71 @@ def test_half_of_the_cpu_is_no_accelerator(monkeypatch):
 def test_a_bad_name_lists_what_is_there():
     with pytest.raises(InputError, match="device: 'zpu' is not there; this machine has cpu, "):
         check(net(), samples(), device="zpu")
+
+
+# several devices at once ------------------------------------------------------------------------
+
+
+def in_each(model):
+    """The bits of every variable in every replica."""
+    return [held.numpy().tobytes() for v in model.variables for held in v.value.values]
+
+
+@on_tensorflow
+@pytest.mark.parametrize("which", ["bad", "good"])
+def test_replicas_of_tensorflow(which):
+    case = getattr(load("keras", "BN402"), which)()
+    x, y = case.batch
+    if which == "bad":  # TensorFlow synchronises the replicas of one model in a process only
+        case.model.fit(x, y, batch_size=len(x), verbose=0)
+    before = in_each(case.model)
+    report = check_without_device(case.model, case.batch, **case.options)
+    assert [finding.code for finding in report.findings] == ["BN402"] * (which == "bad")
+    assert in_each(case.model) == before
+    if which == "bad":
+        words = str(report)
+        assert "The 2 replicas have different" in " ".join(words.split())
+        assert "BatchNormalization(..., synchronized=True)" in words
+        # Without training it is said of what each replica holds.
+        report = check_without_device(case.model, case.batch, steps=0, select=["BN402"])
+        assert [finding.code for finding in report.findings] == ["BN402"]
+        assert in_each(case.model) == before
+
+
+@on_tensorflow
+def test_all_replicas_keep_what_the_first_was_trained_to():
+    import tensorflow as tf
+
+    case = load("keras", "BN402").good()
+    check_without_device(case.model, case.batch, steps=2, restore=False)
+    held = in_each(case.model)
+    assert held[0::2] == held[1::2]
+    kernel = case.model.variables[0].numpy()
+    assert not np.array_equal(kernel, load("keras", "BN402").good().model.variables[0].numpy())
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope(), pytest.raises(InputError, match=r"inside strategy.scope\(\) cannot"):
+        check_without_device(case.model, case.batch, steps=1)
+
+
+@on_jax
+@pytest.mark.parametrize("kind", ["data", "model"])
+def test_distributions_of_jax(kind):
+    expected = check_without_device(net(), steps=4)
+    distribution = keras.distribution
+    if kind == "data":
+        spread = distribution.DataParallel(devices=["cpu:0", "cpu:1"])
+    else:
+        mesh = distribution.DeviceMesh((1, 2), ("batch", "model"), ["cpu:0", "cpu:1"])
+        layout = distribution.LayoutMap(mesh)
+        layout["dense.*kernel"] = (None, "model")
+        spread = distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+    with spread.scope():
+        model = net()
+        places = [v.value.sharding for v in model.variables]
+        report = check_without_device(model, steps=4)
+    assert [v.value.sharding for v in model.variables] == places
+    assert len(places[0].device_set) == 2
+    assert report.verdict == expected.verdict
 
 
 @on_stand_in

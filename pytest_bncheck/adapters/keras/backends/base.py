@@ -151,6 +151,10 @@ class Backend(ABC):
     def move(self, variables: Sequence[Variable], device: str) -> Callable[[], None]:
         """Move variables to a device; returns the way back, which keeps their new values."""
 
+    def replicas_of(self, value: Tensor) -> tuple[Any, ...]:
+        """What a variable holds in each replica of a distribution strategy."""
+        return (value,)
+
     def keep(self, layers: Sequence[Any], variables: Sequence[Variable]) -> Callable[[], None]:
         """Remember the state of layers and variables that only the backend knows.
 

@@ -12,6 +12,7 @@ from pytest_bncheck.adapters.graph import Undo
 from pytest_bncheck.adapters.keras.backends import tensorflow_internals as internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Loose, Losses, Tensor, Variable
 from pytest_bncheck.adapters.keras.state import contents, value_of
+from pytest_bncheck.types import InputError
 
 
 class TensorFlow(Backend):
@@ -38,6 +39,16 @@ class TensorFlow(Backend):
 
     def move(self, variables: Sequence[Variable], device: str) -> Callable[[], None]:
         return lambda: None  # operations copy what lies elsewhere
+
+    def replicas_of(self, value: Tensor) -> tuple[Any, ...]:
+        if not isinstance(value, tf.distribute.DistributedValues):
+            return (value,)
+        if tf.distribute.has_strategy():
+            raise InputError(
+                "model: it has several replicas, and a check of it inside strategy.scope() cannot "
+                "be made; only the model has to be made there, leave that block before the check"
+            )
+        return tuple(value.values)
 
     def eager(self) -> bool:
         return super().eager() and (self._tracing or bool(tf.executing_eagerly()))
