@@ -1,11 +1,12 @@
 """ResNet-50 on a GPU, in PyTorch and in Keras: the same verdicts as on the CPU, and what it costs.
 
-    python benchmarks/gpu.py [--framework torch|keras] [--smoke]
+    python benchmarks/gpu.py [--table FILE] [--framework torch|keras] [--smoke]
 
-For a machine that has the frameworks already; `tox -e gpu` installs them. Keras runs on the
-backend of KERAS_BACKEND, or on the first of PyTorch, JAX and TensorFlow that sees a GPU. The exit
-code is 1 where a verdict is not the CPU's, or not the one that is right. Where there is no GPU, and
-with `--smoke`, small nets go the same way on the CPU, and their times say nothing.
+For a machine that has the frameworks already; `tox -e gpu` installs them. Runs PyTorch, and Keras
+on PyTorch and on JAX, or on the backend of KERAS_BACKEND alone, and then the tests that are marked
+`device` on the GPU. The exit code is 1 where a verdict is not the CPU's, or not the one that is
+right, or a test fails. Where there is no GPU, and with `--smoke`, small nets go the same way on the
+CPU, and their times say nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from pairs import pairs, spread
 from pytest_bncheck import check
 
 STEPS = 20
-STORY = Path(__file__).parents[1] / "fixtures" / "three_images_keras"
+ROOT = Path(__file__).parents[1]
+STORY = ROOT / "fixtures" / "three_images_keras"
 BACKENDS = ("torch", "jax", "tensorflow")
 
 CASES: dict[str, tuple[dict[str, int], str]] = {
@@ -42,17 +44,67 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--framework", choices=RUNS, help="one of them, in this process")
     parser.add_argument("--smoke", action="store_true", help="small nets on the CPU")
+    parser.add_argument("--table", type=Path, help="write a table of the results to this file")
     options = parser.parse_args()
     if options.framework is not None:
         return RUNS[options.framework](options.smoke)
-    failed = 0
-    for framework in RUNS:  # each alone on the GPU, whose memory JAX would take whole
-        if importlib.util.find_spec(framework) is None:
-            print(f"{framework}: skipped, it is not installed", flush=True)
-            continue
+    failed, lines = 0, []
+    for framework, backend in parts():  # each alone on the GPU, whose memory JAX would take whole
         command = [sys.executable, __file__, "--framework", framework]
-        failed += subprocess.run(command + ["--smoke"] * options.smoke).returncode != 0
+        command += ["--smoke"] * options.smoke
+        code, printed = told(command, {"KERAS_BACKEND": backend} if backend else {})
+        failed, lines = failed + (code != 0), lines + printed
+    if not options.smoke and gpu_of("torch") is not None:
+        code, printed = told(*device_tests())
+        failed, lines = failed + (code != 0), [*lines, "Tests", *printed[-1:]]
+    if options.table is not None:
+        options.table.write_text(table(lines), encoding="utf-8")
     return int(failed > 0)
+
+
+def parts() -> list[tuple[str, str]]:
+    """Every framework that is installed, with the backend of Keras."""
+    there = [name for name in BACKENDS if importlib.util.find_spec(name)]
+    found = [("torch", "")] if "torch" in there else []
+    chosen = os.environ.get("KERAS_BACKEND")
+    if importlib.util.find_spec("keras"):
+        usual = [name for name in there if name != "tensorflow"] or there
+        found += [("keras", backend) for backend in ([chosen] if chosen else usual)]
+    for framework in RUNS:
+        if framework not in dict(found):
+            print(f"{framework}: skipped, it is not installed", flush=True)
+    return found
+
+
+def told(command: list[str], environment: dict[str, str]) -> tuple[int, list[str]]:
+    """Run a command; its exit code and lines, which are printed too."""
+    lines = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment}
+    ) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+    return process.returncode, lines
+
+
+def device_tests() -> tuple[list[str], dict[str, str]]:
+    """The command that runs the tests for any device on this one, and its environment."""
+    files = ("tests/adapters/torch", "tests/trust/test_left_as_found.py")
+    kind = accelerator() or "cpu"
+    return [sys.executable, "-m", "pytest", "-q", *files], {"BNCHECK_DEVICE": kind}
+
+
+def table(lines: list[str]) -> str:
+    """What was printed, as a table in Markdown: a row for each figure, under its framework."""
+    rows, headline = ["| where | what | found |", "| --- | --- | --- |"], ""
+    for line in filter(None, lines):
+        if not line.startswith("  ") and headline != "Tests":
+            headline = line
+            continue
+        what, _, found = line.strip().rpartition(": ")
+        rows.append(f"| {headline} | {what or '-'} | {found} |")
+    return "\n".join(rows) + "\n"
 
 
 def three_images(small: bool) -> tuple[Any, Any]:
@@ -73,7 +125,7 @@ def run_torch(smoke: bool) -> int:
     from torch.nn import functional
 
     gpu = None if smoke else gpu_of("torch")
-    device = "cpu" if gpu is None else "cuda:0"
+    device = "cpu" if gpu is None else f"{accelerator()}:0"
     headline(f"PyTorch {torch.__version__}", gpu, smoke)
     images, labels = three_images(gpu is None)
     images = torch.from_numpy(images).permute(0, 3, 1, 2).repeat(1, 3, 1, 1) / 255
@@ -134,8 +186,9 @@ def run_keras(smoke: bool) -> int:
     import keras
 
     gpu = None if smoke else gpu_of(backend)
-    # "cuda" is the first of them, in the words of every backend.
-    device = "cpu" if gpu is None else "cuda"
+    # "cuda" is the first GPU, in the words of every backend.
+    kind = accelerator() if backend == "torch" else "cuda"
+    device = "cpu" if gpu is None else str(kind)
     headline(f"Keras {keras.__version__} on {backend}", gpu, smoke)
     batch = three_images(gpu is None)
 
@@ -181,12 +234,24 @@ def small_net(keras: Any) -> Any:
 # both -------------------------------------------------------------------------------------------
 
 
+def accelerator() -> str | None:
+    """The kind of accelerator that PyTorch sees: ``cuda``, ``xpu``, ``mps``, a third party's."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return None if found is None else found.type
+
+
 def gpu_of(backend: str) -> str | None:
     """The name of the first GPU that a backend sees."""
     if backend == "torch":
         import torch
 
-        return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+        kind = accelerator()
+        name = getattr(torch.get_device_module(kind), "get_device_name", None) if kind else None
+        return name(0) if name is not None else kind
     if backend == "jax":
         import jax
 
@@ -227,6 +292,9 @@ def count_synchronisations(run: Callable[[], Any]) -> None:
     """Print how often the host waited for the GPU during a check, as far as PyTorch tells."""
     import torch
 
+    if accelerator() not in (None, "cuda"):
+        print("  host synchronisations: PyTorch counts those of CUDA only")
+        return
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
