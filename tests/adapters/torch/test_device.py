@@ -40,7 +40,7 @@ def test_on_the_stand_in() -> None:
 
 # figures, verdicts and words --------------------------------------------------------------------
 
-CODES = ["BN101", "BN102", "BN107", "BN108", "BN401"]
+CODES = ["BN101", "BN107", "BN108", "BN401"]
 """Slopes and culprits, statistics of passes, frozen parameters, streams, copies."""
 
 
