@@ -35,7 +35,7 @@ class PlainAttributes:
             (k, name): value
             for k, (part, _) in enumerate(self._parts)
             for name, value in vars(part).items()
-            if isinstance(value, _PLAIN) and name not in without
+            if issubclass(type(value), _PLAIN) and name not in without
         }
 
     def changed(self) -> dict[Place, Any]:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import argparse
 import array
-import contextvars
+import ctypes
 import functools
 import io
 import itertools
+import mmap
 import queue
 import random
+import re
 import socket
-import sys
 import threading
 import types
 import warnings
 import weakref
-from collections import ChainMap, UserDict, UserList, deque
+from collections import ChainMap, UserDict, UserList, UserString, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, ClassVar, TypeAlias
@@ -28,28 +29,32 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from pytest_bncheck.adapters.containers import container_type, members_of, refill
+from pytest_bncheck.adapters.references import (
+    EMPTY,
+    PLAIN,
+    cells_of,
+    children_of,
+    is_foreign,
+    is_of_a_package,
+    is_special,
+    is_users_class,
+    passes_for_another,
+    slots_of,
+    variables_of,
+)
 
 Undo: TypeAlias = Callable[[], object]
 
-_FOREIGN = sys.stdlib_module_names | {
-    "torch",
-    "numpy",
-    "keras",
-    "tensorflow",
-    "jax",
-    "jaxlib",
-    "matplotlib",
-    "pytest",
-    "_pytest",
-    "pytest_bncheck",
-}
 _OPEN = (
     types.SimpleNamespace,
     argparse.Namespace,
     UserDict,
     UserList,
+    UserString,
     ChainMap,
     threading.local,
+    threading.Event,
+    threading.Semaphore,
     np.ma.MaskedArray,
     weakref.WeakKeyDictionary,
     weakref.WeakValueDictionary,
@@ -57,16 +62,19 @@ _OPEN = (
 )
 """Classes of the standard library whose objects are nothing but what is put into them."""
 
-_EMPTY = object()
 _CACHED = type(functools.lru_cache(print))
+_POINTERS = frozenset("&OPXzZ")
+"""In the formats of C's numbers, what nobody can put back: memory of others."""
+
+_C_TYPES = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
 
 NOT_PUT_BACK: dict[str, tuple[type, ...]] = {
     "open files": (io.IOBase,),
     "running generators and coroutines": (types.GeneratorType, types.CoroutineType),
-    "iterators": (itertools.count, itertools.cycle, type(iter([])), type(iter(())), zip, enumerate),
     "queues": (queue.Queue, queue.SimpleQueue),
     "sockets": (socket.socket,),
     "caches of functools": (_CACHED,),
+    "iterators": (),
 }
 """What cannot be put back, by the name that users read."""
 
@@ -94,8 +102,8 @@ class Graph:
         waiting = deque((root, "") for root in roots)
         while waiting:
             item, path = waiting.popleft()
-            if id(item) in self._seen or type(item) in weakref.ProxyTypes:
-                continue  # a proxy passes for what it points to, which is reached otherwise
+            if type(item) in PLAIN or id(item) in self._seen or passes_for_another(item):
+                continue
             self._seen[id(item)] = item  # held, so that no other object gets its id
             kind = not_put_back(item)
             if kind is not None:
@@ -155,7 +163,7 @@ class Graph:
             yield from ((f".{key}", value) for key, value in attributes.items())
         if self._is_open(item):
             yield from (("", base) for base in type(item).__mro__ if is_users_class(base))
-        yield from ((f".{s.__name__}", value) for s, value in _slots(item) if value is not _EMPTY)
+        yield from ((f".{s.__name__}", value) for s, value in slots_of(item) if value is not EMPTY)
 
     def _is_open(self, item: Any) -> bool:
         return is_open(item, self.walked, self.passed_by)
@@ -171,12 +179,20 @@ def is_open(item: Any, walked: tuple[type, ...], passed_by: tuple[type, ...]) ->
 
 
 def run_all(undos: Iterable[Undo]) -> None:
-    """Run all, whatever one of them raises; then raise the first error."""
+    """Run all, whatever one of them raises; then raise the first error.
+
+    One that is interrupted in its middle is run again.
+    """
+    waiting = deque(undos)
     first: BaseException | None = None
-    for undo in undos:
+    while waiting:
         try:
-            undo()
+            while waiting:
+                waiting[0]()
+                waiting.popleft()
         except BaseException as error:
+            if first is not None or not isinstance(error, KeyboardInterrupt):
+                waiting.popleft()
             first = first or error
     try:
         if first is not None:
@@ -190,123 +206,18 @@ _NAMED = 5
 
 def not_put_back(item: Any) -> str | None:
     """The kind of an object whose state cannot be read, or not be written; None for all others."""
-    if isinstance(item, _CACHED) and _is_of_a_package(item.__module__):
+    if isinstance(item, _CACHED) and is_of_a_package(item.__module__):
         return None  # its users know nothing of it
     kinds = (name for name, types_ in NOT_PUT_BACK.items() if issubclass(type(item), types_))
-    return next(kinds, None)
+    return next(kinds, "iterators" if _is_iterator(item) else None)
 
 
-# what is the user's -------------------------------------------------------------------------------
-
-
-def is_foreign(module: str | None) -> bool:
-    """Whether a module belongs to Python, to a framework or to the plugin."""
-    return (module or "").split(".")[0] in _FOREIGN
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_installed(module: str) -> bool:
-    """Whether a module lies where packages are installed: its code is not what a test is about."""
-    file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return "site-packages" in file or "dist-packages" in file
-
-
-def _is_of_a_package(module: str) -> bool:
-    return is_foreign(module) or _is_installed(module)
-
-
-def is_users_class(item: Any) -> bool:
-    """Whether a class is the user's own, and not one of an installed package."""
-    if not isinstance(item, type):
-        return False
-    module = item.__module__
-    return isinstance(module, str) and not _is_of_a_package(module)
-
-
-# children -----------------------------------------------------------------------------------------
-
-
-def children_of(item: Any) -> Iterator[tuple[str, Any]] | None:
-    """What an object of Python or numpy refers to, besides its attributes."""
-    kind = type(item)  # a proxy of TensorFlow passes for what it wraps
-    if issubclass(kind, dict):
-        return ((f"[{key!r}]" if _is_plain(key) else "", v) for key, v in dict.items(item))
-    if issubclass(kind, (list, tuple, deque)):
-        return ((f"[{index}]", value) for index, value in enumerate(item))
-    if issubclass(kind, (set, frozenset)):
-        return (("", value) for value in item)
-    if isinstance(item, functools.partial):
-        return (("", part) for part in (item.func, item.args, item.keywords))
-    if isinstance(item, types.MethodType):
-        return (("", part) for part in (item.__self__, item.__func__))
-    if isinstance(item, types.FunctionType):
-        return (("", part) for part in _parts(item))
-    if isinstance(item, (staticmethod, classmethod)):
-        return iter((("", item.__func__),))
-    if isinstance(item, property):
-        return (("", part) for part in (item.fget, item.fset) if part is not None)
-    if isinstance(item, np.ndarray):
-        held = item.ravel().tolist() if item.dtype == object else []
-        return (("", part) for part in [*held, item.base] if part is not None)
-    if isinstance(item, np.random.Generator):
-        return iter(((".bit_generator", item.bit_generator),))
-    if is_users_class(item):
-        return (("", value) for name, value in vars(item).items() if not _is_special(name))
-    return None
-
-
-def _is_plain(key: Any) -> bool:
-    return type(key) in (str, int, bool, float, bytes)
-
-
-def _parts(function: types.FunctionType) -> Iterator[Any]:
-    yield from (function.__defaults__, function.__kwdefaults__)
-    yield from (value for _, value in _cells(function))
-    yield from (value for _, value in _globals(function))
-
-
-def _cells(function: types.FunctionType) -> Iterator[tuple[Any, Any]]:
-    for cell in function.__closure__ or ():
-        try:
-            yield cell, cell.cell_contents
-        except ValueError:  # a variable that is not assigned yet
-            continue
-
-
-def _globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """The variables of its module that a user's function uses: an optimizer, a scaler."""
-    if is_foreign(function.__module__):
-        return
-    for name in names_of(function.__code__):
-        if name in function.__globals__:
-            yield name, function.__globals__[name]
-
-
-def names_of(code: types.CodeType) -> Iterator[str]:
-    """The names that some code uses, and the functions written inside it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from names_of(constant)
-
-
-def _slots(item: Any) -> Iterator[tuple[types.MemberDescriptorType, Any]]:
-    """The slots of an object of a user's class, with their values."""
-    if isinstance(item, (type, types.ModuleType)) or is_foreign(type(item).__module__):
-        return
-    for base in type(item).__mro__:
-        # Compiled types have members too, which nobody can set.
-        written = "__slots__" in vars(base) and not is_foreign(base.__module__)
-        for slot in vars(base).values() if written else ():
-            if isinstance(slot, types.MemberDescriptorType):
-                try:
-                    yield slot, slot.__get__(item)
-                except AttributeError:
-                    yield slot, _EMPTY
-
-
-def _is_special(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__") and name != "__call__"
+def _is_iterator(item: Any) -> bool:
+    """Whether an object counts up inside of Python or a framework, where it cannot be set back."""
+    kind = type(item)
+    return (
+        hasattr(kind, "__next__") and is_foreign(kind.__module__) and kind is not itertools.repeat
+    )
 
 
 # how each is put back -----------------------------------------------------------------------------
@@ -315,26 +226,22 @@ def _is_special(name: str) -> bool:
 def remember(item: Any) -> Undo | None:
     """How to put one object back, or None if it has no state besides its children's."""
     if isinstance(item, np.ndarray):
-        return _remember_array(item) if item.flags.writeable else None
+        return _remember_array(item) if item.flags.writeable or item.flags.owndata else None
     if container_type(item) is not None:
         return _remember_container(item)
     if isinstance(item, (bytearray, array.array)):
         return _remember_buffer(item)
-    if isinstance(item, contextvars.ContextVar):
-        try:
-            value = item.get()  # its default, which does as well, where nothing was set
-        except LookupError:
-            return None
-        return lambda: item.set(value)
+    if isinstance(item, (mmap.mmap, *_C_TYPES)):
+        return _remember_memory(item)
     if isinstance(item, types.FunctionType):
-        cells, names = list(_cells(item)), list(_globals(item))
-        return lambda: _refill_variables(item, cells, names)
+        cells, variables = list(cells_of(item)), list(variables_of(item))
+        return lambda: _refill_variables(cells, variables)
     if is_users_class(item):
         return _remember_class_attributes(item)
     generator = remember_generator(item)
     if generator is not None:
         return generator
-    slots = list(_slots(item))
+    slots = list(slots_of(item))
     return (lambda: _refill_slots(item, slots)) if slots else None
 
 
@@ -355,13 +262,16 @@ def remember_generator(item: Any) -> Undo | None:
 
 
 def _remember_array(item: np.ndarray[Any, Any]) -> Undo:
-    values, shape, dtype = item.copy(), item.shape, item.dtype
+    values, shape, dtype, writeable = item.copy(), item.shape, item.dtype, item.flags.writeable
 
     def undo() -> None:
-        if item.dtype == dtype and item.shape == shape and _same_array(item, values):
+        if item.dtype != dtype or item.shape != shape or not _same_array(item, values):
             item.flags.writeable = True
-            return
-        item.flags.writeable = True
+            rewrite()
+        if item.flags.writeable != writeable:
+            item.flags.writeable = writeable
+
+    def rewrite() -> None:
         if item.size != values.size:
             item.resize(shape, refcheck=False)
         if item.dtype != dtype:
@@ -381,7 +291,15 @@ def _same_array(now: np.ndarray[Any, Any], then: np.ndarray[Any, Any]) -> bool:
 
 def _remember_container(item: Any) -> Undo:
     held = members_of(item)
-    return lambda: refill(item, held)
+    if not isinstance(item, defaultdict):
+        return lambda: refill(item, held)
+    factory = item.default_factory
+
+    def undo() -> None:
+        refill(item, held)
+        item.default_factory = factory
+
+    return undo
 
 
 def _remember_buffer(item: Any) -> Undo:
@@ -393,6 +311,23 @@ def _remember_buffer(item: Any) -> Undo:
             plain.__setitem__(item, slice(None), values)
 
     return undo
+
+
+def _remember_memory(item: Any) -> Undo | None:
+    """How to put back a file mapped into memory, or numbers as C has them."""
+    try:
+        with memoryview(item) as view:
+            kinds = re.sub(":[^:]*:", "", view.format)  # without the names of fields
+            if view.readonly or set(kinds) & _POINTERS:
+                return None
+    except ValueError:  # a closed one
+        return None
+    if isinstance(item, mmap.mmap):
+        mapped = item[:]
+        return lambda: None if item[:] == mapped else item.__setitem__(slice(None), mapped)
+    address, size = ctypes.addressof(item), ctypes.sizeof(item)
+    values = ctypes.string_at(address, size)
+    return lambda: ctypes.memmove(address, values, size)
 
 
 def _remember_class(item: Any) -> Undo:
@@ -408,10 +343,10 @@ def _remember_class(item: Any) -> Undo:
 
 
 def _remember_class_attributes(item: type) -> Undo:
-    before = {name: value for name, value in vars(item).items() if not _is_special(name)}
+    before = {name: value for name, value in vars(item).items() if not is_special(name)}
 
     def undo() -> None:
-        now = {name: value for name, value in vars(item).items() if not _is_special(name)}
+        now = {name: value for name, value in vars(item).items() if not is_special(name)}
         for name in now.keys() - before.keys():
             if not name.startswith("_abc"):
                 type.__delattr__(item, name)
@@ -423,18 +358,23 @@ def _remember_class_attributes(item: type) -> Undo:
 
 
 def _refill_variables(
-    function: types.FunctionType, cells: list[tuple[Any, Any]], names: list[tuple[str, Any]]
+    cells: list[tuple[types.CellType, Any]], variables: list[tuple[dict[str, Any], str, Any]]
 ) -> None:
     for cell, value in cells:
-        cell.cell_contents = value
-    for name, value in names:
-        if function.__globals__.get(name, _EMPTY) is not value:
-            function.__globals__[name] = value
+        if value is not EMPTY:
+            cell.cell_contents = value
+        else:
+            del cell.cell_contents
+    for held, name, value in variables:
+        if value is EMPTY:
+            held.pop(name, None)
+        elif held.get(name, EMPTY) is not value:
+            held[name] = value
 
 
 def _refill_slots(item: Any, slots: list[tuple[types.MemberDescriptorType, Any]]) -> None:
     for slot, value in slots:  # past the `__setattr__` of a frozen dataclass
-        if value is not _EMPTY:
+        if value is not EMPTY:
             slot.__set__(item, value)
         else:
             with suppress(AttributeError):

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pytest_bncheck.adapters.graph import Undo, children_of, names_of, remember_generator, run_all
+from pytest_bncheck.adapters.graph import Undo, remember_generator, run_all
+from pytest_bncheck.adapters.references import children_of, names_of
 
 _MOST, _MOST_MEMBERS = 10_000, 100
 """Objects that are looked at, and members of a container: data sets are large."""
@@ -17,6 +18,15 @@ _MOST, _MOST_MEMBERS = 10_000, 100
 @contextmanager
 def generators_kept(root: Any) -> Iterator[None]:
     """Put back every generator of random numbers that a loader holds, or what it is made of."""
+    undos = remember_generators(root)
+    try:
+        yield
+    finally:
+        run_all(undos)
+
+
+def remember_generators(root: Any) -> list[Undo]:
+    """How to put back each of these generators."""
     undos: list[Undo] = []
     seen: dict[int, Any] = {}
     waiting = deque([root])
@@ -36,10 +46,7 @@ def generators_kept(root: Any) -> Iterator[None]:
             waiting.extend(child for _, child in known or ())
             held = getattr(item, "__dict__", None)
             waiting.extend(held.values() if isinstance(held, dict) else ())
-    try:
-        yield
-    finally:
-        run_all(undos)
+    return undos
 
 
 def _named_globals(frame: types.FrameType) -> list[Any]:

@@ -5,6 +5,7 @@ Knows neither pytest nor a framework.
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import math
 import time
@@ -98,7 +99,8 @@ def run(
     """
     __tracebackhide__ = True
     try:
-        return _run(model, batches, settings, recipe, adapter, progress)
+        within = contextvars.copy_context()  # what user code sets in it ends with it
+        return within.run(_run, model, batches, settings, recipe, adapter, progress)
     except BaseException as error:
         own = users_error(error)
         if own is error:

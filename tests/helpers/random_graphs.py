@@ -7,9 +7,12 @@ through the objects themselves, so that identity counts too.
 from __future__ import annotations
 
 import array
+import ctypes
 import functools
+import mmap
 import random
 import types
+import weakref
 from collections import ChainMap, Counter, OrderedDict, UserDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -90,6 +93,14 @@ PLAIN = {
         lambda: Guarded(a=1), lambda d: list(dict.items(d)), lambda d: dict.update(d, a=2, b=3)
     ),
     "own list": Kind(lambda: Sealed([1]), list, lambda c: list.append(c, 2)),
+    "memory": Kind(lambda: memoryview(bytearray(3)), bytes, _poke),
+    "mapped memory": Kind(lambda: mmap.mmap(-1, 3), lambda m: m[:], _poke),
+    "numbers of C": Kind(lambda: (ctypes.c_int * 2)(), list, _poke),
+    "records": Kind(
+        lambda: np.zeros(2, dtype=[("a", int), ("b", object)]),
+        lambda a: a.tolist(),
+        lambda a: a.fill(1),
+    ),
 }
 
 
@@ -127,7 +138,21 @@ CONTAINERS: dict[str, Callable[[Any], Any]] = {
     "method": _bound,
     "partial": lambda x: functools.partial(print, x, end=x),
     "object array": lambda x: _object_array(x),
+    "key": lambda x: {_attribute(Holder(), x): None},
+    "view": lambda x: {"a": x}.values(),
+    "mapping proxy": lambda x: types.MappingProxyType({"a": x}),
+    "method of a builtin": lambda x: [x].append,
+    "weak reference": lambda x: weakref.ref(_kept(_attribute(Holder(), x))),
 }
+
+
+_KEPT: deque[Any] = deque(maxlen=100)
+
+
+def _kept(item: Any) -> Any:
+    """Hold what a weak reference points to."""
+    _KEPT.append(item)
+    return item
 
 
 def _object_array(inner: Any) -> np.ndarray:

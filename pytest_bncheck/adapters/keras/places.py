@@ -12,6 +12,7 @@ import keras
 from pytest_bncheck.adapters.containers import container_type
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Variable
+from pytest_bncheck.adapters.references import PLAIN, passes_for_another
 
 KerasLayer: TypeAlias = Any
 
@@ -93,6 +94,8 @@ def _held(
     holder: Any, key: Any, value: Any, name: str, backend: Backend, seen: set[int], depth: int = 0
 ) -> Iterator[tuple[str, Variable]]:
     """Variables and tensors in an attribute, in containers and in helper objects of the user."""
+    if type(value) in PLAIN or passes_for_another(value):
+        return
     if isinstance(value, keras.Variable):
         yield name, value
         return
@@ -110,9 +113,11 @@ def _held(
 def _members(value: Any, name: str) -> list[tuple[str, tuple[Any, Any, Any]]]:
     plain = container_type(value)
     if plain is not None and issubclass(plain, dict):
-        return [(f"{name}[{key!r}]", (value, key, item)) for key, item in value.items()]
+        pairs = dict.items(value)
+        return [(f"{name}[{k!r}]", (value, k, v)) for k, v in pairs if type(v) not in PLAIN]
     if plain is list or isinstance(value, tuple):
-        return [(f"{name}[{k}]", (value, k, item)) for k, item in enumerate(value)]
+        numbered = enumerate(list.__iter__(value) if plain is list else value)
+        return [(f"{name}[{k}]", (value, k, v)) for k, v in numbered if type(v) not in PLAIN]
     own = type(value).__module__.split(".")[0] not in _LIBRARIES
     if own and not isinstance(value, (type, keras.Layer)) and hasattr(value, "__dict__"):
         inside = vars(value)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bncheck.adapters.containers import container_type, members_of
+from pytest_bncheck.adapters.references import PLAIN, passes_for_another
 from pytest_bncheck.adapters.torch.internals import plain_name
 from pytest_bncheck.adapters.torch.state import equal, is_readable, is_walked, overwrite
 
@@ -73,7 +74,10 @@ def _put(kept: Sequence[Kept]) -> None:
     for (_, owner, key), tensor, _ in kept:
         assign(owner, key, tensor)
     for _, tensor, values in _changed(kept):  # memory that nobody wrote to may be read-only
-        overwrite(tensor.data, values)
+        if tensor.shape == values.shape:
+            overwrite(tensor.data, values)
+        else:  # a buffer that grows by `resize_`
+            tensor.data = values.clone()
 
 
 def places(model: nn.Module) -> list[Place]:
@@ -132,17 +136,21 @@ class _Tuple:
 
 def _of(owner: Any, key: Any, value: Any, path: str, deep: int = DEEP) -> Iterator[Place]:
     """The tensors at a place, or within what is there: a container, or a helper object."""
+    if type(value) in PLAIN or passes_for_another(value):
+        return
     if isinstance(value, Tensor):
         if not isinstance(value, nn.Parameter):
             yield path, owner, key
     elif deep == 0 or isinstance(value, nn.Module):
         return
     elif container_type(value) in (list, dict):
-        pairs = members_of(value) if container_type(value) is dict else enumerate(value)
+        is_list = container_type(value) is list
+        pairs = enumerate(list.__iter__(value)) if is_list else members_of(value)
         for inner, child in pairs:
-            yield from _of(value, inner, child, f"{path}[{inner!r}]", deep - 1)
+            if type(child) not in PLAIN:
+                yield from _of(value, inner, child, f"{path}[{inner!r}]", deep - 1)
     elif isinstance(value, tuple):
-        for inner, child in enumerate(value):
+        for inner, child in enumerate(tuple.__iter__(value)):
             yield from _of(_Tuple(owner, key), inner, child, f"{path}[{inner}]", deep - 1)
     elif _is_helper(value):
         for inner, child in vars(value).items():

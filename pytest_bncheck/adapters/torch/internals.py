@@ -235,6 +235,58 @@ _VIEWS = ("View", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Select
 _OPERATIONS = {"LogSoftmax": "log_softmax", "Softmax": "softmax", "Sigmoid": "sigmoid"}
 
 
+_CUDA = (".cuda.matmul", ".cudnn", ".cudnn.conv", ".cudnn.rnn")
+_PRECISIONS = ("", *_CUDA, ".mkldnn", ".mkldnn.matmul", ".mkldnn.conv", ".mkldnn.rnn")
+
+
+def remember_precision() -> Callable[[], None]:
+    """Remember how exactly float32 is multiplied, by both of PyTorch's interfaces to that.
+
+    The older one cannot be read once the newer one was written to.
+    """
+    parts = [find(f"torch.backends{part}") for part in _PRECISIONS]
+    newer = [part for part in parts if hasattr(part, "fp32_precision")]  # the wider ones first
+    before = [part.fp32_precision for part in newer]
+    matmul, convolutions = _or_none(torch.get_float32_matmul_precision), _or_none(_read_tf32)
+
+    def undo() -> None:
+        if matmul not in (None, _or_none(torch.get_float32_matmul_precision)):
+            torch.set_float32_matmul_precision(matmul)
+        if convolutions not in (None, _or_none(_read_tf32)):
+            torch.backends.cudnn.allow_tf32 = convolutions
+        for part, value in zip(newer, before, strict=True):
+            if part.fp32_precision != value:
+                part.fp32_precision = value
+
+    return undo
+
+
+def _read_tf32() -> bool:
+    return torch.backends.cudnn.allow_tf32
+
+
+def _or_none(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except RuntimeError:
+        return None
+
+
+def remember_format() -> Callable[[], None]:
+    """Remember how tensors are printed, and whether distributions look at their arguments."""
+    kind: Any = torch.distributions.Distribution
+    options = find("torch._tensor_str.PRINT_OPTS")
+    checked, printed = getattr(kind, "_validate_args", None), dict(vars(options or kind))
+
+    def undo() -> None:
+        if checked is not None:
+            kind.set_default_validate_args(checked)
+        if options is not None:
+            vars(options).update(printed)
+
+    return undo
+
+
 def last_operation(output: Tensor) -> str:
     """softmax, log_softmax, sigmoid or logits, read from the names of nodes in the autograd graph.
 

@@ -16,13 +16,16 @@ from torch import nn
 
 from pytest_bncheck.adapters.accelerators import kinds
 from pytest_bncheck.adapters.containers import members_of, refill
-from pytest_bncheck.adapters.graph import Graph, Undo, is_open
+from pytest_bncheck.adapters.graph import Graph, Undo, is_open, run_all
+from pytest_bncheck.adapters.loaders import remember_generators
 from pytest_bncheck.adapters.torch.internals import (
     default_device,
     global_hooks,
     hooks_of,
     plain_name,
     registries,
+    remember_format,
+    remember_precision,
     script_attributes,
     set_hooks,
     set_version,
@@ -35,8 +38,10 @@ WALKED = (
     torch.optim.Optimizer,
     torch.optim.lr_scheduler.LRScheduler,
     torch.amp.GradScaler,
+    torch.quasirandom.SobolEngine,
 )
-_PASSED_BY = (*Graph.passed_by, torch.utils.data.Dataset, torch.utils.data.DataLoader)
+_DATA = (torch.utils.data.Dataset, torch.utils.data.DataLoader, torch.utils.data.Sampler)
+_PASSED_BY = (*Graph.passed_by, *_DATA)
 
 
 class Snapshot(Graph):
@@ -79,6 +84,8 @@ class Snapshot(Graph):
             values = self.values[id(item)] = data.clone()
             self._kept.append((data, values))
             return _remember_tensor(item, data, values, self._same)
+        if isinstance(item, _DATA):
+            return partial(run_all, remember_generators(item))
         return remember_object(item)
 
     def attributes(self, item: Any) -> list[dict[str, Any]]:
@@ -90,8 +97,6 @@ class Snapshot(Graph):
             yield from (("", t) for t in (*item.parameters(), *item.buffers()))
             yield from ((f".{name}", child) for name, child in item.named_children())
             return
-        if isinstance(item, dict):
-            yield from (("", key) for key in dict.keys(item) if isinstance(key, torch.Tensor))
         if isinstance(item, torch.Tensor) and item.is_leaf and item.grad is not None:
             yield ".grad", item.grad
         yield from super().children(item)
@@ -236,6 +241,8 @@ def equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return torch.tensor(all(map(bool, same)))
     if left.layout is not torch.strided:
         left, right = left.to_dense(), right.to_dense()
+    if left.shape != right.shape:
+        return torch.tensor(False)
     return ((left == right) | ((left != left) & (right != right))).all()
 
 
@@ -301,7 +308,7 @@ def _autocast() -> dict[str, tuple[bool, torch.dtype]]:
 def global_flags() -> Callable[[], None]:
     """Remember the process-wide switches of PyTorch that a user's code can leave changed."""
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
-    device, matmul = default_device(), torch.get_float32_matmul_precision()
+    device, put_precision_back = default_device(), remember_precision()
     anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -317,6 +324,8 @@ def global_flags() -> Callable[[], None]:
         products.enable_mem_efficient_sdp: products.mem_efficient_sdp_enabled(),
         products.enable_math_sdp: products.math_sdp_enabled(),
     }
+    threads, cores = torch.autograd.is_multithreading_enabled(), torch.get_num_threads()
+    put_format_back = remember_format()
     onednn: Any = torch.backends.mkldnn
     mkldnn = onednn.is_available() and onednn.enabled
 
@@ -325,13 +334,17 @@ def global_flags() -> Callable[[], None]:
             torch.set_default_device(device)
         torch.set_grad_enabled(grad)
         torch.set_default_dtype(dtype)
-        torch.set_float32_matmul_precision(matmul)
+        put_precision_back()
         torch.autograd.set_detect_anomaly(*anomaly)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = switches
         for kind, (on, low) in autocast.items():
             torch.set_autocast_enabled(kind, on)
             torch.set_autocast_dtype(kind, low)
+        torch.autograd.set_multithreading_enabled(threads)
+        if torch.get_num_threads() != cores:
+            torch.set_num_threads(cores)
+        put_format_back()
         torch.set_autocast_cache_enabled(cache)
         torch.set_warn_always(always)
         fill.fill_uninitialized_memory = filled

@@ -1,0 +1,365 @@
+"""Every way by which code can reach what it changes, and what it changes there, is put back."""
+
+from __future__ import annotations
+
+import array
+import collections
+import contextvars
+import ctypes
+import enum
+import itertools
+import mmap
+import sys
+import threading
+import types
+import weakref
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pytest_bncheck import check
+from pytest_bncheck.adapters.graph import NotPutBack, run_all
+
+DICE = torch.Generator().manual_seed(0)
+X = torch.randn(24, 4, generator=DICE) * 2 + 3
+Y = (X[:, 0] > 3).long()
+
+
+class Doing(nn.Module):
+    """Does something in each forward."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def forward(self, x):
+        self.act()
+        return x
+
+
+def run(act, **held):
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), Doing(act), nn.Linear(8, 2))
+    for name, value in held.items():
+        setattr(model, name, value)
+    return check(model, (X, Y), steps=2)
+
+
+class Box:
+    """Counts."""
+
+    def __init__(self):
+        self.count = 0
+
+    def add(self):
+        self.count += 1
+
+
+class Registering(type):
+    box = Box()
+
+
+class Registered(metaclass=Registering):
+    """A class with a class of its own."""
+
+
+class Kind(enum.Enum):
+    FIRST = [0]  # noqa: RUF012
+
+
+def _each(items):
+    def act():
+        for item in items:
+            item.add()
+
+    return act
+
+
+def _getting(box):
+    class Dunder:
+        def __getitem__(self, index):
+            box.add()
+
+    held = Dunder()
+    return lambda: held[0]
+
+
+WAYS = {
+    "key": lambda box: _each({box: 1}),
+    "set": lambda box: _each({box}),
+    "weak reference": lambda box: (lambda ref: lambda: ref().add())(weakref.ref(box)),
+    "weak values": lambda box: (lambda held: lambda: held["a"].add())(
+        weakref.WeakValueDictionary(a=box)
+    ),
+    "view": lambda box: _each({"a": box}.values()),
+    "view of keys": lambda box: _each({box: 1}.keys()),
+    "mapping proxy": lambda box: (lambda held: lambda: held["a"].add())(
+        types.MappingProxyType({"a": box})
+    ),
+    "method with two underscores": _getting,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_reached(way):
+    box = Box()
+    run(WAYS[way](box))
+    assert box.count == 0
+
+
+def test_what_is_reached_by_a_method_of_a_builtin():
+    listed, mapped = [], {}
+    append, update = listed.append, mapped.update
+    run(lambda: (append(1), update(a=1)))
+    assert (listed, mapped) == ([], {})
+
+
+def test_classes_of_classes_and_members_of_enumerations():
+    held = Registered()
+    run(lambda: (type(type(held)).box.add(), Kind.FIRST.value.append(1)))
+    assert (Registering.box.count, Kind.FIRST.value) == (0, [0])
+
+
+# variables ----------------------------------------------------------------------------------------
+
+VARIABLE = contextvars.ContextVar("VARIABLE")
+
+
+def _unassigned():
+    def act():
+        nonlocal late
+        late = 1
+
+    if False:
+        late = 0
+    return act
+
+
+def test_variables_without_a_value_are_without_one_again():
+    act = _unassigned()
+
+    def assign():
+        global CREATED
+        CREATED = 1
+        VARIABLE.set(1)
+        act()
+
+    run(assign)
+    assert "CREATED" not in globals()
+    assert VARIABLE.get(None) is None
+    with pytest.raises(ValueError, match="empty"):
+        _ = act.__closure__[0].cell_contents
+
+
+settings = types.ModuleType("settings_of_a_user")
+settings.inner = types.ModuleType("settings_of_a_user.inner")
+settings.inner.rate, settings.inner.log = 0, []
+
+
+def test_variables_of_the_modules_of_a_user(monkeypatch):
+    monkeypatch.setitem(sys.modules, settings.__name__, settings)
+
+    def act():
+        settings.inner.rate += 1
+        settings.inner.log.append(1)
+
+    run(act)
+    assert (settings.inner.rate, settings.inner.log) == (0, [])
+
+
+# containers and memory ----------------------------------------------------------------------------
+
+
+def _raises(self):
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("plain", [list, tuple, set, frozenset, collections.deque])
+@pytest.mark.parametrize("iterate", [_raises, lambda self: itertools.repeat(0)])
+@pytest.mark.filterwarnings("error")
+def test_no_container_is_asked_for_its_own_iterator(plain, iterate):
+    box = Box()
+    held = type("Own", (plain,), {"__iter__": iterate})([box, 1])
+    run(lambda: next(iter(plain.__iter__(held))) and box.add(), held=held)
+    assert box.count == 0
+
+
+def test_a_proxy_of_nothing_is_left_alone():
+    class Unbound:
+        @property
+        def __class__(self):
+            raise RuntimeError("outside of its context")
+
+    held = Unbound()
+    model = nn.Sequential(nn.Linear(4, 2))
+    model.__dict__["held"] = held
+    assert check(model, (X, Y), steps=2).error is None
+
+
+class Pair(ctypes.Structure):
+    _fields_ = (("a", ctypes.c_int), ("P", ctypes.c_double))
+
+
+MEMORY = {
+    "view": (lambda: memoryview(bytearray(3)), bytes),
+    "view of an array": (lambda: memoryview(array.array("i", [1, 2])), bytes),
+    "mapped": (lambda: mmap.mmap(-1, 8), lambda held: held[:]),
+    "numbers of C": (lambda: (ctypes.c_int * 2)(), list),
+    "records": (
+        lambda: np.zeros(2, dtype=[("a", int), ("b", object)])["a"],
+        lambda held: held.tolist(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MEMORY)
+def test_memory(kind):
+    make, read = MEMORY[kind]
+    held = make()
+    before = read(held)
+
+    def act():
+        held[0] = 7
+
+    run(act)
+    assert read(held) == before
+
+
+def test_members_of_records_and_structures():
+    records = np.zeros(2, dtype=[("a", int), ("b", object)])
+    records["b"] = [[1], [2]]
+    pair = Pair(1, 2.0)
+    locked = np.zeros(2)
+    locked.flags.writeable = False
+    factory = collections.defaultdict(int)
+    event = threading.Event()
+    text = collections.UserString("a")
+
+    def act():
+        records["b"][0].append(3)
+        records["b"][1] = None
+        pair.a, pair.P = 7, 7.0
+        locked.flags.writeable = True
+        locked[0] = 1
+        factory.default_factory = list
+        event.set()
+        text.data = "b"
+
+    run(act)
+    assert records["b"].tolist() == [[1], [2]]
+    assert (pair.a, pair.P) == (1, 2.0)
+    assert (locked.tolist(), locked.flags.writeable) == ([0, 0], False)
+    assert (factory.default_factory, event.is_set(), text.data) == (int, False, "a")
+
+
+def test_a_buffer_that_grows_in_place():
+    bank = torch.zeros(2, 4)
+    run(lambda: bank.resize_(len(bank) + 1, 4).fill_(1), bank=bank)
+    assert torch.equal(bank, torch.zeros(2, 4))
+
+
+def test_a_vocabulary_costs_next_to_nothing(monkeypatch):
+    """Its words are not looked at one by one."""
+    from pytest_bncheck.adapters import graph
+
+    looked = []
+    monkeypatch.setattr(graph, "not_put_back", lambda item: looked.append(item))
+    words = {f"word{k}": k for k in range(5000)}
+    run(lambda: None, words=words, ids=[*words])
+    assert len(looked) < 1000
+
+
+# generators, iterators ----------------------------------------------------------------------------
+
+
+def test_loaders_and_sequences_that_code_draws_from():
+    dice, sequence = torch.Generator().manual_seed(1), torch.quasirandom.SobolEngine(2)
+    loader = DataLoader(TensorDataset(X, Y), 12, shuffle=True, generator=dice)
+    before = dice.get_state().tolist()
+    run(lambda: (next(iter(loader)), sequence.draw(1)))
+    assert (dice.get_state().tolist(), sequence.num_generated) == (before, 0)
+
+
+ITERATORS = {
+    "map": lambda: map(int, range(99)),
+    "chain": lambda: itertools.chain(range(99)),
+    "dictionary": lambda: iter(dict.fromkeys(range(99))),
+    "range": lambda: iter(range(99)),
+    "reversed": lambda: reversed([1] * 99),
+    "callable": lambda: iter(int, 1),
+    "loader": lambda: iter(DataLoader(TensorDataset(X, Y), 1)),
+}
+
+
+@pytest.mark.parametrize("kind", ITERATORS)
+def test_iterators_are_named(kind):
+    held = ITERATORS[kind]()
+    with pytest.warns(NotPutBack, match=r"\(iterators\)"):
+        run(lambda: next(held))
+
+
+# switches of the process --------------------------------------------------------------------------
+
+
+def _precisions():
+    backends = torch.backends
+    parts = (backends, backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul)
+    return [getattr(part, "fp32_precision", None) for part in parts]
+
+
+SWITCHES = {
+    "nothing": lambda: None,
+    "precision": lambda: setattr(torch.backends, "fp32_precision", "ieee"),
+    "precision, as of old": lambda: torch.set_float32_matmul_precision("medium"),
+    "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "threads of gradients": lambda: torch.autograd.set_multithreading_enabled(False),
+    "arguments": lambda: torch.distributions.Distribution.set_default_validate_args(False),
+    "format": lambda: torch.set_printoptions(precision=1),
+    "numpy": lambda: (np.seterr(all="ignore"), np.set_printoptions(precision=1)),
+}
+
+
+@pytest.mark.parametrize("first", [None, "tf32"])
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_switches_of_the_process(first, switch):
+    def read():
+        return (
+            _precisions(),
+            torch.get_num_threads(),
+            torch.autograd.is_multithreading_enabled(),
+            torch.distributions.Distribution._validate_args,
+            repr(torch.tensor(0.123456)),
+            repr((np.geterr(), np.get_printoptions())),
+        )
+
+    found = _precisions()[1]
+    if first is not None and found is not None:
+        torch.backends.cuda.matmul.fp32_precision = first  # from here on the old way is closed
+    try:
+        before = read()
+        run(SWITCHES[switch])
+        assert read() == before
+    finally:
+        if found is not None:
+            torch.backends.cuda.matmul.fp32_precision = found
+
+
+# undoing ------------------------------------------------------------------------------------------
+
+
+def test_an_undo_that_is_interrupted_is_made_again():
+    done, interrupted = [], []
+
+    def second():
+        if not interrupted:
+            interrupted.append(1)
+            raise KeyboardInterrupt
+        done.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all([lambda: done.append(1), second, lambda: done.append(3)])
+    assert done == [1, 2, 3]
