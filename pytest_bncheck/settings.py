@@ -80,7 +80,9 @@ def _whole(low: int, high: float = math.inf) -> Callable[[Any], int]:
 
 
 def _steps(value: Any) -> int | str:
-    return "auto" if isinstance(value, str) and value == "auto" else _whole(0)(value)
+    if isinstance(value, str) and value == "auto":
+        return value
+    return _whole(0, 10**9)(value)  # more than anybody waits for
 
 
 def _tolerance(value: Any) -> float:
@@ -153,7 +155,9 @@ def _function(arguments: int) -> Callable[[Any], Any]:
     """A function that can be called with this many positional arguments."""
 
     def parse(value: Any) -> Any:
-        if not callable(value) or (inspect.isroutine(value) and not _takes(value, arguments)):
+        if not callable(value) or isinstance(value, type):  # nn.MSELoss in place of nn.MSELoss()
+            raise TypeError
+        if inspect.isroutine(value) and not _takes(value, arguments):
             raise TypeError
         return value
 
@@ -193,7 +197,7 @@ _RULES = "codes, names or prefixes of rules, such as BN101, running-stats-invali
 OPTIONS: Mapping[str, Option] = {
     "steps": Option(
         _steps,
-        'a whole number >= 0, or "auto"',
+        'a whole number from 0 to 10**9, or "auto"',
         "Training steps of a check: a whole number, or auto (default) to train until the running "
         "statistics have settled.",
         "N|auto",

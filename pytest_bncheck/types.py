@@ -41,7 +41,7 @@ class Settings:
     Attributes
     ----------
     steps
-        Training steps: a whole number >= 0, or ``"auto"``.
+        Training steps: a whole number from 0 to 10**9, or ``"auto"``.
     planned_updates
         Updates that the real training makes, >= 1, or None.
     device

@@ -100,7 +100,7 @@ def _is_number_or_row(value: Any) -> bool:
     return isinstance(value, (bool, int, float, complex, np.number)) or is_numbers(value)
 
 
-def refuse_depth(batch: Any) -> None:
+def refuse_depth(batch: Any, name: str = "batch") -> None:
     """Raise an InputError if containers hold themselves, or more levels than anybody writes."""
     level = [batch]
     for _ in range(DEPTH):
@@ -109,7 +109,7 @@ def refuse_depth(batch: Any) -> None:
         if not level:
             return
     raise InputError(
-        f"batch: its containers hold themselves, or more than {DEPTH} levels of others"
+        f"{name}: its containers hold themselves, or more than {DEPTH} levels of others"
     )
 
 

@@ -107,7 +107,9 @@ def run_check(
             report = engine.run(model, gathered, merged, recipe, adapter, progress)
         report = dataclasses.replace(report, nodeid=nodeid, index=index)
         attempt.checks.append(report.to_dict())
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if not _is_failure(error):
+            raise
         own = users_error(error)
         attempt.checks.append(_no_check(own, nodeid=nodeid, index=index, seed=seed))
         if own is error:
@@ -161,6 +163,12 @@ def _no_check(error: BaseException, **place: Any) -> dict[str, Any]:
     return Report(verdict="error", error=text, **place).to_dict()
 
 
+def _is_failure(error: BaseException) -> bool:
+    """Whether an exception makes a test fail: it neither skips, excuses nor ends the run."""
+    others = (pytest.skip.Exception, pytest.xfail.Exception, pytest.exit.Exception)
+    return not isinstance(error, (KeyboardInterrupt, *others))
+
+
 def require_check(item: pytest.Item) -> None:
     """Fail a marked test that has come to its end without a check."""
     __tracebackhide__ = True
@@ -191,8 +199,5 @@ def end_phase(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
 def _note_missing_check(item: pytest.Item, attempt: Attempt, call: pytest.CallInfo[None]) -> None:
     """Give a marked test that failed without a check an entry that says why."""
     error = call.excinfo.value if call.excinfo else None
-    expected = isinstance(error, (pytest.skip.Exception, pytest.xfail.Exception))
-    raised = (Exception, SystemExit, pytest.fail.Exception)
-    failed = isinstance(error, raised) and not expected
-    if error and failed and not attempt.checks and is_marked(item):
+    if error and _is_failure(error) and not attempt.checks and is_marked(item):
         attempt.checks.append(_no_check(error, nodeid=item.nodeid))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_bncheck.errors import InputError
-from pytest_bncheck.plugin.internals import definition
+from pytest_bncheck.plugin.internals import definition, parameters
 
 FUNCTIONS = {
     "bncheck_loss": "loss(outputs, targets)",
@@ -60,7 +60,8 @@ def require_functions(item: pytest.Item) -> None:
     for name, signature in FUNCTIONS.items():
         found = definition(item, name)
         wanted = found.arguments if found is not None else ()
-        unknown = [arg for arg in wanted if arg != "request" and definition(item, arg) is None]
+        known = {"request", *parameters(item)}
+        unknown = [arg for arg in wanted if arg not in known and definition(item, arg) is None]
         if unknown:
             raise InputError(
                 f"the fixture {name} asks for {', '.join(unknown)}, which is no fixture. It takes "

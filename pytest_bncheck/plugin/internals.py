@@ -63,6 +63,11 @@ def fixture_names(item: pytest.Item) -> list[str]:
     return getattr(item, "fixturenames", [])
 
 
+def parameters(item: pytest.Item) -> list[str]:
+    """The names that ``parametrize`` gives values to in a test."""
+    return list(getattr(getattr(item, "callspec", None), "params", ()))
+
+
 def set_fixture_names(item: pytest.Item, names: list[str]) -> None:
     """Make a test use these fixtures; only before its setup."""
     item.fixturenames = names  # type: ignore[attr-defined]

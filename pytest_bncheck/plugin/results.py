@@ -244,7 +244,7 @@ class Results:
         from pytest_bncheck.reports import github, wire
 
         try:
-            with open(path, "a", encoding="utf-8") as file:
+            with wire.open_at_once(path, "a") as file:
                 if checks:
                     file.write(github.step_summary(checks, self.collected.is_expected))
                 if watch is not None:

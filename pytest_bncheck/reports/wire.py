@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest_bncheck
 from pytest_bncheck.reports.sentences import WORST_FIRST
@@ -128,7 +128,8 @@ def write_text(path: Path, text: str) -> None:
     """
     target = path.resolve()
     if target.exists() and not target.is_file():  # A pipe or a device must not be replaced.
-        target.write_text(text, encoding="utf-8", errors=UNWRITABLE)
+        with open_at_once(target, "w") as file:
+            file.write(text)
         return
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".bncheck.")
     try:
@@ -139,6 +140,18 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def open_at_once(path: str | Path, mode: str) -> IO[str]:
+    """Open a file for text; a pipe that nobody reads is an error and not waited for."""
+
+    def opener(name: str, flags: int) -> int:
+        handle = os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+        os.set_blocking(handle, True)
+        return handle
+
+    waits = hasattr(os, "O_NONBLOCK")
+    return open(path, mode, encoding="utf-8", errors=UNWRITABLE, opener=opener if waits else None)
 
 
 def reason(error: Exception) -> str:

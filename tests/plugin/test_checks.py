@@ -329,7 +329,7 @@ def test_bad_input_of_a_call_points_at_the_call(project):
     result.assert_outcomes(failed=5)
     result.stdout.fnmatch_lines(
         [
-            "E   *InputError: steps=-1 (from call) cannot be used; allowed: a whole number >= 0*",
+            "E   *InputError: steps=-1 (from call) cannot be used; allowed: a whole number from 0*",
             'E   *unknown option "step" (from call); did you mean "steps"?',
             "E   *neither was given*",
             "E   *both were given*",

@@ -211,3 +211,21 @@ def test_hook_that_returns_something_else(project):
     result = project.run("--bncheck")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*must return a subclass of *Adapter or None, not 3*"])
+
+
+def test_functions_may_depend_on_the_parameters_of_a_test(project):
+    project.pytester.makepyfile(
+        """
+        import pytest
+        from toy import cross_entropy
+
+        @pytest.fixture
+        def bncheck_loss(scale):
+            return lambda outputs, targets: cross_entropy(outputs * scale, targets)
+
+        @pytest.mark.parametrize("scale", [1, 2])
+        @pytest.mark.bn_consistency(steps=5, ignore="BN")
+        def test_it(scale): ...
+        """
+    )
+    project.run("--bncheck").assert_outcomes(passed=2)

@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from pytest_bncheck.reports import wire
+
 CHECKED = """
 import pytest
 @pytest.mark.bn_consistency(steps=3, ignore="BN")
@@ -203,3 +205,49 @@ def test_a_full_disk_costs_that_report_alone(project, kind):
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*FAILURES*", "*report*could not be written: *No space left*"])
     assert (project.path / "junit.xml").exists()
+
+
+ENDING = """
+import asyncio, pytest
+from toy import ToyModel
+class Ending(ToyModel):
+    def __call__(self, x): raise {error}
+@pytest.fixture
+def bncheck_model(): return Ending()
+@pytest.mark.bn_consistency(steps=3)
+def test_a(): ...
+"""
+
+
+@pytest.mark.parametrize("error", ["GeneratorExit", "asyncio.CancelledError", "BaseException"])
+def test_no_exception_is_too_base_for_the_report(project, error):
+    project.pytester.makepyfile(ENDING.format(error=error))
+    project.run("--bncheck-json=report.json").assert_outcomes(errors=1)
+    name = error.rpartition(".")[2]
+    assert [check["error"] for check in project.report()["checks"]] == [f"{name}: "]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_that_nobody_reads_is_not_waited_for(project, monkeypatch):
+    for name in ("report", "summary"):
+        os.mkfifo(project.path / name)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary")
+    project.pytester.makepyfile(CHECKED)
+    result = project.run("--bncheck-json=report")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["the JSON report *report could not be written: *", "the step summary summary could *"]
+    )
+
+
+def test_a_pipe_that_somebody_reads_gets_the_report(tmp_path):
+    pipe = tmp_path / "report"
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("needs named pipes")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        wire.write_text(pipe, "text")
+        assert os.read(reader, 9) == b"text"
+    finally:
+        os.close(reader)

@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pytest_bncheck import check
+from pytest_bncheck import InputError, check
 from pytest_bncheck.adapters.graph import NotPutBack, run_all
 
 DICE = torch.Generator().manual_seed(0)
@@ -363,3 +363,29 @@ def test_an_undo_that_is_interrupted_is_made_again():
     with pytest.raises(KeyboardInterrupt):
         run_all([lambda: done.append(1), second, lambda: done.append(3)])
     assert done == [1, 2, 3]
+
+
+# what cannot be used ------------------------------------------------------------------------------
+
+
+def _endless(model, batch):
+    outputs = [model(batch[0])]
+    outputs.append(outputs)
+    return outputs
+
+
+UNUSABLE = {
+    "a loss that reads like a number": ({"train_step": lambda m, b: "0.5"}, "returned a str"),
+    "a loss beyond all floats": ({"train_step": lambda m, b: 10**400}, "returned an int"),
+    "more steps than there are": ({"steps": 10**400}, r"allowed: .* to 10\*\*9"),
+    "the class of a loss": ({"loss": nn.CrossEntropyLoss}, "allowed: a function loss"),
+    "outputs that hold themselves": ({"forward": _endless}, "outputs: its containers hold them"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_what_cannot_be_used(kind):
+    options, error = UNUSABLE[kind]
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    with pytest.raises(InputError, match=error):
+        check(model, (X, Y), **{"steps": 2, **options})

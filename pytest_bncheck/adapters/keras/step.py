@@ -166,7 +166,8 @@ def _build(optimizer: Optimizer, subject: Subject, layers: Layers) -> None:
 def _loss_in(returned: Any, where: str) -> Tensor:
     """The loss that a step returned, alone or among its logs."""
     loss = returned.get("loss") if isinstance(returned, dict) else returned
-    if not hasattr(loss, "dtype") and not isinstance(loss, (int, float)):
+    is_small = isinstance(loss, int) and abs(loss) < 2**63
+    if not (hasattr(loss, "dtype") or isinstance(loss, float) or is_small):
         raise hints.no_step(
             f"{where} returned {kind(returned)}; it has to return the loss, one number"
         )

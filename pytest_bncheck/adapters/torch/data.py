@@ -213,6 +213,7 @@ def without_rows(outputs: Any, sizes: Sequence[int]) -> frozenset[str]:
 
 
 def _floating(outputs: Any, sizes: Sequence[int]) -> Iterator[tuple[str, Tensor, int | None]]:
+    refuse_depth(outputs, "outputs")
     for path, each in leaves(outputs):
         leaf = _numbers(each)
         if leaf is not None:

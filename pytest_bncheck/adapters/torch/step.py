@@ -161,8 +161,10 @@ class _CustomStep:
         if isinstance(loss, Tensor) and loss.numel() == 1:
             return loss.detach()
         try:
+            if isinstance(loss, (str, bytes)):
+                raise TypeError
             return float(loss)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise hints.no_step(
                 f"{self._name} returned {_describe(loss)}; it has to return the loss, one number"
             ) from None
