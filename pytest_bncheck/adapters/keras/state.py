@@ -255,6 +255,9 @@ def _flags() -> Callable[[], None]:
     floatx, epsilon = keras.config.floatx(), keras.config.epsilon()
     data_format = keras.config.image_data_format()
     filtered = keras.config.is_traceback_filtering_enabled()
+    logging = keras.config.is_interactive_logging_enabled()
+    objects: dict[str, Any] = keras.saving.get_custom_objects()
+    registered = members_of(objects)
 
     def back() -> None:
         switch = (
@@ -263,6 +266,10 @@ def _flags() -> Callable[[], None]:
             else keras.config.disable_traceback_filtering
         )
         switch()
+        refill(objects, registered)
+        if keras.config.is_interactive_logging_enabled() != logging:
+            change = "enable" if logging else "disable"
+            getattr(keras.config, f"{change}_interactive_logging")()
         keras.config.set_floatx(floatx)
         keras.config.set_epsilon(epsilon)
         keras.config.set_image_data_format(data_format)

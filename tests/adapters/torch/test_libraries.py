@@ -212,16 +212,15 @@ def test_clipping_clips() -> None:
     assert check(Clipped(), data(), steps=2).steps == 2
 
 
-def test_hooks_around_the_step_are_called() -> None:
-    called: list[str] = []
-
+def test_hooks_around_the_step_are_called(capsys: pytest.CaptureFixture[str]) -> None:
     class Hooked(Net):
         def __getattribute__(self, name: str) -> Any:
             if name.startswith(("on_", "training_step", "backward")):
-                called.append(name)
+                print(name)  # a list would be put back
             return super().__getattribute__(name)
 
     check(Hooked(), data(), steps=1)
+    called = capsys.readouterr().out.split()
     order = [
         "on_train_epoch_start",
         "on_train_batch_start",
