@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pytest_bncheck import rules
@@ -38,10 +36,11 @@ from pytest_bncheck.evidence import (
 )
 from pytest_bncheck.evidence.past import past
 from pytest_bncheck.experiment import conclude, culprits, remedies
+from pytest_bncheck.experiment.clock import Clock
 from pytest_bncheck.experiment.measure import agree, during, measure
 from pytest_bncheck.experiment.panel import Panel, joined
 from pytest_bncheck.maths import predictions, running, verdict
-from pytest_bncheck.report import Report, Seconds
+from pytest_bncheck.report import Report
 from pytest_bncheck.types import (
     Calls,
     InputError,
@@ -123,7 +122,7 @@ def _run(
     __tracebackhide__ = True
     if not batches:
         raise InputError("batches: there is none; at least one is needed")
-    clock = _Clock()
+    clock = Clock()
     with (
         given(recipe),
         seeded(settings.seed),
@@ -154,7 +153,7 @@ def _freed(adapter: Adapter) -> Iterator[Adapter]:
 
 
 def _experiment(
-    adapter: Adapter, batches: int, settings: Settings, clock: _Clock, progress: Progress | None
+    adapter: Adapter, batches: int, settings: Settings, clock: Clock, progress: Progress | None
 ) -> Evidence:
     __tracebackhide__ = True
     try:
@@ -439,17 +438,3 @@ def _refused(adapter: Adapter, settings: Settings, layer: str) -> Evidence:
         offers=adapter.offers,
         too_few=layer,
     )
-
-
-@dataclass
-class _Clock:
-    """Wall time of the parts of a check."""
-
-    begin: float = field(default_factory=time.perf_counter)
-    laps: dict[str, float] = field(default_factory=dict)
-
-    def lap(self, name: str) -> None:
-        self.laps[name] = time.perf_counter() - self.begin - sum(self.laps.values())
-
-    def stop(self) -> Seconds:
-        return Seconds(**self.laps, total=time.perf_counter() - self.begin)
