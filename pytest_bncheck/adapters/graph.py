@@ -17,6 +17,7 @@ import queue
 import random
 import re
 import socket
+import tempfile
 import threading
 import types
 import warnings
@@ -69,7 +70,7 @@ _POINTERS = frozenset("&OPXzZ")
 _C_TYPES = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
 
 NOT_PUT_BACK: dict[str, tuple[type, ...]] = {
-    "open files": (io.IOBase,),
+    "open files": (io.IOBase, tempfile._TemporaryFileWrapper),
     "running generators and coroutines": (types.GeneratorType, types.CoroutineType),
     "queues": (queue.Queue, queue.SimpleQueue),
     "sockets": (socket.socket,),
@@ -256,9 +257,27 @@ def remember_generator(item: Any) -> Undo | None:
     if isinstance(item, np.random.Generator):
         return remember_generator(item.bit_generator)
     if isinstance(item, np.random.BitGenerator):
-        bits = item.state
-        return lambda: setattr(item, "state", bits)
+        return _remember_bits(item)
     return None
+
+
+def _remember_bits(item: np.random.BitGenerator) -> Undo:
+    bits, seeds, setter = item.state, item.seed_seq, getattr(item, "__setstate__", None)
+    spawned = getattr(seeds, "n_children_spawned", 0)
+
+    def undo() -> None:
+        item.state = bits
+        if isinstance(seeds, np.random.SeedSequence) and seeds.n_children_spawned != spawned:
+            first = np.random.SeedSequence(  # since the count itself cannot be set
+                seeds.entropy,
+                spawn_key=seeds.spawn_key,
+                pool_size=seeds.pool_size,
+                n_children_spawned=spawned,
+            )
+            if setter is not None:
+                setter((bits, first))
+
+    return undo
 
 
 def _remember_array(item: np.ndarray[Any, Any]) -> Undo:

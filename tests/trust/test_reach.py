@@ -10,6 +10,7 @@ import enum
 import itertools
 import mmap
 import sys
+import tempfile
 import threading
 import types
 import weakref
@@ -282,6 +283,18 @@ def test_loaders_and_sequences_that_code_draws_from():
     before = dice.get_state().tolist()
     run(lambda: (next(iter(loader)), sequence.draw(1)))
     assert (dice.get_state().tolist(), sequence.num_generated) == (before, 0)
+
+
+def test_generators_that_code_spawns():
+    dice = np.random.default_rng(3)
+    first = np.random.default_rng(3).spawn(1)[0].random()
+    run(lambda: dice.spawn(1))
+    assert dice.spawn(1)[0].random() == first
+
+
+def test_a_named_file_is_open_too():
+    with tempfile.NamedTemporaryFile() as file, pytest.warns(NotPutBack, match="open files"):
+        run(lambda: file.write(b"x"))
 
 
 ITERATORS = {
