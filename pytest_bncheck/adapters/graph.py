@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import array
-import ctypes
 import functools
 import io
 import itertools
@@ -67,7 +66,6 @@ _CACHED = type(functools.lru_cache(print))
 _POINTERS = frozenset("&OPXzZ")
 """In the formats of C's numbers, what nobody can put back: memory of others."""
 
-_C_TYPES = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
 
 NOT_PUT_BACK: dict[str, tuple[type, ...]] = {
     "open files": (io.IOBase, tempfile._TemporaryFileWrapper),
@@ -232,7 +230,7 @@ def remember(item: Any) -> Undo | None:
         return _remember_container(item)
     if isinstance(item, (bytearray, array.array)):
         return _remember_buffer(item)
-    if isinstance(item, (mmap.mmap, *_C_TYPES)):
+    if isinstance(item, mmap.mmap) or any(b.__module__ == "_ctypes" for b in type(item).__mro__):
         return _remember_memory(item)
     if isinstance(item, types.FunctionType):
         cells, variables = list(cells_of(item)), list(variables_of(item))
@@ -337,16 +335,19 @@ def _remember_memory(item: Any) -> Undo | None:
     try:
         with memoryview(item) as view:
             kinds = re.sub(":[^:]*:", "", view.format)  # without the names of fields
-            if view.readonly or set(kinds) & _POINTERS:
-                return None
-    except ValueError:  # a closed one
+        values = np.frombuffer(item, np.uint8)
+    except (TypeError, ValueError):  # a type of C, a closed file, nothing at all
         return None
-    if isinstance(item, mmap.mmap):
-        mapped = item[:]
-        return lambda: None if item[:] == mapped else item.__setitem__(slice(None), mapped)
-    address, size = ctypes.addressof(item), ctypes.sizeof(item)
-    values = ctypes.string_at(address, size)
-    return lambda: ctypes.memmove(address, values, size)
+    if not values.flags.writeable or set(kinds) & _POINTERS:
+        return None
+    before = values.copy()
+
+    def undo() -> None:
+        now = np.frombuffer(item, np.uint8)  # made anew: one that is held keeps a file from closing
+        if not np.array_equal(now, before):
+            now[:] = before
+
+    return undo
 
 
 def _remember_class(item: Any) -> Undo:
