@@ -26,7 +26,14 @@ class RandomState:
         return cls({name: source.read(module) for name, source, module in _in_use()})
 
     def restore(self) -> None:
-        """Put every generator back, bit for bit."""
+        """Put every generator back, bit for bit, also where that is interrupted once."""
+        try:
+            self._write()
+        except KeyboardInterrupt:
+            self._write()
+            raise
+
+    def _write(self) -> None:
         for name, state in self._states.items():
             _SOURCES[name].write(sys.modules[name], state)
 

@@ -9,6 +9,7 @@ import ctypes
 import enum
 import itertools
 import mmap
+import random
 import sys
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pytest_bncheck import InputError, check
 from pytest_bncheck.adapters.graph import NotPutBack, run_all
+from pytest_bncheck.adapters.random_state import RandomState
 
 DICE = torch.Generator().manual_seed(0)
 X = torch.randn(24, 4, generator=DICE) * 2 + 3
@@ -376,6 +378,20 @@ def test_an_undo_that_is_interrupted_is_made_again():
     with pytest.raises(KeyboardInterrupt):
         run_all([lambda: done.append(1), second, lambda: done.append(3)])
     assert done == [1, 2, 3]
+
+
+def test_random_states_are_put_back_where_that_is_interrupted(monkeypatch):
+    state, write, before = RandomState.capture(), random.setstate, torch.get_rng_state().tolist()
+
+    def interrupted(wanted):
+        monkeypatch.setattr(random, "setstate", write)
+        raise KeyboardInterrupt
+
+    torch.rand(1)
+    monkeypatch.setattr(random, "setstate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        state.restore()
+    assert torch.get_rng_state().tolist() == before
 
 
 # what cannot be used ------------------------------------------------------------------------------
