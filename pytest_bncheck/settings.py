@@ -50,18 +50,21 @@ class Option:
     allowed
         What the user may write, as error messages say it.
     help
-        One sentence for ``--help`` and the ini file; empty where neither has the option.
+        One sentence for ``--help``, the ini file and the reference.
     metavar
         The value's placeholder in ``--help``.
     repeatable
         Whether the command line collects several values.
+    in_code
+        Whether only code gives it: command line and ini file have no such option.
     """
 
     parse: Callable[[Any], Any]
     allowed: str
-    help: str = ""
+    help: str
     metavar: str = ""
     repeatable: bool = False
+    in_code: bool = False
 
 
 # parsing ----------------------------------------------------------------------------------------
@@ -249,17 +252,44 @@ OPTIONS: Mapping[str, Option] = {
         "X",
     ),
     "strict": Option(_flag, "true or false", "Warnings fail too."),
-    "intended": Option(_intended, ", ".join(f'"{name}"' for name in INTENDED)),
-    "restore": Option(_flag, "True or False"),
-    "loss": Option(_function(2), "a function loss(outputs, targets)"),
-    "optimizer": Option(
-        _optimizer, "a function optimizer(params) or an optimizer of the model's framework"
+    "intended": Option(
+        _intended,
+        ", ".join(f'"{name}"' for name in INTENDED),
+        "Designs that look like a fault and are none; the rules about them fall silent, all others "
+        "still apply.",
+        in_code=True,
     ),
-    "train_step": Option(_function(2), "a function train_step(model, batch) that returns the loss"),
+    "restore": Option(
+        _flag,
+        "True or False",
+        "Whether the model gets its weights back; with False it keeps those that the check's "
+        "steps gave it.",
+        in_code=True,
+    ),
+    "loss": Option(
+        _function(2),
+        "a function loss(outputs, targets)",
+        "What training minimises, where outputs and targets suggest something else.",
+        in_code=True,
+    ),
+    "optimizer": Option(
+        _optimizer,
+        "a function optimizer(params) or an optimizer of the model's framework",
+        "What makes the training steps, where Adam with a learning rate of 0.001 is not right.",
+        in_code=True,
+    ),
+    "train_step": Option(
+        _function(2),
+        "a function train_step(model, batch) that returns the loss",
+        "The whole training step, where it is more than a loss and an optimizer.",
+        in_code=True,
+    ),
     "forward": Option(
         _forward,
         "a function forward(model, batch) or forward(model, batch, training) that "
         "returns the outputs",
+        "How the model predicts a batch, where it is not called on the inputs.",
+        in_code=True,
     ),
 }
 

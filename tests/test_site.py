@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -21,10 +22,10 @@ def pages():
     try:
         import pages
 
-        return pages.all_pages()
+        yield pages.all_pages()
     finally:
         sys.path.remove(str(SITE))
-        for name in ("pages", "docstrings"):
+        for name in ("pages", "docstrings", "option_examples"):
             sys.modules.pop(name, None)
 
 
@@ -36,13 +37,31 @@ def test_every_option_has_its_block(pages):
     assert headings(pages["reference/options.md"])[: len(settings.OPTIONS)] == [*settings.OPTIONS]
     block = pages["reference/options.md"].partition("## gap_tolerance")[2].partition("\n## ")[0]
     for place in (
-        "`check(model, batch, gap_tolerance=...)`",
-        "`@pytest.mark.bn_consistency(gap_tolerance=...)`",
-        "`--bncheck-gap-tolerance X`",
-        "`bncheck_gap_tolerance`",
+        "`check(model, batch, gap_tolerance=0.3)`",
+        "`@pytest.mark.bn_consistency(gap_tolerance=0.3)`",
+        "`--bncheck-gap-tolerance 0.3`",
+        "`bncheck_gap_tolerance = 0.3`",
         "| default | `0.25` |",
     ):
         assert place in block
+
+
+@pytest.mark.usefixtures("pages")
+@pytest.mark.parametrize("name", settings.OPTIONS)
+def test_the_example_of_an_option_can_be_used(name):
+    from option_examples import EXAMPLES
+
+    example = EXAMPLES[name]
+    if example.code:
+        torch = pytest.importorskip("torch")
+        defined = {"torch": torch, "model": torch.nn.Linear(2, 2)}
+        exec(example.code, defined)
+        settings.parse(name, defined[example.value], "call")
+        return
+    value = settings.parse(name, ast.literal_eval(example.value), "call")
+    assert value != getattr(settings.merge(), name)
+    if not settings.OPTIONS[name].in_code:
+        assert settings.parse(name, example.typed.strip("\"'"), "ini") == value
 
 
 def test_every_fixture_is_described(pages):

@@ -83,7 +83,7 @@ def add(parser: pytest.Parser) -> None:
     parser.addini("bncheck", SWITCH, type="bool", default=None)
     for name, option in settings.OPTIONS.items():
         flag = _flag(name)
-        if not option.help:
+        if option.in_code:
             continue
         if not option.metavar:
             group.addoption(flag, action=toggle, default=None, help=option.help)
@@ -172,7 +172,7 @@ def explain(text: str) -> str:
 def _command_line(config: pytest.Config) -> settings.Source:
     given: dict[str, settings.Given] = {}
     for name, option in settings.OPTIONS.items():
-        if option.help:
+        if not option.in_code:
             given |= settings.source({name: config.getoption(f"bncheck_{name}")}, _flag(name))
     return given
 
@@ -181,7 +181,7 @@ def _ini_file(config: pytest.Config) -> settings.Source:
     given: dict[str, settings.Given] = {}
     file = config.inipath.name if config.inipath else "ini"
     for name, option in settings.OPTIONS.items():
-        if option.help:
+        if not option.in_code:
             origin = f"bncheck_{name} in {file}"
             given |= settings.source({name: _ini(config, f"bncheck_{name}")}, origin)
     return given

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from docstrings import markdown
+from option_examples import EXAMPLES, FLAGS
 
 from pytest_bncheck import report, settings, types
 from pytest_bncheck.plugin import fixtures, hookspecs, options
@@ -32,8 +33,6 @@ ADAPTERS = (
     "pytest_bncheck.types",
 )
 """What the reference shows with signatures and types, as mkdocstrings finds them."""
-
-MARKER = "@pytest.mark.bn_consistency({}=...)"
 
 
 def all_pages() -> dict[str, str]:
@@ -91,10 +90,10 @@ def options_page() -> str:
     for flag in rest:
         entry = declared.flags[flag]
         ini = flag.removeprefix("--").replace("-", "_")
-        rows = [("command line", f"`{flag}{_value(entry.get('metavar'))}`")]
-        if "action" in entry:
+        rows = [("command line", f"`{flag}{_value(FLAGS.get(flag))}`")]
+        if "action" in entry and flag not in FLAGS:
             rows[0] = ("command line", f"`{flag}`, `--no-{flag.removeprefix('--')}`")
-        rows += [("ini", f"`{ini}`" if ini in declared.ini else "")]
+        rows += [("ini", f"`{ini} = {FLAGS.get(flag, 'true')}`" if ini in declared.ini else "")]
         parts += [f"### {flag}", _prose(entry["help"]), _table(rows)]
     parts += ["## Designs that can be declared", _designs()]
     return "\n\n".join(parts) + "\n"
@@ -105,22 +104,29 @@ def _key(flag: str) -> str:
 
 
 def _option(name: str, option: settings.Option, declared: Declared) -> Iterator[str]:
+    example = EXAMPLES[name]
     flag, ini = f"--bncheck-{name.replace('_', '-')}", f"bncheck_{name}"
-    line = f"`{flag}{_value(option.metavar)}`" if flag in declared.flags else ""
-    if line and not option.metavar:
+    line = f"`{flag}{_value(example.typed)}`"
+    if not option.metavar:
         line = f"`{flag}`, `--no-{flag.removeprefix('--')}`"
+    if option.repeatable:
+        line += ", repeatable"
     yield f"## {name}"
-    yield _prose(option.help) if option.help else f"Given as {option.allowed}."
+    yield _prose(option.help)
+    if example.code:
+        yield f"```python\n{example.code}\n```"
     rows = [
-        ("call", f"`check(model, batch, {name}=...)`"),
-        ("marker", f"`{MARKER.format(name)}`"),
+        ("call", f"`check(model, batch, {name}={example.value})`"),
+        ("marker", f"`@pytest.mark.bn_consistency({name}={example.value})`"),
         ("fixture", f"`{ini}`" if name in settings.RECIPE else ""),
-        ("command line", line + (", repeatable" if option.repeatable and line else "")),
-        ("ini", f"`{ini}`" if ini in declared.ini else ""),
+        ("command line", line if flag in declared.flags else ""),
+        ("ini", f"`{ini} = {example.typed.strip(QUOTE)}`" if ini in declared.ini else ""),
         ("allowed", option.allowed.replace("|", r"\|")),
         ("default", _default(name)),
     ]
     yield _table(rows)
+    if example.more:
+        yield f"More: {example.more}."
 
 
 def _value(metavar: str | None) -> str:
@@ -136,6 +142,10 @@ def _default(name: str) -> str:
     if value is dataclasses.MISSING or value in ((), None):
         return "none"
     return f"`{value!r}`".replace("'", '"')
+
+
+QUOTE = "'\""
+"""What a shell needs around a value, and an ini file does not."""
 
 
 def _prose(text: str) -> str:
