@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pytest_bncheck.errors import InputError
     from pytest_bncheck.report import CheckFailed, Report
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["CheckFailed", "InputError", "Report", "__version__", "check"]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -195,6 +196,8 @@ def test_one_version_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == __version__
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    wheels = [re.findall(r"pytest_bncheck-(.+?)-py3", page.read_text("utf-8")) for page in PAGES]
+    assert {*itertools.chain(*wheels)} == {__version__}
 
 
 @pytest.mark.parametrize("path", [".github/workflows/test.yml", ".pre-commit-config.yaml"])

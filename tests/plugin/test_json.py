@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from project import BROKEN
+from pytest_bncheck import __version__
 from pytest_bncheck.experiment import engine
 from pytest_bncheck.report import Predictions, Report
 from pytest_bncheck.reports import wire
@@ -53,7 +54,7 @@ def test_report_is_the_same_with_and_without_processes(project):
     for other in reports:
         assert other == first
     assert first["schema"] == 1
-    assert first["plugin"] == "0.1.0"
+    assert first["plugin"] == __version__
     assert first["environment"]["pytest"] == pytest.__version__
     assert first["summary"] == {
         "checks": 4,
