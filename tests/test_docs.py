@@ -181,7 +181,7 @@ def test_the_readme_lists_all_rules():
     assert rows == [(code, rule.name, rule.severities) for code, rule in RULES.items()]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
 def test_links_outside_of_the_site(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
@@ -200,9 +200,21 @@ def test_one_version_everywhere():
     assert {*itertools.chain(*wheels)} == {__version__}
 
 
-@pytest.mark.parametrize("path", [".github/workflows/test.yml", ".pre-commit-config.yaml"])
+@pytest.mark.parametrize(
+    "path",
+    [*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml"],
+    ids=lambda path: path.name,
+)
 def test_configuration_can_be_read(path):
-    assert yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_an_issue_on_a_verdict_brings_the_json_report():
+    form = ROOT / ".github" / "ISSUE_TEMPLATE" / "wrong-verdict.yml"
+    fields = yaml.safe_load(form.read_text(encoding="utf-8"))["body"]
+    (report,) = (field for field in fields if field["id"] == "json")
+    assert "--bncheck-json" in report["attributes"]["description"]
+    assert report["validations"]["required"]
 
 
 def test_pre_commit_has_the_versions_of_the_other_environments():
