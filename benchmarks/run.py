@@ -36,6 +36,7 @@ RUNS = (
     ("zoo.py", "--of", "keras"),
     ("zoo.py", "--of", "transformers"),
     ("targets.py",),
+    ("peers.py",),
     ("memory.py",),
     ("memory.py", "--framework", "keras"),
     ("culprits.py",),

@@ -30,6 +30,7 @@ WEEKLY = {
     "fuzz",
     "keras_cost",
     "memory",
+    "peers",
     "remedies",
     "scaling",
     "three_images",
@@ -37,7 +38,7 @@ WEEKLY = {
 }
 """By `benchmarks/run.py --smoke`, which takes minutes."""
 
-PARTS = {"run", "pairs", "own_norms_table"}
+PARTS = {"run", "pairs", "own_norms_table", "peer_cases", "peer_tools"}
 NETS = {"nets_torch", "nets_keras", "zoo_torch", "zoo_keras", "zoo_transformers", "target_nets"}
 LONG = {"keras_story"}  # fits a ResNet-50 as its user does, which compiles for minutes
 

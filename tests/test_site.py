@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from pytest_bncheck import settings
+from pytest_bncheck import __version__, settings
 from pytest_bncheck.plugin import definitions
+from pytest_bncheck.reports import wire
 from pytest_bncheck.rules import RULES
 
 SITE = Path(__file__).parents[1] / "tools" / "site"
@@ -31,6 +33,13 @@ def pages():
 
 def headings(page):
     return re.findall(r"^## (\S+)", page, re.MULTILINE)
+
+
+def test_the_example_of_a_report_is_one_of_this_version():
+    jsonschema = pytest.importorskip("jsonschema")
+    example = json.loads((SITE.parents[1] / "docs" / "how-to" / "example.json").read_text("utf-8"))
+    jsonschema.validate(example, wire.schema())
+    assert example["plugin"] == __version__
 
 
 def test_every_option_has_its_block(pages):
