@@ -77,6 +77,7 @@ TOOLS = {
             "BN202": ("BN202", "learning rate far too small"),
             "BN302": ("BN302", "dropout in eval mode"),
             "BN303": ("BN303", "batch taken for the sequence"),
+            "BN401": ("BN401", "state that no checkpoint holds"),
         },
     ),
     "pytest-torch": Tool(
@@ -87,6 +88,7 @@ TOOLS = {
             "deterministic": ("BN302", "dropout in eval mode"),
             "batch_invariance": ("BN303", "batch taken for the sequence"),
             "no_state_mutation": ("BN304",),
+            "checkpoint": ("state that no checkpoint holds",),
             "assert_gradients_finite": ("gradient that is no number",),
             "assert_all_params_receive_grad": GRADIENTS,
             "assert_loss_decreases": ("BN202", "learning rate far too small"),
@@ -217,6 +219,7 @@ def _run(python: Path, *arguments: object) -> str:
         env={
             **{k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON"))},
             "OMP_NUM_THREADS": "1",
+            "TQDM_DISABLE": "1",  # a bar costs more than a step
             "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers"))),
         },
         stdout=subprocess.PIPE,

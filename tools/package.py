@@ -26,7 +26,7 @@ DATA = {
 }
 """What is no Python and has to be in the wheel."""
 
-SOURCES = ("tests", "fixtures", "docs", "examples", "tools")
+SOURCES = ("tests", "fixtures", "docs", "benchmarks", "examples", "tools")
 """What the sdist has and the wheel has not."""
 
 
