@@ -29,12 +29,13 @@ def _counts(suite: str) -> Callable[[dict[str, Any]], str]:
     def table(result: dict[str, Any]) -> str:
         tools = result["tools"].values()
         bad, good = (sum(next(iter(tools))["summary"][suite][w].values()) for w in ("bad", "good"))
-        heads = [f"of {bad} with a fault: detected", *list(SIGNS)[1:]]
-        rows = [["tool", *heads, f"of {good} healthy: false alarm"]]
+        heads = [f"{bad} faults: detected", *list(SIGNS)[1:], f"{good} healthy: false alarm"]
+        rows = [["tool", *heads]]
         for tool in tools:
             counts = tool["summary"][suite]
             cells = [counts["bad"].get(name, 0) for name in SIGNS]
-            rows.append([_title(tool), *map(str, cells), str(counts["good"].get("false alarm", 0))])
+            cells += [counts["good"].get("false alarm", 0)]
+            rows.append([tool["title"], *map(str, cells)])
         return _markdown(rows)
 
     return table
@@ -64,10 +65,6 @@ def _versions(result: dict[str, Any]) -> str:
     rows = [["tool", "version", "used"]]
     rows += [[t["title"], t["version"] or "–", t["used"]] for t in result["tools"].values()]
     return f"Measured on {result['date']}.\n\n{_markdown(rows)}"
-
-
-def _title(tool: dict[str, Any]) -> str:
-    return " ".join([tool["title"], tool["version"]]).strip()
 
 
 def _markdown(rows: list[list[str]]) -> str:
