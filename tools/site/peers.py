@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -54,9 +55,13 @@ def _cases(suite: str) -> Callable[[dict[str, Any]], str]:
                     cell[key] = SIGNS[case["outcome"]] + cell[key]
                 elif case["outcome"] == "false alarm":
                     cell[key] += "!"
-        rows = [["", *(tool["title"] for tool in tools.values())]]
-        rows += [[name, *cells.values()] for name, cells in found.items()]
-        return _markdown(rows)
+        head = "".join(f"<th>{html.escape(tool['title'])}</th>" for tool in tools.values())
+        rows = [
+            f"<tr><td>{name}</td>" + "".join(f"<td>{cell}</td>" for cell in cells.values())
+            for name, cells in found.items()
+        ]
+        table = [f"<table><thead><tr><th></th>{head}</tr></thead>", *rows, "</table>"]
+        return "\n".join(['<div class="matrix">', *table, "</div>"])
 
     return table
 
