@@ -171,8 +171,10 @@ class Judgement:
     @property
     def inconclusive(self) -> bool:
         """Whether training achieved nothing, so that no verdict is possible."""
-        if not self.layers or self.trained or self.first_loss is None:
+        if self.trained or self.first_loss is None:
             return False
+        if not self.layers and np.isfinite(self.training.losses).all():
+            return False  # nothing runs along that a longer training could spoil
         if self.training.past is not None and self._falls_apart:
             return False
         passes = self.passes

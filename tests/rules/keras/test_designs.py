@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 keras = pytest.importorskip("keras")
@@ -56,3 +58,12 @@ def test_normalisation_in_a_nested_model(kind, seed):
     report = run(model, kind, seed)
     silent(report)
     assert [layer.name for layer in report.layers] == [f"inner/{n}" for n in NORMS[kind]]
+
+
+def test_a_loss_that_is_not_finite_never_passes():
+    """Also where no layer has running statistics: both modes are equally broken then."""
+    model = keras.Sequential([L.Input((20,)), L.Dense(8), L.LayerNormalization(), L.Dense(CLASSES)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(fast(), lambda targets, outputs: loss(targets, outputs) * math.nan)
+    report = check(model, data("functional", 0))
+    assert [finding.code for finding in report.findings] == ["BN202"], str(report)

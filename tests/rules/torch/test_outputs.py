@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -438,3 +439,13 @@ def test_without_a_gap_the_decisions_speak(net: Any, seed: int) -> None:
     assert report.predictions.eval.accuracy < report.predictions.train.accuracy - 0.1
     assert "BN101" in codes(report), str(report)
     assert "cannot be aligned" in str(report)
+
+
+@pytest.mark.parametrize("inner", [nn.ReLU, partial(nn.LayerNorm, 16), partial(nn.Dropout, 0.2)])
+def test_a_loss_that_is_not_finite_never_passes(inner: Any) -> None:
+    """Also where no layer has running statistics: both modes are equally broken then."""
+    model = nn.Sequential(nn.Linear(8, 16), inner(), nn.Linear(16, 3))
+    batch = torch.randn(12, 8), torch.arange(12) % 3
+    report = check(model, batch, loss=lambda y, t: functional.cross_entropy(y, t) * math.nan)
+    assert codes(report) == ["BN202"], str(report)
+    assert "The loss is not finite." in str(report)
