@@ -8,6 +8,7 @@ theme.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -59,7 +60,9 @@ class Scale(NamedTuple):
         room = margin * (high - low)
         if room <= 1e-9 * max(abs(low), abs(high)):  # equal values, or nearly
             room = max(abs(low), abs(high)) / 10 or 1.0
-        low, high = (10**edge if is_log else edge for edge in (low - room, high + room))
+        low, high = low - room, high + room
+        if is_log:
+            low, high = max(10.0**low, sys.float_info.min), 10.0**high
         return cls(low, high, start, end, is_log)
 
     def __call__(self, value: float) -> float:

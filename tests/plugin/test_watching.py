@@ -7,6 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 # An optimizer imports it, and it cannot be imported in each run inside.
 pytest.importorskip("torch._dynamo")
+# Once for all runs inside, which would forget it: a test patches it.
+from pytest_bncheck.watch.torch import observer
 
 FORGETFUL = """
 import torch
@@ -126,8 +128,6 @@ def test_github_is_told(suite, monkeypatch):
 
 
 def test_a_failure_of_watching_ends_that_of_its_test(suite, monkeypatch):
-    from pytest_bncheck.watch.torch import observer
-
     stepped, calls = observer.Observer.stepped, []
 
     def broken(self, optimizer):

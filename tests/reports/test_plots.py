@@ -89,3 +89,8 @@ def test_the_proposal_stands_out():
     drawn = plots.updates([(0, 1.0), (10, 0.2), (20, 0.1)], 0.25, 0.01, 10)
     assert [words for style, _, _, words in drawn.texts if style == "middle good"] == ["10"]
     assert [words for _, _, _, words in drawn.texts][4:6] == ["recalibrated", "limit 0.25"]
+
+
+def test_the_smallest_numbers_have_an_axis():
+    drawn = plots.training([1e-300, 0.2], {"training": 1e-308})
+    assert len(drawn.lines) > 2

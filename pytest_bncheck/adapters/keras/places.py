@@ -12,7 +12,7 @@ import keras
 from pytest_bncheck.adapters.containers import container_type
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Variable
-from pytest_bncheck.adapters.references import PLAIN, passes_for_another
+from pytest_bncheck.adapters.references import PLAIN, is_of_a_package, passes_for_another
 
 KerasLayer: TypeAlias = Any
 
@@ -116,7 +116,9 @@ def _members(value: Any, name: str) -> list[tuple[str, tuple[Any, Any, Any]]]:
         pairs = dict.items(value)
         return [(f"{name}[{k!r}]", (value, k, v)) for k, v in pairs if type(v) not in PLAIN]
     if plain is list or isinstance(value, tuple):
-        numbered = enumerate(list.__iter__(value) if plain is list else value)
+        # A list of TensorFlow's keeps its members elsewhere; a user's iterator may do anything.
+        asked = plain is not list or is_of_a_package(type(value).__module__)
+        numbered = enumerate(value if asked else list.__iter__(value))
         return [(f"{name}[{k}]", (value, k, v)) for k, v in numbered if type(v) not in PLAIN]
     own = type(value).__module__.split(".")[0] not in _LIBRARIES
     if own and not isinstance(value, (type, keras.Layer)) and hasattr(value, "__dict__"):
