@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def main() -> int:
         }
         for kind, write in kinds.items():
             write(one)  # imports what it needs
-            times = pairs(lambda: write(all_), lambda: write(one), repeats)  # noqa: B023
+            times = pairs(partial(write, all_), partial(write, one), repeats)
             whole = statistics.median(together for together, _ in times)
             cost = 1000 * statistics.median((a - b) / (count - 1) for a, b in times)
             dear |= cost > LIMIT or whole > TOGETHER

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers as t
+import zoo_torch
 from torch import nn
 
 CLASSES = 4
@@ -69,15 +70,12 @@ def build(name: str, size: int, seed: int) -> nn.Module:
 
 def data(name: str, size: int, samples: int, seed: int) -> dict[str, Any]:
     """Noise around a picture, or words around a vocabulary, for each of four classes."""
-    rng = torch.Generator().manual_seed(seed)
-    labels = torch.arange(samples) % CLASSES
     if name in TEXTS:
+        rng, labels = torch.Generator().manual_seed(seed), torch.arange(samples) % CLASSES
         words = torch.randint(1, 10, (samples, LENGTH), generator=rng) + 10 * labels[:, None]
         return {"input_ids": words, "labels": labels}
-    coarse = torch.randn(CLASSES, 3, 4, 4, generator=rng)
-    pictures = nn.functional.interpolate(coarse, size=size, mode="bilinear")
-    noise = torch.randn(samples, 3, size, size, generator=rng)
-    return {"pixel_values": pictures[labels] + 0.5 * noise, "labels": labels}
+    images, labels = zoo_torch.data(name, size, samples, seed)
+    return {"pixel_values": images, "labels": labels}
 
 
 loss = None

@@ -29,7 +29,9 @@ def kinds(wish: str = "") -> list[str]:
     with suppress(RuntimeError):  # no name of a device
         found += [torch.device(wish).type] if wish else []
     known = [*found, *_BUILT_IN]
-    return [kind for kind in dict.fromkeys(known) if kind != "cpu" and _module(kind) is not None]
+    return [
+        kind for kind in dict.fromkeys(known) if kind != "cpu" and device_module(kind) is not None
+    ]
 
 
 def devices(wish: str = "") -> list[str]:
@@ -37,13 +39,13 @@ def devices(wish: str = "") -> list[str]:
     return [f"{kind}:{k}" for kind in kinds(wish) for k in range(_count(kind))]
 
 
-def _module(kind: str) -> Any:
+def device_module(kind: str) -> Any:
     """What PyTorch calls the device module: ``torch.cuda``, ``torch.xpu``."""
     return getattr(sys.modules["torch"], kind, None)
 
 
 def _count(kind: str) -> int:
-    count = getattr(_module(kind), "device_count", None)
+    count = getattr(device_module(kind), "device_count", None)
     return 0 if count is None else count()
 
 
@@ -77,7 +79,7 @@ def random_state() -> dict[str, list[Any]]:
 def set_random_state(states: dict[str, list[Any]]) -> None:
     """Put the states of `random_state` back."""
     for kind, each in states.items():
-        module = _module(kind)
+        module = device_module(kind)
         if hasattr(module, "set_rng_state_all"):
             module.set_rng_state_all(each)
         else:
@@ -96,7 +98,7 @@ def seed(number: int) -> None:
 def _in_use() -> Iterator[tuple[str, Any]]:
     """Every kind of device that was used already, with its module: none is started for this."""
     for kind in kinds():
-        module = _module(kind)
+        module = device_module(kind)
         started = getattr(module, "is_initialized", None)
         if (started is None or started()) and _count(kind):
             yield kind, module

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pytest_bncheck.adapters import accelerators
+from pytest_bncheck.adapters.graph import run_all
 
 
 class RandomState:
@@ -27,11 +28,7 @@ class RandomState:
 
     def restore(self) -> None:
         """Put every generator back, bit for bit, also where that is interrupted once."""
-        try:
-            self._write()
-        except KeyboardInterrupt:
-            self._write()
-            raise
+        run_all([self._write])
 
     def _write(self) -> None:
         for name, state in self._states.items():

@@ -24,25 +24,10 @@ torch = pytest.importorskip("torch")
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from doing import Doing, X, Y
 from pytest_bncheck import InputError, check
 from pytest_bncheck.adapters.graph import NotPutBack, run_all
 from pytest_bncheck.adapters.random_state import RandomState
-
-DICE = torch.Generator().manual_seed(0)
-X = torch.randn(24, 4, generator=DICE) * 2 + 3
-Y = (X[:, 0] > 3).long()
-
-
-class Doing(nn.Module):
-    """Does something in each forward."""
-
-    def __init__(self, act):
-        super().__init__()
-        self.act = act
-
-    def forward(self, x):
-        self.act()
-        return x
 
 
 def run(act, **held):

@@ -263,9 +263,6 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
         in_time = self._layers.in_time()
         return {name: each for name, each in streams.items() if name not in in_time}
 
-    def gather(self) -> list[Statistics]:
-        return []
-
     def agree(self, value: bool) -> bool:
         return value
 

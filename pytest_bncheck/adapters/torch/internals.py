@@ -276,7 +276,8 @@ def remember_format() -> Callable[[], None]:
     """Remember how tensors are printed, and whether distributions look at their arguments."""
     kind: Any = torch.distributions.Distribution
     options = find("torch._tensor_str.PRINT_OPTS")
-    checked, printed = getattr(kind, "_validate_args", None), dict(vars(options or kind))
+    checked = getattr(kind, "_validate_args", None)
+    printed = {} if options is None else dict(vars(options))
 
     def undo() -> None:
         if checked is not None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pytest_bncheck.adapters.accelerators import device_module
 from pytest_bncheck.adapters.torch.data import widest
 from pytest_bncheck.adapters.torch.internals import runs_plainly
 from pytest_bncheck.adapters.torch.modes import NORMALISATIONS, depends_on_mode
@@ -99,7 +100,7 @@ def fingerprint(layer: Any) -> Fingerprint | None:
 
 def is_captured(tensor: Tensor) -> bool:
     """Whether the device records what it is asked to do, for a graph, and cannot be asked."""
-    module = getattr(torch, tensor.device.type, None)
+    module = device_module(tensor.device.type)
     capturing = getattr(module, "is_current_stream_capturing", None)
     return capturing is not None and bool(capturing())
 
