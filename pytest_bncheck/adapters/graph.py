@@ -22,9 +22,9 @@ import types
 import warnings
 import weakref
 from collections import ChainMap, UserDict, UserList, UserString, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,8 +42,7 @@ from pytest_bncheck.adapters.references import (
     slots_of,
     variables_of,
 )
-
-Undo: TypeAlias = Callable[[], object]
+from pytest_bncheck.adapters.undo import Undo, run_all
 
 _OPEN = (
     types.SimpleNamespace,
@@ -175,29 +174,6 @@ def is_open(item: Any, walked: tuple[type, ...], passed_by: tuple[type, ...]) ->
     if not isinstance(getattr(item, "__dict__", None), dict):
         return False
     return isinstance(item, (*walked, *_OPEN)) or not is_foreign(type(item).__module__)
-
-
-def run_all(undos: Iterable[Undo]) -> None:
-    """Run all, whatever one of them raises; then raise the first error.
-
-    One that is interrupted in its middle is run again.
-    """
-    waiting = deque(undos)
-    first: BaseException | None = None
-    while waiting:
-        try:
-            while waiting:
-                waiting[0]()
-                waiting.popleft()
-        except BaseException as error:
-            if first is not None or not isinstance(error, KeyboardInterrupt):
-                waiting.popleft()
-            first = first or error
-    try:
-        if first is not None:
-            raise first
-    finally:
-        first = None  # else the error would hold this frame, and its frame the error
 
 
 _NAMED = 5

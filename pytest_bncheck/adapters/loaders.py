@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pytest_bncheck.adapters.graph import Undo, remember_generator, run_all
+from pytest_bncheck.adapters.graph import remember_generator
 from pytest_bncheck.adapters.references import children_of, names_of
+from pytest_bncheck.adapters.undo import Undo, run_all
 
 _MOST, _MOST_MEMBERS = 10_000, 100
 """Objects that are looked at, and members of a container: data sets are large."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pytest_bncheck.adapters import accelerators
-from pytest_bncheck.adapters.graph import run_all
+from pytest_bncheck.adapters.undo import run_all
 
 
 class RandomState:

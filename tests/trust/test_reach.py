@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from doing import Doing, X, Y
 from pytest_bncheck import InputError, check
-from pytest_bncheck.adapters.graph import NotPutBack, run_all
+from pytest_bncheck.adapters.graph import NotPutBack
 from pytest_bncheck.adapters.random_state import RandomState
+from pytest_bncheck.adapters.undo import run_all
 
 
 def run(act, **held):

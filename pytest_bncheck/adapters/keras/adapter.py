@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_bncheck.adapters.base import Mode, Rehearsing, Stateful
-from pytest_bncheck.adapters.graph import run_all
 from pytest_bncheck.adapters.invented import Invented, Shapes
 from pytest_bncheck.adapters.keras.core import KerasCore
 from pytest_bncheck.adapters.keras.invented import invent
@@ -16,6 +15,7 @@ from pytest_bncheck.adapters.keras.replicas import Replicas, after_shares
 from pytest_bncheck.adapters.keras.state import put_back, shift_seeds
 from pytest_bncheck.adapters.random_state import RandomState, seed_everything
 from pytest_bncheck.adapters.states import Adopted
+from pytest_bncheck.adapters.undo import run_all
 from pytest_bncheck.types import Moved, Rehearsal, RunningState, State, Statistics
 
 if TYPE_CHECKING:

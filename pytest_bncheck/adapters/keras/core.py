@@ -26,7 +26,6 @@ from pytest_bncheck.adapters.base import (
     Watching,
 )
 from pytest_bncheck.adapters.devices import pick, rounding
-from pytest_bncheck.adapters.graph import run_all
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import own_backend
 from pytest_bncheck.adapters.keras.batch import Batch, has_custom_step, not_finite, remixed
@@ -50,6 +49,7 @@ from pytest_bncheck.adapters.keras.tracing import Tracer
 from pytest_bncheck.adapters.keras.training import Training
 from pytest_bncheck.adapters.random_state import RandomState
 from pytest_bncheck.adapters.states import Adopted
+from pytest_bncheck.adapters.undo import run_all
 from pytest_bncheck.types import (
     Calls,
     InputError,

@@ -13,7 +13,7 @@ import numpy as np
 
 from pytest_bncheck.adapters import random_state
 from pytest_bncheck.adapters.containers import container_type, holds, members_of, refill
-from pytest_bncheck.adapters.graph import Graph, Undo, run_all
+from pytest_bncheck.adapters.graph import Graph
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import (
     Backend,
@@ -23,6 +23,7 @@ from pytest_bncheck.adapters.keras.backends.base import (
     wide_type,
 )
 from pytest_bncheck.adapters.keras.places import loose_variables
+from pytest_bncheck.adapters.undo import Undo, run_all
 
 RESOLUTION = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 """Spacing of the floating-point numbers around 1, by their type."""

@@ -16,7 +16,6 @@ from pytest_bncheck.adapters.base import (
     Pass,
 )
 from pytest_bncheck.adapters.devices import pick, rounding, torch_devices
-from pytest_bncheck.adapters.graph import run_all
 from pytest_bncheck.adapters.hints import kind, seen
 from pytest_bncheck.adapters.random_state import RandomState, fingerprint
 from pytest_bncheck.adapters.refusals import refuse_source
@@ -46,6 +45,7 @@ from pytest_bncheck.adapters.torch.rehearsal import Rehearsals
 from pytest_bncheck.adapters.torch.replicas import Replicas, shard_again, sharded_modules
 from pytest_bncheck.adapters.torch.state import Snapshot
 from pytest_bncheck.adapters.torch.states import States
+from pytest_bncheck.adapters.undo import run_all
 from pytest_bncheck.types import (
     Calls,
     Layer,

@@ -16,7 +16,7 @@ from torch import nn
 
 from pytest_bncheck.adapters.accelerators import kinds
 from pytest_bncheck.adapters.containers import members_of, refill
-from pytest_bncheck.adapters.graph import Graph, Undo, is_open, run_all
+from pytest_bncheck.adapters.graph import Graph, is_open
 from pytest_bncheck.adapters.loaders import remember_generators
 from pytest_bncheck.adapters.torch.internals import (
     default_device,
@@ -31,6 +31,7 @@ from pytest_bncheck.adapters.torch.internals import (
     set_version,
     version_of,
 )
+from pytest_bncheck.adapters.undo import Undo, run_all
 
 WALKED = (
     nn.Module,

@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
-from pytest_bncheck.adapters.graph import Undo
 from pytest_bncheck.adapters.keras.internals import in_symbolic_scope
+from pytest_bncheck.adapters.undo import Undo
 from pytest_bncheck.types import InputError
 
 Tensor: TypeAlias = Any

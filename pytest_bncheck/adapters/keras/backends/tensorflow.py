@@ -8,10 +8,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from pytest_bncheck.adapters.graph import Undo
 from pytest_bncheck.adapters.keras.backends import tensorflow_internals as internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Loose, Losses, Tensor, Variable
 from pytest_bncheck.adapters.keras.state import contents, value_of
+from pytest_bncheck.adapters.undo import Undo
 from pytest_bncheck.types import InputError
 
 

@@ -10,7 +10,6 @@ import keras
 import torch
 
 from pytest_bncheck.adapters.devices import torch_devices
-from pytest_bncheck.adapters.graph import Undo
 from pytest_bncheck.adapters.keras.backends import torch_internals as internals
 from pytest_bncheck.adapters.keras.backends.base import (
     Backend,
@@ -25,6 +24,7 @@ from pytest_bncheck.adapters.torch.draws import Draws, function_name
 from pytest_bncheck.adapters.torch.internals import buffers_by_name, force_eager, swap_memory
 from pytest_bncheck.adapters.torch.placement import exchanged, keeps_objects
 from pytest_bncheck.adapters.torch.state import WALKED, global_flags, remember_object
+from pytest_bncheck.adapters.undo import Undo
 
 
 class Torch(Backend):
