@@ -12,7 +12,6 @@ import numbers
 import operator
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pytest_bncheck.errors import InputError
@@ -39,8 +38,7 @@ Source: TypeAlias = Mapping[str, Given]
 """The options that one place sets, by name."""
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One row of the table.
 
     Attributes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -12,10 +13,9 @@ import pytest
 
 from pytest_bncheck import settings
 from pytest_bncheck.errors import InputError, users_error
-from pytest_bncheck.plugin import failing, internals
-from pytest_bncheck.plugin.definitions import INPUTS
+from pytest_bncheck.plugin import definitions, failing, internals, marks
 from pytest_bncheck.plugin.marks import MARKER, is_marked
-from pytest_bncheck.plugin.options import SESSION, WATCHING
+from pytest_bncheck.plugin.stash import ATTEMPT, CURRENT, RUN, SESSION, WATCHING
 
 if TYPE_CHECKING:  # The dataclasses of a report take milliseconds, at the start of every run.
     from pytest_bncheck.report import Report
@@ -50,17 +50,33 @@ class Attempt:
     pending: Exception | None = None
     started: bool = False
     run: int = 0
-    seeded: frozenset[str] = frozenset(INPUTS)
+    seeded: frozenset[str] = frozenset(definitions.INPUTS)
 
 
-ATTEMPT = pytest.StashKey[Attempt]()
-"""Where an item keeps its latest attempt."""
+_runs = itertools.count()
 
-RUN = pytest.StashKey[int]()
-"""Where an item keeps its number among those that ran in this process."""
 
-CURRENT = pytest.StashKey[pytest.Item]()
-"""Where pytest's configuration keeps the item that runs."""
+def begin(item: pytest.Item) -> None:
+    """Validate a test's marks; let the inputs join it if collection could not do that."""
+    if RUN not in item.stash:
+        item.stash[RUN] = next(_runs)
+    attempt = item.stash[ATTEMPT] = Attempt(marked=is_marked(item), run=item.stash[RUN])
+    item.config.stash[CURRENT] = item
+    if not attempt.marked:
+        return
+    names = internals.fixture_names(item)
+    try:
+        attempt.marker = marks.sources(item)
+        definitions.require_functions(item)
+        inputs = definitions.input_names(item)
+    except InputError as error:
+        attempt.pending = error
+        names = definitions.without_inputs(item, names)
+    else:
+        attempt.seeded = definitions.inputs_and_what_they_need(item)
+        if names and not {*definitions.REQUESTED} & {*names}:
+            names = [*names, *inputs]
+    internals.set_fixture_names(item, names)
 
 
 # one check --------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ one of two ways:
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +21,6 @@ import pytest
 
 from pytest_bncheck.errors import InputError
 from pytest_bncheck.plugin import definitions, internals, marks
-from pytest_bncheck.plugin.attempt import ATTEMPT, CURRENT, RUN, Attempt
 from pytest_bncheck.plugin.marks import MARKER
 
 
@@ -59,38 +57,8 @@ def using_inputs(collector: pytest.Module | pytest.Class, function: Any) -> Iter
     the other classes need not be marked.
     """
     try:
-        names = _input_names(collector)
+        names = definitions.input_names(collector)
     except InputError:  # Raised again when the test is set up: one test fails, not the whole file.
         names = ["bncheck_report"]
     with internals.added_mark(function, pytest.mark.usefixtures(*names).mark):
         yield
-
-
-_runs = itertools.count()
-
-
-def prepare(item: pytest.Item) -> None:
-    """Validate a test's marks; let the inputs join it if collection could not do that."""
-    if RUN not in item.stash:
-        item.stash[RUN] = next(_runs)
-    attempt = item.stash[ATTEMPT] = Attempt(marked=marks.is_marked(item), run=item.stash[RUN])
-    item.config.stash[CURRENT] = item
-    if not attempt.marked:
-        return
-    names = internals.fixture_names(item)
-    try:
-        attempt.marker = marks.sources(item)
-        definitions.require_functions(item)
-        inputs = _input_names(item)
-    except InputError as error:
-        attempt.pending = error
-        names = definitions.without_inputs(item, names)
-    else:
-        attempt.seeded = definitions.inputs_and_what_they_need(item)
-        if names and not {*definitions.REQUESTED} & {*names}:
-            names = [*names, *inputs]
-    internals.set_fixture_names(item, names)
-
-
-def _input_names(node: pytest.Item | pytest.Collector) -> list[str]:
-    return ["bncheck_model", definitions.batch_fixture(node), "bncheck_report"]

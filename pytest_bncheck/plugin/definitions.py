@@ -39,6 +39,17 @@ def batch_fixture(node: pytest.Item | pytest.Collector) -> str:
     return "bncheck_batch" if one > many >= 0 else "bncheck_batches"
 
 
+def input_names(node: pytest.Item | pytest.Collector) -> list[str]:
+    """The fixtures that join a marked test.
+
+    Raises
+    ------
+    InputError
+        As `batch_fixture` does.
+    """
+    return ["bncheck_model", batch_fixture(node), "bncheck_report"]
+
+
 def _nearness(node: pytest.Item | pytest.Collector, name: str) -> int:
     """How deep in the collection tree a fixture is overridden; -1 if it is not."""
     found = definition(node, name)

@@ -1,17 +1,19 @@
-"""The fixtures: what users override, and what they request."""
+"""The fixtures: what users override, and what they request.
+
+What makes a check is imported where one is made, so that a run without checks starts quickly.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from pytest_bncheck.errors import InputError
-from pytest_bncheck.plugin.attempt import ATTEMPT, run_check
 from pytest_bncheck.plugin.definitions import batch_fixture
-from pytest_bncheck.plugin.failing import check_failed, refuse
-from pytest_bncheck.plugin.options import OFF, SESSION
+from pytest_bncheck.plugin.options import OFF
+from pytest_bncheck.plugin.stash import SESSION
 
 if TYPE_CHECKING:  # The dataclasses of a report take milliseconds, at the start of every run.
     from pytest_bncheck.report import Report
@@ -23,13 +25,13 @@ if TYPE_CHECKING:  # The dataclasses of a report take milliseconds, at the start
 @pytest.fixture
 def bncheck_model() -> Any:
     """Override this fixture: it returns the model to check."""
-    refuse(_not_overridden("bncheck_model", "build_model()"))
+    _not_overridden("bncheck_model", "build_model()")
 
 
 @pytest.fixture
 def bncheck_batch() -> Any:
     """Override this fixture: it returns the batch to train on, ``(inputs, targets)``."""
-    refuse(_not_overridden("bncheck_batch", "inputs, targets"))
+    _not_overridden("bncheck_batch", "inputs, targets")
 
 
 @pytest.fixture
@@ -101,6 +103,9 @@ def bncheck(
 
     def check(model: Any, batch: Any = None, *, batches: Any = None, **options: Any) -> Report:
         __tracebackhide__ = True
+        from pytest_bncheck.plugin.attempt import run_check
+        from pytest_bncheck.plugin.failing import check_failed
+
         try:
             report = run_check(request.node, model, batch, batches, options, functions)
         except InputError as error:
@@ -125,6 +130,10 @@ def bncheck_report(
 ) -> Report | None:
     """The report on `bncheck_model`; a failing check fails the test before its body."""
     __tracebackhide__ = True
+    from pytest_bncheck.plugin.attempt import run_check
+    from pytest_bncheck.plugin.failing import check_failed, refuse
+    from pytest_bncheck.plugin.stash import ATTEMPT
+
     functions = {
         "bncheck_loss": bncheck_loss,
         "bncheck_optimizer": bncheck_optimizer,
@@ -148,8 +157,11 @@ def bncheck_report(
     return report
 
 
-def _not_overridden(name: str, value: str) -> InputError:
-    return InputError(
+def _not_overridden(name: str, value: str) -> NoReturn:
+    from pytest_bncheck.plugin.failing import refuse
+
+    text = (
         f"this test needs the fixture {name}; override it in conftest.py or beside the test:\n\n"
         f"    @pytest.fixture\n    def {name}():\n        return {value}\n"
     )
+    refuse(InputError(text))

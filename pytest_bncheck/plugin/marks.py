@@ -21,7 +21,13 @@ SIGNATURE = (
 
 def is_marked(node: pytest.Item | pytest.Collector) -> bool:
     """Whether a test, or something around it, carries the mark."""
-    return node.get_closest_marker(MARKER) is not None
+    around: Any = node
+    while around is not None:  # `get_closest_marker` takes four times as long, for every test
+        for mark in around.own_markers:
+            if mark.name == MARKER:
+                return True
+        around = around.parent
+    return False
 
 
 def sources(item: pytest.Item) -> tuple[settings.Source, ...]:

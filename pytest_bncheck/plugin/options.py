@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -16,7 +15,6 @@ from pytest_bncheck.plugin import internals
 
 if TYPE_CHECKING:
     from pytest_bncheck.plugin.targets import Target
-    from pytest_bncheck.plugin.watching import Watching
 
 OFF = "checks train models and are off; turn them on with --bncheck"
 """Why a test was skipped."""
@@ -42,8 +40,7 @@ EXPLAIN = "Print the page of a rule, given by code, name or prefix, and exit."
 _INI_TYPE: Any = str | int | float if pytest.version_tuple >= (9, 2) else "string"
 
 
-@dataclass(frozen=True)
-class Session:
+class Session(NamedTuple):
     """What the plugin knows in one run.
 
     Attributes
@@ -68,11 +65,6 @@ class Session:
     html: Path | None
     targets: tuple[Target, ...] = ()
     watch: bool = False
-
-
-SESSION = pytest.StashKey[Session]()
-WATCHING: pytest.StashKey[Watching] = pytest.StashKey()
-"""Where pytest's configuration keeps what watches the tests, in watch mode."""
 
 
 def add(parser: pytest.Parser) -> None:

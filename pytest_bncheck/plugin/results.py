@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_bncheck.plugin import internals, options, ranks
-from pytest_bncheck.plugin.attempt import ATTEMPT
 from pytest_bncheck.plugin.collected import Collected
 from pytest_bncheck.plugin.marks import is_marked
-from pytest_bncheck.plugin.options import OFF, SESSION, WATCHING
+from pytest_bncheck.plugin.stash import ATTEMPT, SESSION, WATCHING
 
 if TYPE_CHECKING:
     from pytest_bncheck.plugin.watching import Watching
@@ -84,7 +83,6 @@ class Results:
         self.config = config
         self.session = config.stash[SESSION]
         self.collected = Collected()
-        self.skipped = 0
         self.tests = 0
         self.written: list[str] = []
         self.problems: list[str] = []
@@ -98,8 +96,6 @@ class Results:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the latest string of each test; a rerun replaces what it repeats."""
         self.tests += report.when == "setup"
-        if OFF in internals.skip_reason(report):
-            self.skipped += 1
         if report.failed:
             self.collected.failed.add(report.nodeid)
         if hasattr(report, ATTRIBUTE):
@@ -121,7 +117,7 @@ class Results:
             self._append(os.environ.get("GITHUB_STEP_SUMMARY"))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """A few lines for each check, or one that says how many tests were skipped."""
+        """A few lines for each check, or one that says how to begin."""
         if not ranks.is_first():
             return
         quiet = self.config.option.verbose < 0
@@ -140,12 +136,7 @@ class Results:
             self.watching.report(terminalreporter)
             for line in self._watch_annotations():
                 terminalreporter.write_line(line)
-        if self.skipped:
-            from pytest_bncheck.wording import plural
-
-            tests = plural(self.skipped, "test")
-            terminalreporter.write_line(f"bncheck: {tests} skipped; --bncheck runs them.")
-        elif self._is_idle() and not quiet:
+        if self._is_idle() and not quiet:
             terminalreporter.write_line(how_to_begin(self.tests))
 
     def _is_idle(self) -> bool:

@@ -92,7 +92,7 @@ class Models(pytest.Collector):
 
     def collect(self) -> Iterable[pytest.Item]:
         """A test for each model."""
-        from pytest_bncheck.plugin.options import SESSION
+        from pytest_bncheck.plugin.stash import SESSION
 
         for target in self.config.stash[SESSION].targets:
             yield ModelTest.from_parent(self, name=target.name, target=target)

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_bncheck import settings
 from pytest_bncheck.plugin import internals
-from pytest_bncheck.plugin.options import SESSION
+from pytest_bncheck.plugin.stash import SESSION
 from pytest_bncheck.watch.ledger import Ledger
 
 KEY = "bncheck_watch"
