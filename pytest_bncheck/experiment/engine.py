@@ -195,8 +195,8 @@ def _is_unripe(adapter: Adapter, panel: Panel, measured: Judgement) -> bool:
     """Whether an automatic training ended early, and eval mode decides otherwise than it could.
 
     Small distortions, and state of which only a pass knows, can still matter then. Where more
-    updates are planned than are made, what clearly fails is projected to fail; what is mild, as the
-    floor of few values, changes while the loss still falls.
+    updates are planned than are made, what clearly fails is projected to fail; all other gaps, such
+    as the floor of few values, change while the loss still falls.
     """
     settings, training = measured.settings, measured.training
     planned = settings.planned_updates
@@ -212,7 +212,7 @@ def _is_unripe(adapter: Adapter, panel: Panel, measured: Judgement) -> bool:
     judged = dataclasses.replace(measured, compared=compared)
     if planned is None:
         return judged.conclusive_verdict in ("broken", "degraded")
-    return judged.conclusive_verdict != "broken" and judged.fails(judged.judged)
+    return judged.conclusive_verdict != "broken"
 
 
 def _resume(adapter: Adapter) -> None:
