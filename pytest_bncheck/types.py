@@ -398,6 +398,26 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class Parting:
+    """Where eval mode begins to compute something else than training mode.
+
+    Attributes
+    ----------
+    module, type
+        Path and class name of the module whose code it is; the path of the model is empty.
+    source
+        File, line and text of its code, ``net.py:12: if self.training:``, or empty.
+    library
+        Whether the code is the framework's and not the user's.
+    """
+
+    module: str
+    type: str
+    source: str
+    library: bool
+
+
+@dataclass(frozen=True)
 class Finding:
     """One fault that a rule found; the fields are those of the JSON report."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pytest_bncheck.types import (
     Capability,
     Moved,
+    Parting,
     Prediction,
     Rehearsal,
     RunningState,
@@ -65,6 +66,13 @@ class Watching(ABC):
         Called after a pass in eval mode. If attributes changed since before the first one, the
         model runs in training mode with the old and the new values.
         """
+
+    def part(self, index: int) -> Parting | None:
+        """Where the paths of training and of eval mode part, on the same batch statistics.
+
+        None where they do not, or where nobody can look.
+        """
+        return None
 
 
 class Sampling(ABC):

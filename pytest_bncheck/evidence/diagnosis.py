@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pytest_bncheck.types import Prediction, Trace
+from pytest_bncheck.types import Parting, Prediction, Trace
 
 MOST_OF_GAP = 0.8
 """Share of the gap that makes further layers unimportant."""
@@ -76,6 +76,8 @@ class Diagnosis:
     draws
         Calls in a pass in training mode that draw random numbers; looked for only where layers see
         another distribution without them.
+    parting
+        Where eval mode begins to compute something else, if it does with the same statistics.
     attribution, remedies
         Empty where they were not asked for.
     """
@@ -85,5 +87,6 @@ class Diagnosis:
     remixed: Prediction | None = None
     after_each: Sequence[Prediction] = ()
     draws: Sequence[Trace] = ()
+    parting: Parting | None = None
     attribution: Attribution = field(default_factory=Attribution)
     remedies: Remedies = field(default_factory=Remedies)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -16,40 +16,32 @@ from pytest_bncheck import rules
 from pytest_bncheck.adapters.base import (
     Adapter,
     Rehearsing,
-    Sampling,
     Stateful,
     TooFewValues,
-    Watching,
 )
 from pytest_bncheck.adapters.hints import given
 from pytest_bncheck.adapters.random_state import seeded
 from pytest_bncheck.errors import users_error
 from pytest_bncheck.evidence import (
-    Attribution,
-    Comparison,
-    Diagnosis,
     Evidence,
     Judgement,
     Passes,
-    Remedies,
     Training,
 )
 from pytest_bncheck.evidence.past import past
-from pytest_bncheck.experiment import conclude, culprits, remedies
+from pytest_bncheck.experiment import conclude
 from pytest_bncheck.experiment.clock import Clock
+from pytest_bncheck.experiment.diagnose import diagnose
 from pytest_bncheck.experiment.measure import agree, during, measure
-from pytest_bncheck.experiment.panel import Panel, joined
+from pytest_bncheck.experiment.panel import Panel
 from pytest_bncheck.maths import predictions, running, verdict
 from pytest_bncheck.report import Report
 from pytest_bncheck.types import (
     Calls,
     InputError,
     Layer,
-    Prediction,
     Recipe,
     Settings,
-    Statistics,
-    Trace,
 )
 
 Progress: TypeAlias = Callable[[int, int, bool, Callable[[], float]], None]
@@ -58,9 +50,6 @@ made, and how to get the loss."""
 
 AUTO_FIRST, AUTO_EVERY, AUTO_LAST = 20, 10, 150
 """`steps="auto"`: the first look, the steps between looks, the end."""
-
-FORGOTTEN = 1e-3
-"""Skip the debiased pass if removing the initial value moves every layer by less than this."""
 
 
 def run(
@@ -170,7 +159,7 @@ def _experiment(
         return _refused(adapter, settings, refusal.layer)
     clock.lap("measure")
     training, passes = measured.training, measured.passes
-    compared, diagnosis = _diagnose(adapter, panel, measured)
+    compared, diagnosis = diagnose(adapter, panel, measured)
     clock.lap("diagnose")
     return Evidence(
         settings=settings,
@@ -308,112 +297,6 @@ def _hides_its_start(layer: Layer, calls: int, readable: Any) -> bool:
     """Whether rounding hides all changes, as in half precision, and the start is not forgotten."""
     left = running.remaining_weight(layer.update_rate, calls)
     return bool(calls and layer.update_rate and not readable.any() and left > running.SETTLED)
-
-
-# diagnosing -----------------------------------------------------------------------------------
-
-
-def _diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Comparison, Diagnosis]:
-    """More passes, only if something is off: converged, replaced and debiased statistics.
-
-    Parameters
-    ----------
-    measured
-        The judgement without converged statistics.
-    """
-    passes = measured.passes
-    if not measured.layers or passes.is_random:
-        return measured.compared, Diagnosis()
-    typical = panel.only(measured.compared.typical_index)
-    remixed = _remixed(adapter, panel, measured)
-    after_each = _after_each(typical, measured)
-    replaced, debiased = None, None
-    attribution, cure = Attribution(), Remedies()
-    judgement = measured
-    if measured.cured_by_planning:
-        updates = remedies.further_updates(measured.typical, typical.predict_with)
-        cure = Remedies(updates.enough, updates.silent, gaps_after=updates.gaps)
-    if measured.looks_off or _may_explain_path(measured):
-        recalibrated = panel.predict_with(passes.noisy_batch, observe=True)
-        judgement = dataclasses.replace(measured, compared=passes.compared(recalibrated))
-        replaced = _replaced(panel, passes, recalibrated, adapter.dialect.unbiased)
-        if judgement.cured_by_converging:
-            attribution = _attribute(adapter, typical, judgement)
-    if judgement.measured_verdict in ("broken", "degraded"):
-        debiased = _without_initial_value(typical, judgement)
-    if judgement.conclusive_verdict == "broken":
-        cure = remedies.work_out(judgement.typical, typical.predict_with)
-    draws = _draws(adapter, measured)
-    return judgement.compared, Diagnosis(
-        replaced, debiased, remixed, after_each, draws, attribution, cure
-    )
-
-
-def _draws(adapter: Adapter, measured: Judgement) -> Sequence[Trace]:
-    """What draws random numbers in training, where layers see another distribution without it."""
-    seen = bool((measured.shifts > measured.distortion_limit).any())
-    if not (seen and measured.training.stochastic and isinstance(adapter, Watching)):
-        return ()
-    return adapter.draws(0)
-
-
-def _may_explain_path(measured: Judgement) -> bool:
-    """Whether state that settles may be all in which the training path differs."""
-    return measured.takes_another_path and any(layer.states for layer in measured.layers)
-
-
-def _remixed(adapter: Adapter, panel: Panel, measured: Judgement) -> Prediction | None:
-    """Training mode on mixed mini-batches, if it alone is right on them as they are."""
-    if panel.size == 1:
-        return None
-    right = agree(adapter, not measured.fails(measured.passes.with_mean))
-    if right or not isinstance(adapter, Sampling):
-        return None
-    mixed = adapter.predict_remixed(panel.size)
-    return joined(mixed) if mixed else None
-
-
-def _after_each(typical: Panel, measured: Judgement) -> list[Prediction]:
-    """Eval mode had each mini-batch been the last one, if some layer forgets all others."""
-    training = measured.training
-    kept = training.kept(1)
-    return [
-        typical.predict_with(running.project(training.stop, batch, kept))
-        for batch in measured.passes.batches
-        if training.forgetful
-    ]
-
-
-def _replaced(panel: Panel, passes: Passes, recalibrated: Prediction, unbiased: bool) -> Prediction:
-    """Eval mode with the batch's own statistics; a pass only if no other was the same."""
-    if not unbiased and passes.batch is passes.noisy_batch:
-        return recalibrated
-    return passes.with_mean or panel.predict_with(passes.batch, exact=True)
-
-
-def _without_initial_value(typical: Panel, judgement: Judgement) -> Prediction | None:
-    """Eval mode without what is left of the initial value; a pass only if that is something."""
-    training = judgement.training
-    clean = running.debias(training.stop, training.start, training.initial_weights)
-    left = running.distortion(training.stop, clean, training.eps)
-    if (left <= FORGOTTEN).all():
-        return judgement.compared.typical.eval
-    return typical.predict_with(clean)
-
-
-def _attribute(adapter: Adapter, typical: Panel, judgement: Judgement) -> Attribution:
-    """Each layer's share in the gap, and what is left of the gap without the largest."""
-    with typical.statistics(judgement.judged_statistics):
-        stored = adapter.read(exact=True)
-
-    def react(statistics: Statistics, direction: Mapping[str, Any]) -> Any:
-        with typical.statistics(statistics, exact=True):
-            return typical.slopes(direction)
-
-    def predict(statistics: Statistics) -> Prediction:
-        return typical.predict_with(statistics, exact=True)
-
-    return culprits.attribute(judgement.typical, stored, react, predict)
 
 
 # around it ------------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ class EvalPathDiffers(Rule):
     Compares two predictions with the same batch statistics and without dropout: one in which the
     model's own code is told that it trains, one in which it is told that it predicts. Where that
     comparison is possible and differs, the model's code takes another path in eval mode. It also
-    fires when a difference survives replacing every running statistic by the batch's own.
+    fires when a difference survives replacing every running statistic by the batch's own. It names
+    the first module, in the order of the calls, that computes something else from the same inputs,
+    and the line of its code that asks for the mode.
 
     Why it is bad
     -------------
@@ -98,13 +100,14 @@ class EvalPathDiffers(Rule):
         which = "the same batch statistics" if other is train else "converged statistics"
         seen = other if evidence.stream else evidence.recalibrated or other
         return self.finding(
-            f"The model's own code computes something else in eval mode{_how_good(path, seen)}. "
+            f"{_whose(evidence)} computes something else in eval mode{_how_good(path, seen)}. "
             f"With {which} the predictions differ by {gap:.2g} of their spread over the batch (up "
             f"to {allowed:g} is rounding).",
-            cause=f"The model's own code depends on the mode ({evidence.dialect.mode}), outside of "
+            cause=_where(evidence)
+            or f"The model's own code depends on the mode ({evidence.dialect.mode}), outside of "
             f"dropout and normalisation layers{_or_shared(shared)}.",
             remedy=words.bullets(
-                f"Compute the same in both modes; look for code under `{evidence.dialect.mode}`.",
+                _same_in_both(evidence),
                 f"Or give each call of {shared[0]} a layer of its own." if shared else None,
                 'If the difference is the design, declare it: intended="mode-dependent-path".',
             ),
@@ -178,9 +181,34 @@ def _cause(evidence: Evidence, tracking: list[str]) -> tuple[str, str]:
             "Prepare the inputs of the prediction as the training step does.",
         )
     return (
-        "Something other than the normalisation layers depends on the mode.",
-        f"Look for code and layers that act under `{evidence.dialect.mode}` only.",
+        _where(evidence) or "Something other than the normalisation layers depends on the mode.",
+        _same_in_both(evidence),
     )
+
+
+def _whose(evidence: Evidence) -> str:
+    parting = evidence.diagnosis.parting
+    return "The model" if parting and parting.library else "The model's own code"
+
+
+def _where(evidence: Evidence) -> str:
+    """The module, and the line of its code, at which the modes part; empty where unknown."""
+    parting = evidence.diagnosis.parting
+    if parting is None:
+        return ""
+    name = parting.module or "the model itself"
+    kind = f"{parting.type}{' of the framework' if parting.library else ''}"
+    source = f": {parting.source}" if parting.source else ""
+    return f"The modes part in {name} ({kind}){source}{'' if source else '.'}"
+
+
+def _same_in_both(evidence: Evidence) -> str:
+    parting = evidence.diagnosis.parting
+    if parting is not None and parting.library:
+        return f"Call {parting.module or 'it'} so that it does the same in both modes."
+    if parting is not None:
+        return f"Let {parting.module or 'the model'} compute the same in both modes."
+    return f"Compute the same in both modes; look for code under `{evidence.dialect.mode}`."
 
 
 def _decides_worse(evidence: Evidence, surviving: float) -> bool:

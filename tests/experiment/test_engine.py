@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_bncheck.experiment import engine
+from pytest_bncheck.experiment import diagnose, engine
 from pytest_bncheck.maths.running import remaining_weight
 from pytest_bncheck.report import Report
 from pytest_bncheck.types import InputError, Recipe, Settings
@@ -208,5 +208,5 @@ def test_a_forgotten_initial_value_takes_no_pass(
         return len(made)
 
     fewest = count()
-    monkeypatch.setattr(engine, "FORGOTTEN", -1.0)
+    monkeypatch.setattr(diagnose, "FORGOTTEN", -1.0)
     assert count() == fewest + 1 - passes

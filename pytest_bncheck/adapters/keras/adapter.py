@@ -11,12 +11,13 @@ from pytest_bncheck.adapters.invented import Invented, Shapes
 from pytest_bncheck.adapters.keras.core import KerasCore
 from pytest_bncheck.adapters.keras.invented import invent
 from pytest_bncheck.adapters.keras.modes import draws_for_keras
+from pytest_bncheck.adapters.keras.parting import part
 from pytest_bncheck.adapters.keras.replicas import Replicas, after_shares
 from pytest_bncheck.adapters.keras.state import put_back, shift_seeds
 from pytest_bncheck.adapters.random_state import RandomState, seed_everything
 from pytest_bncheck.adapters.states import Adopted
 from pytest_bncheck.adapters.undo import run_all
-from pytest_bncheck.types import Moved, Rehearsal, RunningState, State, Statistics
+from pytest_bncheck.types import Moved, Parting, Rehearsal, RunningState, State, Statistics
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
@@ -93,6 +94,20 @@ class KerasAdapter(KerasCore, Stateful, Rehearsing):
 
     def adopt(self, found: Sequence[RunningState]) -> None:
         self._adopted = Adopted(found, self.states() if found else ())
+
+    def part(self, index: int) -> Parting | None:
+        batch, modes = self._batches[index], self._training.modes()
+
+        def run(mode: Mode) -> None:
+            self._passes.run(batch, mode, modes, observe=False)
+
+        with self._without_gradients(), self._passes.programs.away():
+            return part(
+                lambda: run(Mode.TRAINING_PATH),
+                lambda: run(Mode.BATCH_STATISTICS),
+                self._layers.named,
+                self._subject.backend,
+            )
 
     def rehearse(self, index: int) -> None:
         """Only of a step that is the user's code: that of ``fit`` is the pass, with a gradient.

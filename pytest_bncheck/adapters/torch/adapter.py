@@ -35,11 +35,13 @@ from pytest_bncheck.adapters.torch.data import (
 from pytest_bncheck.adapters.torch.dialect import DIALECT, RECALIBRATE
 from pytest_bncheck.adapters.torch.invented import invent
 from pytest_bncheck.adapters.torch.modes import asleep
+from pytest_bncheck.adapters.torch.parting import part
 from pytest_bncheck.adapters.torch.slopes import slopes
 from pytest_bncheck.adapters.torch.streams import streams_of
 from pytest_bncheck.adapters.torch.tracing import Tracer
 from pytest_bncheck.types import (
     Moved,
+    Parting,
     Prediction,
     Rehearsal,
     RunningState,
@@ -95,6 +97,13 @@ class TorchAdapter(
     def draws(self, index: int) -> list[Trace]:
         found = Tracer(self._snapshot.paths).run(lambda: self.run(index, Mode.TRAINING))
         return [trace for trace in found if trace.kind == "random"]
+
+    def part(self, index: int) -> Parting | None:
+        return part(
+            lambda: self.run(index, Mode.TRAINING_PATH),
+            lambda: self.run(index, Mode.BATCH_STATISTICS),
+            self._snapshot.paths,
+        )
 
     def sticky(self, index: int) -> list[str]:
         attributes = self._passes.attributes

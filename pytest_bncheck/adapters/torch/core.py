@@ -331,9 +331,9 @@ class TorchCore(Adapter):
             module.training = True
         return self._with_statistics(active, lambda: self._scored_run(batch, size))
 
-    def _scored_run(self, batch: Any, size: int | None) -> Prediction:
+    def _scored_run(self, batch: Any, size: int | None, *, gradients: bool = False) -> Prediction:
         __tracebackhide__ = True
-        return self._scored(self._passes.run(batch, size), batch)
+        return self._scored(self._passes.run(batch, size, gradients=gradients), batch)
 
     def _scored(self, prediction: Prediction, batch: Any) -> Prediction:
         """A prediction with the loss of the user's step, where only that knows it."""
@@ -353,7 +353,7 @@ class TorchCore(Adapter):
             self._passes.forward(self._batches[index])
 
         def run() -> Pass:
-            with self._passes.as_trained(), torch.no_grad():
+            with self._passes.as_trained(), torch.set_grad_enabled(bool(self._losses)):
                 return self._with_statistics(active, forward)
 
         return self._passes.in_training(run)
@@ -363,9 +363,14 @@ class TorchCore(Adapter):
         active = self._active()
         other = self._enter_training_path(active)
         batch, size = self._batches[index], self._sizes[index]
+
+        def run() -> Prediction:
+            # Code can ask whether there are gradients, and a step has them.
+            return self._scored_run(batch, size, gradients=bool(self._losses))
+
         try:
             with self._passes.as_trained():
-                found = self._with_statistics(active, lambda: self._scored_run(batch, size))
+                found = self._with_statistics(active, run)
         except Exception:
             if not self._custom_step:
                 raise

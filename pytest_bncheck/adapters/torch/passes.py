@@ -211,14 +211,16 @@ class Passes:
             refuse_arguments(self._model, call)
             raise
 
-    def run(self, batch: Any, size: int | None, *, observe: bool = True) -> Prediction:
-        """One forward without gradients in the modes that the modules are in."""
+    def run(
+        self, batch: Any, size: int | None, *, observe: bool = True, gradients: bool = False
+    ) -> Prediction:
+        """One forward in the modes that the modules are in, with or without gradients."""
         __tracebackhide__ = True
         random_before = fingerprint() if observe else {}
         targets = targets_of(self._model, batch)
         sizes = sizes_of(size, targets)
         # Only the autograd graph tells logits from probabilities, so the first pass may need it.
-        with torch.set_grad_enabled(not self._criterion.decided):
+        with torch.set_grad_enabled(gradients or not self._criterion.decided):
             outputs = self.forward(batch)
             loss, constant = self._scores(outputs, targets, sizes)
         shard_again(self._sharded)
