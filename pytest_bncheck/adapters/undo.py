@@ -13,19 +13,22 @@ Undo: TypeAlias = Callable[[], object]
 def run_all(undos: Iterable[Undo]) -> None:
     """Run all, whatever one of them raises; then raise the first error.
 
-    One that is interrupted in its middle is run again.
+    One that raises is run again: a signal may have interrupted it in its middle.
     """
     waiting = deque(undos)
     first: BaseException | None = None
+    again: Undo | None = None
     while waiting:
         try:
             while waiting:
                 waiting[0]()
                 waiting.popleft()
         except BaseException as error:
-            if first is not None or not isinstance(error, KeyboardInterrupt):
-                waiting.popleft()
             first = first or error
+            if again is waiting[0]:
+                waiting.popleft()
+            else:
+                again = waiting[0]
     try:
         if first is not None:
             raise first

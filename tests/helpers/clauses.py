@@ -55,6 +55,7 @@ NOT_IN = "contextlib", "jax", "tensorflow", "weakref"
 
 INTERRUPTIONS: dict[str, BaseException] = {
     "Ctrl-C": KeyboardInterrupt(),
+    "SIGTERM": SystemExit(143),  # as a handler of the user's raises it
     # What pytest-timeout raises from its signal.
     "timeout": pytest.fail.Exception("Timeout (>0.1s) from pytest-timeout.", pytrace=False),
 }

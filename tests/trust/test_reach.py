@@ -352,18 +352,33 @@ def test_switches_of_the_process(first, switch):
 # undoing ------------------------------------------------------------------------------------------
 
 
-def test_an_undo_that_is_interrupted_is_made_again():
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, TimeoutError])
+def test_an_undo_that_is_interrupted_is_made_again(error):
     done, interrupted = [], []
 
     def second():
         if not interrupted:
             interrupted.append(1)
-            raise KeyboardInterrupt
+            raise error
         done.append(2)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         run_all([lambda: done.append(1), second, lambda: done.append(3)])
     assert done == [1, 2, 3]
+
+
+def test_an_undo_that_cannot_be_made_keeps_none_of_the_others_back():
+    done = []
+
+    def second():
+        raise OSError("never")
+
+    def third():
+        raise ValueError("neither")
+
+    with pytest.raises(OSError, match="never"):
+        run_all([lambda: done.append(1), second, third, lambda: done.append(4)])
+    assert done == [1, 4]
 
 
 def test_random_states_are_put_back_where_that_is_interrupted(monkeypatch):
