@@ -283,12 +283,15 @@ class Rehearsal:
         that differs most first.
     comparable
         Whether there was anything to compare.
+    losses
+        That of the pass and that of the step, where the check knows how the step computes it.
     """
 
     absent: tuple[str, ...] = ()
     untrained: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     comparable: bool = True
+    losses: tuple[float, float] | None = None
 
     @property
     def is_of_others(self) -> bool:

@@ -102,6 +102,20 @@ def predicts_untrained(evidence: Evidence) -> bool:
     return predictions.achieved(losses[0], losses[-1]) and loss - losses[-1] > 0.5 * fall
 
 
+def trains_on_others(evidence: Evidence) -> tuple[float, float] | None:
+    """The losses of a pass and of the step after it, where the pass does much worse; else None.
+
+    By more than half of what the loss fell: what was learned is not what predicts.
+    """
+    rehearsal, losses = evidence.training.rehearsal, evidence.training.losses
+    if rehearsal is None or rehearsal.losses is None or rehearsal.is_of_others:
+        return None
+    mine, steps = rehearsal.losses
+    if not predictions.achieved(losses[0], losses[-1]):
+        return None
+    return rehearsal.losses if mine - steps > 0.5 * (losses[0] - losses[-1]) else None
+
+
 def cost_of_other_path(evidence: Evidence) -> Prediction | None:
     """The prediction on the eval path that decides worse than the training path, or None.
 

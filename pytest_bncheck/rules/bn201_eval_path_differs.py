@@ -56,6 +56,7 @@ class EvalPathDiffers(Rule):
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         return (
             self._by_other_layers(evidence)
+            or self._by_other_inputs(evidence)
             or self._by_path(evidence)
             or self._by_survival(evidence, explained)
         )
@@ -78,6 +79,30 @@ class EvalPathDiffers(Rule):
             trained=list(rehearsal.absent),
             predicts=list(rehearsal.untrained),
             by="other layers",
+        )
+
+    def _by_other_inputs(self, evidence: Evidence) -> Finding | None:
+        """What was learned on the inputs of the step does not hold for the batch as it is."""
+        losses = faults.trains_on_others(evidence)
+        if losses is None:
+            return None
+        changed = evidence.training.rehearsal.changed if evidence.training.rehearsal else ()
+        return self.finding(
+            "The training step learns on other inputs than those of the prediction: loss "
+            f"{losses[1]:.3g} in the step, {losses[0]:.3g} in a pass in training mode on the batch "
+            "as it is, with the same weights and random numbers.",
+            cause="The step changes the batch before it calls the model"
+            + (
+                f": the batch statistics of {words.listing(list(changed), 3)} differ."
+                if changed
+                else "."
+            ),
+            remedy=words.bullets(
+                "Prepare the inputs of the prediction as the training step does: in forward=, or "
+                "bncheck_forward, and wherever the model predicts.",
+            ),
+            losses=list(losses),
+            by="other inputs",
         )
 
     def _by_path(self, evidence: Evidence) -> Finding | None:

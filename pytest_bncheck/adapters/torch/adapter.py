@@ -201,11 +201,13 @@ class TorchAdapter(
     def rehearse(self, index: int) -> None:
         """Only of a step that is the user's code: another is the pass itself, with a gradient."""
         __tracebackhide__ = True
+        batch = self._batches[index]
+
+        def run() -> float | None:
+            return self._passes.loss(self._passes.forward(batch), targets_of(self.model, batch))
+
         if self._custom_step:
-            batch = self._batches[index]
-            self._rehearsals.rehearse(
-                lambda: self._passes.in_training(lambda: self._passes.forward(batch))
-            )
+            self._rehearsals.rehearse(lambda: self._passes.in_training(run))
 
     @property
     def rehearsal(self) -> Rehearsal | None:

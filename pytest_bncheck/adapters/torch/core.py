@@ -210,7 +210,7 @@ class TorchCore(Adapter):
         self._passes.follow(ran)
         self._record.add(ran, self._layers.calls.kept_in_step)
         self._states.add(ran)
-        self._rehearsals.compare(ran, self._layers.calls.in_step())
+        self._rehearsals.compare(ran, self._layers.calls.in_step(), loss)
         if first:
             self.stochastic = before != fingerprint()
             self._log = self._layers.order_by_call(self._log)

@@ -239,18 +239,19 @@ class Passes:
     ) -> tuple[float | None, float | None]:
         """Loss of the outputs, and of the mean output for every sample; None if unknown."""
         __tracebackhide__ = True
-        loss = self._loss(outputs, targets)
+        loss = self.loss(outputs, targets)
         if (
             loss is None or self._criterion.own(outputs) is not None
         ):  # the latter knows no other output
             return loss, None
         try:
             constant = mean_output(outputs, sizes)
-            return loss, None if constant is None else self._loss(constant, targets)
+            return loss, None if constant is None else self.loss(constant, targets)
         except Exception:  # the user's loss may accept only real outputs
             return loss, None
 
-    def _loss(self, outputs: Any, targets: Any) -> float | None:
+    def loss(self, outputs: Any, targets: Any) -> float | None:
+        """The loss of outputs; None where only the user's step knows it."""
         __tracebackhide__ = True
         criterion = self._criterion
         if criterion.decided and criterion.loss is None:

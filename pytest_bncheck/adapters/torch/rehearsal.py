@@ -34,18 +34,25 @@ class Rehearsals:
         self._after: Raw | None = None
         self._names: list[str] = []
         self._calls: tuple[int, ...] = ()
+        self._loss: float | None = None
         self.last: Rehearsal | None = None
 
-    def rehearse(self, run: Callable[[], object]) -> None:
-        """Run a pass in training mode, of which nothing remains, not even its exception."""
+    def rehearse(self, run: Callable[[], float | None]) -> None:
+        """Run a pass in training mode, of which nothing remains, not even its exception.
+
+        Parameters
+        ----------
+        run
+            Returns its loss, where the check knows that of the step.
+        """
         __tracebackhide__ = True
         random, watch = RandomState.capture(), Watch()
         modes = {module: module.training for module in self._paths}
         self._ran = None
         self._before, self._names = self._layers.raw(), list(self._layers.modules)
         try:
-            with self._states.kept(), self._layers.calls.apart(), watch.open(), torch.no_grad():
-                run()
+            with self._states.kept(), self._layers.calls.apart(), watch.open(), torch.enable_grad():
+                self._loss = run()
                 self._states.rehearsed()
                 self._after, self._calls = self._layers.raw(), self._layers.calls.counted().training
         except Exception:  # of a model that only the user's step can run in training mode
@@ -56,7 +63,7 @@ class Rehearsals:
             random.restore()
         self._ran = watch
 
-    def compare(self, ran: Watch, calls: tuple[int, ...]) -> None:
+    def compare(self, ran: Watch, calls: tuple[int, ...], loss: object) -> None:
         """Compare with the step that followed.
 
         Parameters
@@ -65,6 +72,8 @@ class Rehearsals:
             The modules that ran in it.
         calls
             Calls of each known layer in it.
+        loss
+            What it returned.
         """
         if self._ran is None or list(self._layers.modules) != self._names:
             return
@@ -76,6 +85,7 @@ class Rehearsals:
             untrained=tuple(self._paths[m] for m in strange if m in self._paths),
             changed=tuple(self._changed(calls)),
             comparable=bool(rehearsed),
+            losses=None if self._loss is None else (self._loss, float(loss)),  # type: ignore[arg-type]
         )
         self._ran = None
 

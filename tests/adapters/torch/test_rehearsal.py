@@ -114,3 +114,71 @@ def test_a_rehearsal_leaves_modes_and_random_numbers(kind, seed):
         if steps == 7:
             first = drawn[:7]
     assert drawn[:7] == first
+
+
+def plain(kind: str, seed: int) -> nn.Module:
+    """A network without normalisation, in which no statistics tell on what it learns."""
+    model = Net(kind, seed)
+    for name, module in list(model.named_modules()):
+        if "Norm" in type(module).__name__:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, nn.Identity())
+    return model
+
+
+@TWO
+@pytest.mark.parametrize(
+    "change", [lambda x: 2.0 - 3.0 * x, lambda x: x.flip(-1)], ids=["scaled", "flipped"]
+)
+def test_step_on_other_inputs_without_statistics(kind, seed, change):
+    model = plain(kind, seed)
+    report = check(model, data(kind, seed), steps=120, train_step=step_on(model, change))
+    assert codes(report) == ["BN201"], str(report)
+    assert report.verdict == "fail"
+    assert "learns on other inputs" in report.findings[0].message
+    assert "forward=" in report.findings[0].remedy
+
+
+def mixed(x: Tensor) -> Tensor:
+    return 0.9 * x + 0.1 * x.roll(1, 0)
+
+
+@TWO
+@pytest.mark.parametrize(
+    "change", [lambda x: x + 0.3 * torch.randn_like(x), mixed, lambda x: x], ids=str
+)
+def test_step_that_augments_without_statistics_is_no_fault(kind, seed, change):
+    model = plain(kind, seed)
+    report = check(model, data(kind, seed), steps=120, train_step=step_on(model, change))
+    assert not codes(report), str(report)
+
+
+@TWO
+def test_step_of_several_updates_is_no_fault(kind, seed):
+    model = plain(kind, seed)
+    train = step_on(model, lambda x: x)
+
+    def step(model: nn.Module, batch: Any) -> Any:
+        return [train(model, batch) for _ in range(5)][-1]
+
+    report = check(model, data(kind, seed), steps=10, train_step=step)
+    assert "BN201" not in codes(report), str(report)
+
+
+@TWO
+def test_what_depends_on_gradients_is_no_other_input(kind, seed):
+    """The pass beside the step has gradients, too."""
+
+    class Graded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net(kind, seed)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.net(4.0 * x - 3.0 if torch.is_grad_enabled() else x)
+            return logits
+
+    model = Graded()
+    report = check(model, data(kind, seed), steps=120, train_step=step_on(model, lambda x: x))
+    assert codes(report) == ["BN201"], str(report)
+    assert "is_grad_enabled" in report.findings[0].cause
