@@ -65,7 +65,12 @@ def diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Compa
 
 
 def _part(adapter: Adapter, judged: Judgement, replaced: Prediction | None) -> Parting | None:
-    """Where the model's path in eval mode parts from that of training mode, if it does."""
+    """Where the model's path in eval mode parts from that of training mode, if it does.
+
+    Not in one of several processes, whose passes in training mode wait for the others.
+    """
+    if judged.training.replicas:
+        return None
     left = judged.compared.gap(replaced, judged.train)
     survives = left is not None and not left <= judged.passes.allowed_path_gap
     if not (isinstance(adapter, Watching) and (judged.takes_another_path or survives)):
@@ -74,9 +79,14 @@ def _part(adapter: Adapter, judged: Judgement, replaced: Prediction | None) -> P
 
 
 def _draws(adapter: Adapter, measured: Judgement) -> Sequence[Trace]:
-    """What draws random numbers in training, where layers see another distribution without it."""
+    """What draws random numbers in training, where layers see another distribution without it.
+
+    As `_part`, not in one of several processes.
+    """
     seen = bool((measured.shifts > measured.distortion_limit).any())
-    if not (seen and measured.training.stochastic and isinstance(adapter, Watching)):
+    if measured.training.replicas or not (seen and measured.training.stochastic):
+        return ()
+    if not isinstance(adapter, Watching):
         return ()
     return adapter.draws(0)
 

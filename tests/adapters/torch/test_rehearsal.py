@@ -145,7 +145,9 @@ def mixed(x: Tensor) -> Tensor:
 
 @TWO
 @pytest.mark.parametrize(
-    "change", [lambda x: x + 0.3 * torch.randn_like(x), mixed, lambda x: x], ids=str
+    "change",
+    [lambda x: x + 0.3 * torch.randn_like(x), mixed, lambda x: x],
+    ids=["noise", "mixed", "none"],
 )
 def test_step_that_augments_without_statistics_is_no_fault(kind, seed, change):
     model = plain(kind, seed)
