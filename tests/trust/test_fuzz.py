@@ -56,10 +56,12 @@ def _is_the_truth(seed: int) -> None:
     assert not outcome.wrong, f"seed {seed}, {case.plan}: {outcome.wrong}\n{outcome.text}"
 
 
-def test_a_mild_finding_at_the_first_look_is_looked_at_again() -> None:
-    """At 20 steps converged statistics keep 89 % of what training gained, and more later."""
-    builder = Builder(400_001)
+@pytest.mark.parametrize("seed", [400_001, 400_059, 400_125])
+def test_a_gap_that_is_neither_usual_nor_broken_is_looked_at_again(seed: int) -> None:
+    """While the loss falls such a gap, and what it costs, can change to either side of a limit."""
+    builder = Builder(seed)
     model, batch = builder.net(builder.blocks()), builder.batch()
-    report = check(model, batch, planned_updates=5000)
-    assert report.verdict == "pass", str(report)
-    assert 20 < report.steps < 60
+    early = check(model, batch, planned_updates=5000)
+    late = check(model, batch, planned_updates=5000, steps=150)
+    assert early.steps > 20
+    assert early.verdict == late.verdict, f"{early}\n{late}"
