@@ -139,7 +139,7 @@ class Training:
         Augmentation, or several views of a sample: what a pass on the batch as it is would show is
         not what was trained on.
         """
-        changed = self.rehearsal.changed if self.rehearsal else ()
+        changed = self.changed
         if not changed or not self.is_logged:
             return batch
         last = running.mean(self.logged_batches[-LAST:])
@@ -150,9 +150,14 @@ class Training:
         )
 
     @property
+    def changed(self) -> Sequence[str]:
+        """The layers that the last step moved otherwise than a pass on the batch as it is."""
+        return self.rehearsal.changed if self.rehearsal else ()
+
+    @property
     def changes_data(self) -> bool:
         """Whether training steps feed the layers something else than the batch as it is."""
-        return self.rehearsal is not None and bool(self.rehearsal.changed)
+        return bool(self.changed)
 
     def _kept_in(self, step: int) -> Sequence[float]:
         """The share of its statistics that each layer kept in a step that was made."""

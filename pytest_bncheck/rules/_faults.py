@@ -94,12 +94,11 @@ def predicts_untrained(evidence: Evidence) -> bool:
 
     By more than half of what the loss fell.
     """
-    rehearsal, losses = evidence.training.rehearsal, evidence.training.losses
+    rehearsal = evidence.training.rehearsal
     loss = evidence.train.loss if evidence.train else None
     if rehearsal is None or not rehearsal.is_of_others or loss is None:
         return False
-    fall = losses[0] - losses[-1]
-    return predictions.achieved(losses[0], losses[-1]) and loss - losses[-1] > 0.5 * fall
+    return _loses_half(evidence, loss, evidence.training.losses[-1])
 
 
 def trains_on_others(evidence: Evidence) -> tuple[float, float] | None:
@@ -107,13 +106,15 @@ def trains_on_others(evidence: Evidence) -> tuple[float, float] | None:
 
     By more than half of what the loss fell: what was learned is not what predicts.
     """
-    rehearsal, losses = evidence.training.rehearsal, evidence.training.losses
+    rehearsal = evidence.training.rehearsal
     if rehearsal is None or rehearsal.losses is None or rehearsal.is_of_others:
         return None
-    mine, steps = rehearsal.losses
-    if not predictions.achieved(losses[0], losses[-1]):
-        return None
-    return rehearsal.losses if mine - steps > 0.5 * (losses[0] - losses[-1]) else None
+    return rehearsal.losses if _loses_half(evidence, *rehearsal.losses) else None
+
+
+def _loses_half(evidence: Evidence, loss: float, of_step: float) -> bool:
+    first, last = evidence.training.losses[0], evidence.training.losses[-1]
+    return predictions.achieved(first, last) and loss - of_step > 0.5 * (first - last)
 
 
 def cost_of_other_path(evidence: Evidence) -> Prediction | None:

@@ -86,17 +86,13 @@ class EvalPathDiffers(Rule):
         losses = faults.trains_on_others(evidence)
         if losses is None:
             return None
-        changed = evidence.training.rehearsal.changed if evidence.training.rehearsal else ()
+        changed = words.listing(list(evidence.training.changed), 3)
         return self.finding(
             "The training step learns on other inputs than those of the prediction: loss "
             f"{losses[1]:.3g} in the step, {losses[0]:.3g} in a pass in training mode on the batch "
             "as it is, with the same weights and random numbers.",
             cause="The step changes the batch before it calls the model"
-            + (
-                f": the batch statistics of {words.listing(list(changed), 3)} differ."
-                if changed
-                else "."
-            ),
+            + (f": the batch statistics of {changed} differ." if changed else "."),
             remedy=words.bullets(
                 "Prepare the inputs of the prediction as the training step does: in forward=, or "
                 "bncheck_forward, and wherever the model predicts.",
@@ -199,7 +195,7 @@ def _cause(evidence: Evidence, tracking: list[str]) -> tuple[str, str]:
             "Leave track_running_stats=False on instance normalisation.",
         )
     if evidence.training.changes_data:
-        changed = evidence.training.rehearsal.changed if evidence.training.rehearsal else ()
+        changed = evidence.training.changed
         return (
             "The training step feeds the model other inputs than the batch as it is: the batch "
             f"statistics of {words.listing(list(changed), 3)} differ from those of a pass on it.",

@@ -56,12 +56,14 @@ def _is_the_truth(seed: int) -> None:
     assert not outcome.wrong, f"seed {seed}, {case.plan}: {outcome.wrong}\n{outcome.text}"
 
 
-@pytest.mark.parametrize("seed", [400_001, 400_059, 400_125])
-def test_a_gap_that_is_neither_usual_nor_broken_is_looked_at_again(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "verdict"), [(400_001, "pass"), (400_059, "warn"), (400_125, "pass")]
+)
+def test_a_gap_that_is_neither_usual_nor_broken_is_looked_at_again(seed: int, verdict: str) -> None:
     """While the loss falls such a gap, and what it costs, can change to either side of a limit."""
     builder = Builder(seed)
     model, batch = builder.net(builder.blocks()), builder.batch()
     early = check(model, batch, planned_updates=5000)
     late = check(model, batch, planned_updates=5000, steps=150)
     assert early.steps > 20
-    assert early.verdict == late.verdict, f"{early}\n{late}"
+    assert early.verdict == late.verdict == verdict, f"{early}\n{late}"

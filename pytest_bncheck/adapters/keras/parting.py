@@ -11,8 +11,7 @@ import keras
 from pytest_bncheck.adapters.keras.backends.base import Backend, to_numpy
 from pytest_bncheck.adapters.keras.calls import is_traced, replaced_calls
 from pytest_bncheck.adapters.keras.layers import is_library
-from pytest_bncheck.adapters.parting import Event, Recorded, first_difference, with_sizes
-from pytest_bncheck.adapters.sources import frames_within, line_about_modes, line_of
+from pytest_bncheck.adapters.parting import Recorded, Recorder, parting
 from pytest_bncheck.types import Parting
 
 KerasLayer: TypeAlias = Any
@@ -26,22 +25,15 @@ def part(
     backend: Backend,
 ) -> Parting | None:
     """The place at which the second pass begins to compute something else; None if nowhere."""
-    event = first_difference(
-        _recorded(training, named, backend), _recorded(evaluation, named, backend)
-    )
+    first, second = (_recorded(run, named, backend) for run in (training, evaluation))
     paths = {id(layer): path for layer, path in named}
-    if event is None or id(event.around) not in paths:
-        return None
-    kind, library = type(event.around), is_library(event.around)
-    source = "" if library else line_about_modes(kind.call) or event.source
-    return Parting(paths[id(event.around)], kind.__name__, source, library)
+    return parting(
+        first, second, lambda layer: paths.get(id(layer)), call="call", is_library=is_library
+    )
 
 
 def _recorded(run: Callable[[], object], named: Named, backend: Backend) -> Recorded:
-    """The layers that a pass enters and leaves, and what goes in and comes out."""
-    events: list[Event] = []
-    sizes: list[list[Any]] = []
-    running: list[KerasLayer] = []
+    recorder = Recorder()
 
     def recorded(layer: KerasLayer) -> Callable[..., Any]:
         original = layer.call
@@ -50,29 +42,19 @@ def _recorded(run: Callable[[], object], named: Named, backend: Backend) -> Reco
         def call(*args: Any, **kwargs: Any) -> Any:
             if is_traced(args, backend):
                 return original(*args, **kwargs)
-            around = running[-1] if running else None
-            frames = (
-                f for f in frames_within(_recorded.__code__) if f.f_locals.get("self") is around
-            )
-            source = next(map(line_of, frames), "") if running else ""
-            events.append(Event(layer, False, around, source))
-            sizes.append(_sizes(args))
-            running.append(layer)
-            try:
-                outputs = original(*args, **kwargs)
-            finally:
-                running.pop()
-            events.append(Event(layer, True, layer))
-            sizes.append(_sizes(outputs))
+            recorder.enter(layer, _sizes(args))
+            outputs = original(*args, **kwargs)
+            recorder.leave(layer, _sizes(outputs))
             return outputs
 
         return call
 
     with replaced_calls([(layer, recorded(layer)) for layer, _ in named]):
-        run()
-    flat = [size for of_event in sizes for size in of_event]
-    host = to_numpy(keras.ops.stack(flat)) if flat else []
-    return with_sizes(events, list(map(len, sizes)), host)
+        return recorder.run(run, _on_host)
+
+
+def _on_host(sizes: list[Any]) -> Any:
+    return to_numpy(keras.ops.stack(sizes)) if sizes else []
 
 
 def _sizes(value: Any) -> list[Any]:

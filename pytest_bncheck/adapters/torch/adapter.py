@@ -201,13 +201,14 @@ class TorchAdapter(
     def rehearse(self, index: int) -> None:
         """Only of a step that is the user's code: another is the pass itself, with a gradient."""
         __tracebackhide__ = True
+        if not self._custom_step:
+            return
         batch = self._batches[index]
 
         def run() -> float | None:
             return self._passes.loss(self._passes.forward(batch), targets_of(self.model, batch))
 
-        if self._custom_step:
-            self._rehearsals.rehearse(lambda: self._passes.in_training(run))
+        self._rehearsals.rehearse(lambda: self._passes.in_training(run))
 
     @property
     def rehearsal(self) -> Rehearsal | None:

@@ -12,8 +12,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from pytest_bncheck.adapters.parting import Event, Recorded, first_difference, with_sizes
-from pytest_bncheck.adapters.sources import frames_within, line_about_modes, line_of
+from pytest_bncheck.adapters.parting import Recorded, Recorder, parting
 from pytest_bncheck.adapters.torch.data import leaves, on_host, widest
 from pytest_bncheck.types import Parting
 
@@ -24,42 +23,29 @@ def part(
     paths: Mapping[nn.Module, str],
 ) -> Parting | None:
     """The place at which the second pass begins to compute something else; None if nowhere."""
-    event = first_difference(_recorded(training), _recorded(evaluation))
-    if event is None or event.around not in paths:
-        return None
-    kind = type(event.around)
-    library = kind.__module__.split(".")[0] == "torch"
-    source = "" if library else line_about_modes(kind.forward) or event.source
-    return Parting(paths[event.around], kind.__name__, source, library)
+    first, second = _recorded(training), _recorded(evaluation)
+    return parting(first, second, paths.get, call="forward", is_library=_is_torchs)
 
 
 def _recorded(run: Callable[[], object]) -> Recorded:
-    """The modules that a pass enters and leaves, and what goes in and comes out."""
-    events: list[Event] = []
-    sizes: list[list[Tensor]] = []
-    running: list[nn.Module] = []
+    recorder = Recorder()
 
     def enter(module: nn.Module, args: Any) -> None:
-        around = running[-1] if running else None
-        frames = (f for f in frames_within(_recorded.__code__) if f.f_locals.get("self") is around)
-        source = next(map(line_of, frames), "") if running else ""
-        events.append(Event(module, False, around, source))
-        sizes.append(_sizes(args))
-        running.append(module)
+        recorder.enter(module, _sizes(args))
 
     def leave(module: nn.Module, _: Any, outputs: Any) -> None:
-        running.pop()
-        events.append(Event(module, True, module))
-        sizes.append(_sizes(outputs))
+        recorder.leave(module, _sizes(outputs))
 
     hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
     try:
-        run()
+        return recorder.run(run, on_host)
     finally:
         for hook in hooks:
             hook.remove()
-    host = on_host([size for of_event in sizes for size in of_event])
-    return with_sizes(events, list(map(len, sizes)), host)
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.split(".")[0] == "torch"
 
 
 @torch.no_grad()
