@@ -107,6 +107,8 @@ class TorchCore(Adapter):
         """Passes on the training path that equal those in training mode, by mini-batch."""
         self._own_loss: OwnLoss | None = None
         self._trained, self._writes = False, False
+        self._left_weights: set[int] = set()
+        """Mini-batches whose prediction leaves the parameters alone as they are now."""
         self._cleanup = ExitStack()
         self.noise = rounding(dtype_name(dtype), self.device)
 
@@ -199,6 +201,7 @@ class TorchCore(Adapter):
         __tracebackhide__ = True
         self._losses.append(self.step(index))
         self._trained = True
+        self._left_weights.clear()
         self._log.append(self._layers.raw())  # stays on the device; `history` reads it
 
     def step(self, index: int) -> Any:
@@ -301,7 +304,8 @@ class TorchCore(Adapter):
         self._passes.enter_eval()
         if not observe:
             return self._passes.run(batch, size, observe=False)
-        parameters, watch = parameter_places(self.model), Watch()
+        parameters = [] if index in self._left_weights else parameter_places(self.model)
+        watch = Watch()
         state = (*self._layers.other_places(), *self._layers.places())
         before = Buffers((*state, *parameters))
         with watch.open():
@@ -316,6 +320,8 @@ class TorchCore(Adapter):
         ]
         changed, weights = before.put_back_moved(), {name for name, _, _ in parameters}
         self._writes |= bool(changed)
+        if not weights.intersection(changed):
+            self._left_weights.add(index)
         return dataclasses.replace(
             prediction,
             mutated=tuple(name for name in changed if name not in weights),

@@ -30,6 +30,7 @@ class Record:
         self._rested: dict[nn.Module, None] = {}
         self._kept: list[dict[str, float]] = []
         self._order: list[nn.Module] = []
+        self._unchanged: set[int] | None = None
 
     def add(self, ran: Watch, kept: Mapping[str, float]) -> None:
         """Add a step.
@@ -41,6 +42,7 @@ class Record:
         kept
             The share of its statistics that each layer kept.
         """
+        self._unchanged = None
         self._trained.update(ran.training)
         self._order = list(ran.order)
         self._kept.append(dict(kept))
@@ -70,10 +72,9 @@ class Record:
 
     def frozen(self, layers: Layers) -> set[str]:
         """Layers whose parameters, at least one, and all before them are as they were."""
-        parameters = list(self._model.parameters())
-        pairs = zip(parameters, self._start.unchanged(parameters), strict=True)
-        unchanged = {id(parameter) for parameter, same in pairs if same}
-        unchanged -= _without_gradients(parameters)  # no freezing, only nothing to learn
+        if self._unchanged is None:
+            self._unchanged = self._left_unchanged()
+        unchanged = self._unchanged
 
         def kept(module: nn.Module) -> bool:
             return all(id(p) in unchanged for p in module.parameters(recurse=False))
@@ -87,6 +88,14 @@ class Record:
         found = {name for name, layer in layers.modules.items() if is_frozen(name, layer)}
         anything_trained = found and not all(map(kept, self._model.modules()))
         return found if anything_trained else set()
+
+    def _left_unchanged(self) -> set[int]:
+        """The ids of the parameters that the steps could have changed and did not."""
+        parameters = list(self._model.parameters())
+        pairs = zip(parameters, self._start.unchanged(parameters), strict=True)
+        left = [parameter for parameter, same in pairs if same]
+        idle = _without_gradients(left)  # no freezing, only nothing to learn
+        return {id(parameter) for parameter in left} - idle
 
     def kept(self, layers: Layers) -> list[list[float]]:
         """The share that each layer kept in each step; empty where no step differs."""

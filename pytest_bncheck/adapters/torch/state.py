@@ -233,6 +233,9 @@ def overwrite(data: torch.Tensor, values: torch.Tensor) -> None:
     data.copy_(values)
 
 
+_PLAIN = {torch.float32, torch.float64}
+
+
 def equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Equality in which NaN equals itself; still on the device."""
     left, right = local(left), local(right)
@@ -244,6 +247,10 @@ def equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         left, right = left.to_dense(), right.to_dense()
     if left.shape != right.shape:
         return torch.tensor(False)
+    if left.is_cpu and right.is_cpu and left.dtype == right.dtype and left.dtype in _PLAIN:
+        same = torch.equal(left, right)  # makes no other tensor, and stops where they differ
+        if same or not bool(left.sum().isnan()):  # the sum of a NaN is one
+            return torch.tensor(same)
     return ((left == right) | ((left != left) & (right != right))).all()
 
 
@@ -285,7 +292,10 @@ def _same_bits(data: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     if data.is_complex():
         data, values = torch.view_as_real(data), torch.view_as_real(values)
     bits = _BITS[data.element_size()]
-    return (data.view(bits) == values.view(bits)).all()
+    data, values = data.view(bits), values.view(bits)
+    if data.is_cpu:
+        return torch.tensor(torch.equal(data, values))
+    return (data == values).all()
 
 
 def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:
