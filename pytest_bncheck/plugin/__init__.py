@@ -117,7 +117,7 @@ def pytest_pycollect_makeitem(
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark tests that request one of the fixtures, so that ``-m bn_consistency`` selects them."""
     names = internals.fixture_names(item)
-    if any(name in names for name in REQUESTED) and not marks.is_marked(item):
+    if not (REQUESTED.isdisjoint(names) or marks.is_marked(item)):
         item.add_marker(marks.MARKER)
 
 

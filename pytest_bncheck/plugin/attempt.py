@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pytest_bncheck import settings
 from pytest_bncheck.errors import InputError, users_error
 from pytest_bncheck.plugin import definitions, failing, internals, marks
 from pytest_bncheck.plugin.marks import MARKER, is_marked
-from pytest_bncheck.plugin.stash import ATTEMPT, CURRENT, RUN, SESSION, WATCHING
+from pytest_bncheck.plugin.stash import ATTEMPT, CURRENT, SESSION, WATCHING
 
 if TYPE_CHECKING:  # The dataclasses of a report take milliseconds, at the start of every run.
     from pytest_bncheck.report import Report
@@ -38,8 +37,6 @@ class Attempt:
         Raised in the call phase, before the body, so that the test is FAILED and not ERROR.
     started
         Whether the call phase has begun; a failing check then raises at once.
-    run
-        The number of the item among those of the process; the same in every attempt at it.
     seeded
         The fixtures that are built from a fresh seed.
     """
@@ -49,18 +46,12 @@ class Attempt:
     checks: list[dict[str, Any]] = field(default_factory=list)
     pending: Exception | None = None
     started: bool = False
-    run: int = 0
     seeded: frozenset[str] = frozenset(definitions.INPUTS)
-
-
-_runs = itertools.count()
 
 
 def begin(item: pytest.Item) -> None:
     """Validate a test's marks; let the inputs join it if collection could not do that."""
-    if RUN not in item.stash:
-        item.stash[RUN] = next(_runs)
-    attempt = item.stash[ATTEMPT] = Attempt(marked=is_marked(item), run=item.stash[RUN])
+    attempt = item.stash[ATTEMPT] = Attempt(marked=is_marked(item))
     item.config.stash[CURRENT] = item
     if not attempt.marked:
         return
@@ -74,7 +65,7 @@ def begin(item: pytest.Item) -> None:
         names = definitions.without_inputs(item, names)
     else:
         attempt.seeded = definitions.inputs_and_what_they_need(item)
-        if names and not {*definitions.REQUESTED} & {*names}:
+        if names and definitions.REQUESTED.isdisjoint(names):
             names = [*names, *inputs]
     internals.set_fixture_names(item, names)
 

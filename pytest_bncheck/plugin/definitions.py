@@ -18,7 +18,7 @@ FUNCTIONS = {
 INPUTS = ("bncheck_model", "bncheck_batch", "bncheck_batches", *FUNCTIONS)
 """The fixtures that users override."""
 
-REQUESTED = ("bncheck", "bncheck_report")
+REQUESTED = frozenset({"bncheck", "bncheck_report"})
 """The fixtures that users request."""
 
 

@@ -27,5 +27,5 @@ CURRENT: pytest.StashKey[pytest.Item] = pytest.StashKey()
 ATTEMPT: pytest.StashKey[Attempt] = pytest.StashKey()
 """Where an item keeps its latest attempt."""
 
-RUN: pytest.StashKey[int] = pytest.StashKey()
-"""Where an item keeps its number among those that ran in this process."""
+ITEM: pytest.StashKey[int] = pytest.StashKey()
+"""Where an item keeps a number that no other item of the process has."""

@@ -248,9 +248,9 @@ def equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.shape != right.shape:
         return torch.tensor(False)
     if left.is_cpu and right.is_cpu and left.dtype == right.dtype and left.dtype in _PLAIN:
-        same = torch.equal(left, right)  # makes no other tensor, and stops where they differ
-        if same or not bool(left.sum().isnan()):  # the sum of a NaN is one
-            return torch.tensor(same)
+        alike = torch.equal(left, right)  # makes no other tensor, and stops where they differ
+        if alike or not bool(left.sum().isnan()):  # the sum of a NaN is one
+            return torch.tensor(alike)
     return ((left == right) | ((left != left) & (right != right))).all()
 
 
