@@ -45,8 +45,8 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        start_up = _start_up(2 if options.smoke else 40)
-        test = _suite(20 if options.smoke else 2000, 2 if options.smoke else 20)
+        start_up = _start_up(2 if options.smoke else 100)
+        test = _suite(20 if options.smoke else 2000, 2 if options.smoke else 60)
         os.chdir("/")
     return int((start_up > START_UP or test > TEST) and not options.smoke)
 

@@ -185,10 +185,11 @@ def test_other(): ...
 @pytest.mark.parametrize(
     "how", ["os._exit(0)", "os._exit(7)", "os.kill(os.getpid(), signal.SIGTERM)", "os.abort()"]
 )
-def test_a_worker_that_dies_in_a_check_costs_that_check_alone(project, how):
+@pytest.mark.parametrize("workers", ["-n1", "-n2"])
+def test_a_worker_that_dies_in_a_check_costs_that_check_alone(project, workers, how):
     pytest.importorskip("xdist")
     project.pytester.makepyfile(KILLED.format(how=how))
-    result = project.run("-n1", "--bncheck-json=report.json")
+    result = project.run(workers, "--bncheck-json=report.json")
     result.assert_outcomes(passed=1, failed=1)
     found = {c["nodeid"].split("::")[-1]: c["verdict"] for c in project.report()["checks"]}
     assert found == {"test_killed": "error", "test_other": "pass"}
