@@ -91,7 +91,6 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="a step of JAX returns new state")
 def test_a_step_leaves_nothing_moved(form):
     net = _net()
     step = Step(net)
