@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from pytest_bncheck.reports import plots, wire
 from pytest_bncheck.reports import watch as watched
-from pytest_bncheck.reports.layout import are_telling
+from pytest_bncheck.reports.layout import are_telling, printable
 from pytest_bncheck.reports.sentences import (
     NOT_ALIGNED,
     WORST_FIRST,
@@ -36,6 +36,8 @@ FRAME_HEIGHT = 720
 
 CALM = {"pass", "warn"}
 """Verdicts whose check is folded up."""
+
+_SPACES = "\n\t\u00a0"
 
 LOSSES = {"recalibrated": "recalibrated", "eval": "eval", "train": "training"}
 
@@ -91,6 +93,7 @@ def _render(
         loader=PackageLoader("pytest_bncheck.reports"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -108,6 +111,14 @@ def _render(
         script=Markup(script),
         script_hash=f"sha256-{digest}",
     )
+
+
+def _visible(value: Any) -> Any:
+    """What the page shows, without characters that hide or turn text: names can hold anything."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    text = "".join(c if c.isprintable() or c in _SPACES else printable(c) for c in value)
+    return Markup(text) if isinstance(value, Markup) else text
 
 
 def _asset(name: str) -> str:

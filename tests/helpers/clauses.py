@@ -99,7 +99,9 @@ PROCESS = {
         lambda _: np.geterr(), lambda _: np.seterr(over="raise"), undone=False
     ),
     "signal handlers": Clause(
-        lambda _: [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGALRM)],
+        lambda _: [
+            signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM)
+        ],
         lambda _: signal.signal(signal.SIGALRM, signal.SIG_IGN),
         undone=False,
     ),

@@ -167,6 +167,22 @@ def test_a_mark_that_a_fixture_adds_skips_while_checks_are_off(project):
     result.stdout.fnmatch_lines(["bncheck: 1 test skipped; --bncheck runs them."])
 
 
+REPLACED = """
+import pytest
+@pytest.fixture
+def bncheck_report(): return 3
+@pytest.mark.bn_consistency(steps=3)
+def test_a(bncheck_report): ...
+"""
+
+
+def test_a_fixture_in_place_of_the_plugins_is_named(project):
+    project.pytester.makepyfile(REPLACED)
+    result = project.run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*a fixture called bncheck_report replaces the plugin's*"])
+
+
 KILLED = """
 import os, signal, pytest
 from toy import ToyModel

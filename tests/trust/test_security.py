@@ -90,8 +90,8 @@ def test_the_search_finds_what_it_is_for(line: str) -> None:
 # hostile names ----------------------------------------------------------------------------------
 
 MARKUP = "</script><script>bad()</script><img src=x onerror=bad()>&amp;\"'`]]>--><!--"
-CONTROL = "\x1b]0;title\x07\x1b[2J\x00\r\n::error::bad\n## bad"
-STEERING = set("\x1b\x07\x00\r\u202e")
+CONTROL = "\x1b]0;title\x07\x1b[2J\x00\x9b2J\r\n::error::bad\n## bad"
+STEERING = set("\x1b\x07\x00\x9b\r\u202e")
 HOSTILE = f"{MARKUP}{CONTROL}\ud800\u202e"
 
 PROJECT = f"""
@@ -208,6 +208,7 @@ def test_html(hostile) -> None:
     )
     assert not page.handlers
     assert page.text.count(MARKUP) >= 3
+    assert not STEERING & set(page.text)
 
 
 @pytest.mark.skipif(not PYTEST_HTML, reason="needs pytest-html")
