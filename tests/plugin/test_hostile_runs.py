@@ -178,7 +178,7 @@ def test_a(bncheck_report): ...
 
 def test_a_fixture_in_place_of_the_plugins_is_named(project):
     project.pytester.makepyfile(REPLACED)
-    result = project.run()
+    result = project.run("--bncheck")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*a fixture called bncheck_report replaces the plugin's*"])
 
