@@ -279,7 +279,7 @@ def main() -> int:
     matrix: dict[str, collections.Counter[str]] = {cause: collections.Counter() for cause in CAUSES}
     off: list[float] = []
     found = checkpoints(range(1 if options.smoke else options.seeds))
-    for point in itertools.islice(found, 16 if options.smoke else None):
+    for point in itertools.islice(found, 6 if options.smoke else None):
         if not truth(point):
             continue
         answer, weight = named(point)
