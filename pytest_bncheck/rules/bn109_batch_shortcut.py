@@ -111,10 +111,13 @@ def _mixed(single: bool) -> str:
 
 
 def _is_chance(evidence: Evidence, spreads: dict[str, float]) -> bool:
-    """Whether mini-batches as small as these differ so much by themselves."""
+    """Whether mini-batches as small as these differ so much by themselves.
+
+    Also asked where the predictions hardly differ, and a few samples lie where decisions change.
+    """
     size, values = evidence.training.batch_size, evidence.passes.calls.values
     few = min((n for n in values if n is not None), default=FEW_VALUES) < FEW_VALUES
-    if not few or not size or size == 1:
+    if (evidence.looks_off and not few) or not size or size == 1:
         return False
     usual = CHANCE_OF_BATCHES * running.chance_spread(size, len(evidence.passes.batches))
     return all(spread <= usual for spread in spreads.values())

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
 
 from pytest_bncheck import check
 from torch_nets import (
@@ -382,3 +383,18 @@ def test_other_path_on_several_mini_batches(seed):
     batches = mini_batches("conv", seed, count=4, samples=16)
     report = check(Scaled("conv", seed), batches=batches, steps=100, seed=seed, optimizer=FAST)
     assert "training path" in {f.evidence.get("by") for f in report.findings}, str(report)
+
+
+@pytest.mark.parametrize(("seed", "size", "steps"), [(108, 12, 12), (110, 16, 40)])
+def test_a_few_samples_where_decisions_change_are_no_shortcut(seed, size, steps):
+    torch.manual_seed(seed)
+    inputs = torch.randn(2 * size, 3, 2, 2) + 1
+    labels = (inputs.mean((1, 2, 3)) > 1).long()
+    layers = []
+    for channels in (3, 16):
+        conv = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(16), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+    batches = list(DataLoader(TensorDataset(inputs, labels), size, shuffle=True))
+    report = check(net, batches=batches, steps=steps, planned_updates=2000)
+    assert report.verdict != "fail", str(report)
