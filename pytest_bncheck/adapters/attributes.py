@@ -115,4 +115,4 @@ class PlainAttributes:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and (a == b or (a != a and b != b))
+    return a is b or (type(a) is type(b) and (a == b or (a != a and b != b)))

@@ -16,6 +16,7 @@ import queue
 import random
 import re
 import socket
+import sys
 import tempfile
 import threading
 import types
@@ -23,7 +24,7 @@ import warnings
 import weakref
 from collections import ChainMap, UserDict, UserList, UserString, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -173,7 +174,15 @@ def is_open(item: Any, walked: tuple[type, ...], passed_by: tuple[type, ...]) ->
         return False
     if not isinstance(getattr(item, "__dict__", None), dict):
         return False
-    return isinstance(item, (*walked, *_OPEN)) or not is_foreign(type(item).__module__)
+    if isinstance(item, (*walked, *_OPEN)) or _is_mock(item):
+        return True
+    return not is_foreign(type(item).__module__)
+
+
+def _is_mock(item: Any) -> bool:
+    """Whether an object is a mock of unittest, which counts how it is called."""
+    mock = sys.modules.get("unittest.mock")  # imported by whoever made one
+    return mock is not None and issubclass(type(item), mock.NonCallableMock)
 
 
 _NAMED = 5
@@ -183,6 +192,8 @@ def not_put_back(item: Any) -> str | None:
     """The kind of an object whose state cannot be read, or not be written; None for all others."""
     if isinstance(item, _CACHED) and is_of_a_package(item.__module__):
         return None  # its users know nothing of it
+    if _is_mock(item):
+        return None  # MagicMock can be anything, an iterator too
     kinds = (name for name, types_ in NOT_PUT_BACK.items() if issubclass(type(item), types_))
     return next(kinds, "iterators" if _is_iterator(item) else None)
 
@@ -212,7 +223,7 @@ def remember(item: Any) -> Undo | None:
         cells, variables = list(cells_of(item)), list(variables_of(item))
         return lambda: _refill_variables(cells, variables)
     if is_users_class(item):
-        return _remember_class_attributes(item)
+        return remember_class_attributes(item)
     generator = remember_generator(item)
     if generator is not None:
         return generator
@@ -256,12 +267,16 @@ def _remember_bits(item: np.random.BitGenerator) -> Undo:
 
 def _remember_array(item: np.ndarray[Any, Any]) -> Undo:
     values, shape, dtype, writeable = item.copy(), item.shape, item.dtype, item.flags.writeable
+    strides = item.strides
 
     def undo() -> None:
-        if item.dtype != dtype or item.shape != shape or not _same_array(item, values):
+        as_before = item.dtype == dtype and item.shape == shape and item.strides == strides
+        if as_before and item.flags.writeable == writeable and _same_array(item, values):
+            return
+        with _writeable_bases(item):  # a view of what was made read-only cannot be written
             item.flags.writeable = True
-            rewrite()
-        if item.flags.writeable != writeable:
+            if not (as_before and _same_array(item, values)):
+                rewrite()
             item.flags.writeable = writeable
 
     def rewrite() -> None:
@@ -271,9 +286,29 @@ def _remember_array(item: np.ndarray[Any, Any]) -> Undo:
             item.dtype = dtype  # type: ignore[misc]
         if item.shape != shape:
             item.shape = shape
+        if item.strides != strides:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # there is no other way
+                item.strides = strides
         np.copyto(item, values)
 
     return undo
+
+
+@contextmanager
+def _writeable_bases(item: np.ndarray[Any, Any]) -> Iterator[None]:
+    """Let the arrays that this one is a view of be written for a while."""
+    bases, base = [], item.base
+    while isinstance(base, np.ndarray):
+        bases.append((base, base.flags.writeable))
+        base = base.base
+    for each, _ in reversed(bases):
+        each.flags.writeable = True
+    try:
+        yield
+    finally:
+        for each, writeable in bases:
+            each.flags.writeable = writeable
 
 
 def _same_array(now: np.ndarray[Any, Any], then: np.ndarray[Any, Any]) -> bool:
@@ -338,7 +373,8 @@ def _remember_class(item: Any) -> Undo:
     return undo
 
 
-def _remember_class_attributes(item: type) -> Undo:
+def remember_class_attributes(item: type) -> Undo:
+    """How to put back what a class holds."""
     before = {name: value for name, value in vars(item).items() if not is_special(name)}
 
     def undo() -> None:

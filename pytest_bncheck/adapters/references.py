@@ -111,7 +111,14 @@ def children_of(item: Any) -> Iterator[tuple[str, Any]] | None:
     if isinstance(item, (staticmethod, classmethod)):
         return iter((("", item.__func__),))
     if isinstance(item, property):
-        return (("", part) for part in (item.fget, item.fset) if part is not None)
+        parts = item.fget, item.fset, item.fdel
+        return (("", part) for part in parts if part is not None)
+    if isinstance(item, functools.partialmethod):
+        return (("", part) for part in (item.func, item.args, item.keywords))
+    if isinstance(item, functools.cached_property):
+        return iter((("", item.func),))
+    if kind is np.vectorize:
+        return iter((("", item.pyfunc),))
     if isinstance(item, np.ndarray):
         return (("", part) for part in (*_objects_in(item), item.base) if part is not None)
     if isinstance(item, np.random.Generator):
@@ -119,6 +126,15 @@ def children_of(item: Any) -> Iterator[tuple[str, Any]] | None:
     if is_users_class(item):
         held = ((name, value) for name, value in vars(item).items() if _is_state(name, value))
         return (("", value) for value in (type(item), *(value for _, value in held)))
+    return _of_wrapper(item)
+
+
+def _of_wrapper(item: Any) -> Iterator[tuple[str, Any]] | None:
+    """The function that a framework compiled, or of which functools keeps the results."""
+    held = getattr(item, "__dict__", None)
+    if isinstance(held, dict) and callable(item) and is_foreign(type(item).__module__):
+        wrapped = held.get("__wrapped__")
+        return None if wrapped is None else iter((("", wrapped),))
     return None
 
 

@@ -129,9 +129,12 @@ def reads(adapter, model, batch, watch, **recipe) -> int:
     return count
 
 
-def test_pytorch():
+def test_pytorch(monkeypatch):
     torch = pytest.importorskip("torch")
+    from pytest_bncheck.adapters.torch import state
     from pytest_bncheck.adapters.torch.adapter import TorchAdapter
+
+    monkeypatch.setattr(state, "on_host", lambda *_: False)  # as on a device
 
     batch = torch.from_numpy(X), torch.from_numpy(Y)
     sgd = partial(torch.optim.SGD, lr=0.1)  # Adam reads its own counters

@@ -15,6 +15,7 @@ import threading
 import types
 import weakref
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -467,3 +468,189 @@ def test_containers_with_an_order_or_members_of_their_own():
     run(net(Doing(act)))
     assert (list(ordered), masked.mask.tolist()) == (["a", "b"], [False, True])
     assert (len(weak), variable.get()) == (0, 0)
+
+
+# found by a second attack -------------------------------------------------------------------------
+
+
+def stepping(change):
+    """A training step that also changes something."""
+
+    def step(model, batch):
+        change(model)
+        inputs, labels = batch
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= 0.1 * parameter.grad
+        return loss
+
+    return step
+
+
+TURNS = {
+    "transposed": lambda held: held.t_(),
+    "conjugated": lambda held: setattr(held, "data", held.data.conj()),
+    "other strides": lambda held: held.as_strided_((2, 2), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_tensor_gets_its_strides_back(turn):
+    model = net()
+    values = torch.arange(4.0).view(2, 2)
+    model.table = values.to(torch.complex64) if turn == "conjugated" else values
+    before = model.table.clone()
+    run(model, train_step=stepping(lambda model: TURNS[turn](model.table)))
+    assert torch.equal(model.table, before)
+    assert (model.table.stride(), model.table.is_conj()) == ((2, 1), False)
+
+
+@pytest.mark.filterwarnings("ignore:Setting the strides:DeprecationWarning")
+def test_an_array_gets_its_strides_back():
+    model = net()
+    model.table = np.arange(9.0).reshape(3, 3)
+
+    def turn(model):
+        model.table.strides = model.table.strides[::-1]
+
+    run(model, train_step=stepping(turn))
+    assert model.table.strides == (24, 8)
+    assert np.array_equal(model.table, np.arange(9.0).reshape(3, 3))
+
+
+@pytest.mark.parametrize("view_first", [True, False])
+def test_a_view_of_an_array_that_was_made_read_only(view_first):
+    model, whole = net(), np.zeros(3)
+    held = {"view": whole[:], "whole": whole}
+    model.held = held if view_first else dict(reversed(held.items()))
+
+    def close(model):
+        if held["view"].flags.writeable:
+            held["view"][:] = 1
+            held["view"].flags.writeable = held["whole"].flags.writeable = False
+
+    run(model, train_step=stepping(close))
+    assert whole.tolist() == [0, 0, 0]
+    assert whole.flags.writeable
+    assert held["view"].flags.writeable
+
+
+def test_a_parametrization_that_is_removed():
+    model = net()
+    nn.utils.parametrizations.weight_norm(model[0])
+    before = model[0].weight.detach().clone()
+
+    def remove(model):
+        if nn.utils.parametrize.is_parametrized(model[0]):
+            nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+
+    run(model, train_step=stepping(remove))
+    assert torch.equal(model[0].weight, before)
+    assert nn.utils.parametrize.is_parametrized(model[0])
+
+
+@pytest.mark.parametrize("make", [mock.Mock, mock.MagicMock])
+def test_a_mock_forgets_its_calls(make):
+    model = net()
+    model.callback = make()
+    model.callback("before")
+    run(model, train_step=stepping(lambda model: model.callback.log("in it") or model.callback()))
+    assert model.callback.mock_calls == [mock.call("before")]
+
+
+CALLS = 0
+
+
+def count(*_):
+    global CALLS
+    CALLS += 1
+    return 0.0
+
+
+class Through:
+    """Leads to `count` by what functools, numpy and Python make of functions."""
+
+    partial = functools.partialmethod(count, 1)
+    cached = functools.cached_property(count)
+    deleted = property(None, None, count)
+
+    def __init__(self):
+        self.each = np.vectorize(count)
+        self.remembered = functools.lru_cache(lambda: count())
+
+
+@pytest.mark.filterwarnings("ignore:pytest-bncheck trains:UserWarning")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda held: held.partial(),
+        lambda held: held.cached,
+        lambda held: delattr(held, "deleted"),
+        lambda held: held.each([1, 2]),
+        lambda held: held.remembered(),
+    ],
+    ids=["partialmethod", "cached_property", "deleter", "vectorize", "lru_cache"],
+)
+def test_what_functions_name_behind_those_that_wrap_them(use):
+    model, before = net(), CALLS
+    model.held = Through()
+    run(model, train_step=lambda model, batch: stepping(lambda m: use(m.held))(model, batch))
+    assert before == CALLS
+
+
+class Missing(nn.Module):
+    """Raises another error than Python's where it has no attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def __getattr__(self, name):
+        return self.__dict__["_modules"][name]
+
+    def forward(self, x):
+        return self.__dict__["_modules"]["inner"](x)
+
+
+class Unused(nn.Module):
+    """Has a lazy layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.later = nn.LazyLinear(3)
+
+    def forward(self, x):
+        return x
+
+
+class Outline(nn.Module):
+    """Holds a tensor without values, and numbers that compare as arrays do."""
+
+    class Number(int):
+        __hash__ = int.__hash__
+
+        def __eq__(self, other):
+            return np.zeros(2)
+
+        def __ne__(self, other):
+            return np.zeros(2)
+
+    def __init__(self):
+        super().__init__()
+        self.spec = torch.empty(3, device="meta")
+        self.specs = [self.spec]
+        self.number = self.Number(3)
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("middle", [Missing, Unused, Outline])
+def test_modules_that_train_without_the_plugin(middle):
+    model = net(middle())
+    report = run(model, train_step=stepping(lambda model: None))
+    assert report.error is None

@@ -105,7 +105,16 @@ _COMPILED = "_orig_mod"
 
 def uncompiled(model: Any) -> Any:
     """The module inside what `torch.compile` returns; any other as it is."""
-    return getattr(model, _COMPILED, model)
+    inner = attribute(model, _COMPILED)
+    return model if inner is None else inner
+
+
+def attribute(module: Any, name: str) -> Any:
+    """An attribute, or None; also of a module that raises what it wants where it has none."""
+    try:
+        return getattr(module, name, None)
+    except Exception:
+        return None
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pytest_bncheck.adapters.torch.buffers import Buffers, Place, held, places
 from pytest_bncheck.adapters.torch.calls import CallCounter
 from pytest_bncheck.adapters.torch.data import Raw, dtype_name, fill, on_host
-from pytest_bncheck.adapters.torch.internals import plain_name
+from pytest_bncheck.adapters.torch.internals import attribute, plain_name
 from pytest_bncheck.adapters.torch.rates import Rates, is_own
 from pytest_bncheck.maths.running import bessel
 from pytest_bncheck.types import Layer, Statistics
@@ -256,9 +256,9 @@ def _counted(modules: Sequence[Any]) -> list[int | None]:
 def _updated(module: nn.Module) -> list[str]:
     """What a layer updates in training: running mean and variance, and its counter of batches."""
     keys = ("running_mean", "running_var", "num_batches_tracked")
-    return [key for key in keys if isinstance(getattr(module, key, None), Tensor)]
+    return [key for key in keys if isinstance(attribute(module, key), Tensor)]
 
 
 def _has_statistics(module: nn.Module) -> bool:
-    mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    mean, var = attribute(module, "running_mean"), attribute(module, "running_var")
     return isinstance(mean, Tensor) and isinstance(var, Tensor)

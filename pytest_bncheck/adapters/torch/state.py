@@ -16,7 +16,7 @@ from torch import nn
 
 from pytest_bncheck.adapters.accelerators import kinds
 from pytest_bncheck.adapters.containers import members_of, refill
-from pytest_bncheck.adapters.graph import Graph, is_open
+from pytest_bncheck.adapters.graph import Graph, is_open, remember_class_attributes
 from pytest_bncheck.adapters.loaders import remember_generators
 from pytest_bncheck.adapters.torch.internals import (
     default_device,
@@ -80,6 +80,8 @@ class Snapshot(Graph):
     def remember(self, item: Any) -> Undo | None:
         if isinstance(item, torch.jit.ScriptModule):
             return _remember_script(item)
+        if _is_made_for_one(item):
+            return remember_class_attributes(item)
         if isinstance(item, torch.Tensor) and _has_numbers(item):
             data = item.data
             values = self.values[id(item)] = data.clone()
@@ -100,6 +102,8 @@ class Snapshot(Graph):
             return
         if isinstance(item, torch.Tensor) and item.is_leaf and item.grad is not None:
             yield ".grad", item.grad
+        if _is_made_for_one(type(item)):
+            yield "", type(item)
         yield from super().children(item)
 
     def _put_modes_back(self) -> None:
@@ -109,10 +113,10 @@ class Snapshot(Graph):
 
     def unchanged(self, tensors: Iterable[torch.Tensor]) -> list[bool]:
         """Whether each tensor still holds the values that were remembered, in one transfer."""
-        pairs = [(tensor.detach(), self.values.get(id(tensor))) for tensor in tensors]
+        pairs = [(tensor, self.values.get(id(tensor))) for tensor in tensors]
         alike = [then is not None and then.shape == now.shape for now, then in pairs]
         same = [
-            equal(now, then.to(now.device))
+            equal(now.detach(), then.to(now.device))
             for (now, then), comparable in zip(pairs, alike, strict=True)
             if comparable and then is not None
         ]
@@ -129,6 +133,13 @@ class Snapshot(Graph):
         finally:
             self.values.clear()
             self._kept.clear()
+
+
+def _is_made_for_one(item: Any) -> bool:
+    """Whether it is the class that a module got with its first parametrization."""
+    return (
+        isinstance(item, type) and issubclass(item, nn.Module) and "parametrize" in item.__module__
+    )
 
 
 def is_walked(item: Any) -> bool:
@@ -174,9 +185,9 @@ def _has_numbers(tensor: torch.Tensor) -> bool:
 
 def is_readable(value: Any) -> bool:
     """Whether it is a tensor with a shape and with memory: nested ones have no shape."""
-    if not isinstance(value, torch.Tensor) or value.is_nested:
+    if not isinstance(value, torch.Tensor) or value.is_nested or value.is_meta:
         return False
-    return value.numel() == 0 or value.is_meta or not _is_freed(value)
+    return value.numel() == 0 or not _is_freed(value)
 
 
 def _is_freed(tensor: torch.Tensor) -> bool:
@@ -233,6 +244,11 @@ def overwrite(data: torch.Tensor, values: torch.Tensor) -> None:
     data.copy_(values)
 
 
+def on_host(*tensors: torch.Tensor) -> bool:
+    """Whether the processor can read tensors without a transfer from a device."""
+    return all(tensor.is_cpu for tensor in tensors)
+
+
 _PLAIN = {torch.float32, torch.float64}
 
 
@@ -247,10 +263,9 @@ def equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         left, right = left.to_dense(), right.to_dense()
     if left.shape != right.shape:
         return torch.tensor(False)
-    if left.is_cpu and right.is_cpu and left.dtype == right.dtype and left.dtype in _PLAIN:
-        alike = torch.equal(left, right)  # makes no other tensor, and stops where they differ
-        if alike or not bool(left.sum().isnan()):  # the sum of a NaN is one
-            return torch.tensor(alike)
+    plain = left.dtype == right.dtype and left.dtype in _PLAIN
+    if plain and on_host(left, right) and torch.equal(left, right):  # makes no other tensor
+        return torch.tensor(True)
     return ((left == right) | ((left != left) & (right != right))).all()
 
 
@@ -293,7 +308,7 @@ def _same_bits(data: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         data, values = torch.view_as_real(data), torch.view_as_real(values)
     bits = _BITS[data.element_size()]
     data, values = data.view(bits), values.view(bits)
-    if data.is_cpu:
+    if on_host(data, values):
         return torch.tensor(torch.equal(data, values))
     return (data == values).all()
 
@@ -304,7 +319,10 @@ def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:
         return False
     if tensor.device != data.device or tensor.dtype != data.dtype or tensor.shape != data.shape:
         return True
-    return tensor.layout is torch.strided and tensor.data_ptr() != data.data_ptr()
+    if tensor.layout is not torch.strided:
+        return False
+    turned = tensor.stride() != data.stride() or tensor.is_conj() != data.is_conj()
+    return turned or tensor.data_ptr() != data.data_ptr()
 
 
 def _autocast() -> dict[str, tuple[bool, torch.dtype]]:

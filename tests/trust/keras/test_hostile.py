@@ -197,3 +197,44 @@ def test_an_exception_that_refuses_attributes_stays_the_users(error, place):
         check(model, (X, Y), steps=1, **{place: fail})
     assert caught.value is error
     assert bits_of(model.weights) == before
+
+
+# what a compiled function names -------------------------------------------------------------------
+
+COUNTED = keras.Variable(0.0, trainable=False)
+
+
+def counting(labels, outputs):
+    COUNTED.assign_add(1.0)
+    return LOSS(labels, outputs)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.function is TensorFlow's")
+@pytest.mark.parametrize("place", ["loss", "compiled loss", "train_step", "inside of one"])
+def test_variables_that_a_tf_function_names(place):
+    import tensorflow as tf
+
+    model, options = net(), {}
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step(model, x, y):
+        COUNTED.assign_add(1.0)
+        with tf.GradientTape() as tape:
+            loss = LOSS(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    if place == "loss":
+        options["loss"] = tf.function(lambda outputs, labels: counting(labels, outputs))
+    elif place == "compiled loss":
+        model.compile("sgd", tf.function(counting))
+    elif place == "train_step":
+        options["train_step"] = tf.function(lambda model, batch: step(model, *batch))
+    else:
+        options["train_step"] = lambda model, batch: step(model, *batch)
+    before = bits_of([*model.weights, *optimizer.variables, COUNTED])
+    check(model, (X, Y), steps=2, **options)
+    assert bits_of([*model.weights, *optimizer.variables, COUNTED]) == before
