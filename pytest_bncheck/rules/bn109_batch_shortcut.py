@@ -119,5 +119,6 @@ def _is_chance(evidence: Evidence, spreads: dict[str, float]) -> bool:
     few = min((n for n in values if n is not None), default=FEW_VALUES) < FEW_VALUES
     if (evidence.looks_off and not few) or not size or size == 1:
         return False
-    usual = CHANCE_OF_BATCHES * running.chance_spread(size, len(evidence.passes.batches))
-    return all(spread <= usual for spread in spreads.values())
+    usual = running.chance_spread(size, len(evidence.passes.batches))
+    most = CHANCE_OF_BATCHES * usual if few else usual
+    return all(spread <= most for spread in spreads.values())
