@@ -93,9 +93,8 @@ class Record:
         """The ids of the parameters that the steps could have changed and did not."""
         parameters = list(self._model.parameters())
         pairs = zip(parameters, self._start.unchanged(parameters), strict=True)
-        left = [parameter for parameter, same in pairs if same]
-        idle = _without_gradients(left)  # no freezing, only nothing to learn
-        return {id(parameter) for parameter in left} - idle
+        same = {id(parameter) for parameter, same in pairs if same}
+        return same - _without_gradients(parameters)  # no freezing, only nothing to learn
 
     def kept(self, layers: Layers) -> list[list[float]]:
         """The share that each layer kept in each step; empty where no step differs."""
