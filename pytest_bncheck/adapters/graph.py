@@ -174,9 +174,8 @@ def is_open(item: Any, walked: tuple[type, ...], passed_by: tuple[type, ...]) ->
         return False
     if not isinstance(getattr(item, "__dict__", None), dict):
         return False
-    if isinstance(item, (*walked, *_OPEN)) or _is_mock(item):
-        return True
-    return not is_foreign(type(item).__module__)
+    known = isinstance(item, (*walked, *_OPEN)) or not is_foreign(type(item).__module__)
+    return known or _is_mock(item)
 
 
 def _is_mock(item: Any) -> bool:
@@ -192,8 +191,6 @@ def not_put_back(item: Any) -> str | None:
     """The kind of an object whose state cannot be read, or not be written; None for all others."""
     if isinstance(item, _CACHED) and is_of_a_package(item.__module__):
         return None  # its users know nothing of it
-    if _is_mock(item):
-        return None  # MagicMock can be anything, an iterator too
     kinds = (name for name, types_ in NOT_PUT_BACK.items() if issubclass(type(item), types_))
     return next(kinds, "iterators" if _is_iterator(item) else None)
 
@@ -201,9 +198,9 @@ def not_put_back(item: Any) -> str | None:
 def _is_iterator(item: Any) -> bool:
     """Whether an object counts up inside of Python or a framework, where it cannot be set back."""
     kind = type(item)
-    return (
-        hasattr(kind, "__next__") and is_foreign(kind.__module__) and kind is not itertools.repeat
-    )
+    if not is_foreign(kind.__module__) or kind is itertools.repeat or _is_mock(item):
+        return False  # MagicMock's class would make the method that it is asked for
+    return hasattr(kind, "__next__")
 
 
 # how each is put back -----------------------------------------------------------------------------
@@ -270,12 +267,13 @@ def _remember_array(item: np.ndarray[Any, Any]) -> Undo:
     strides = item.strides
 
     def undo() -> None:
-        as_before = item.dtype == dtype and item.shape == shape and item.strides == strides
-        if as_before and item.flags.writeable == writeable and _same_array(item, values):
+        laid_out = item.dtype == dtype and item.shape == shape and item.strides == strides
+        same = laid_out and _same_array(item, values)
+        if same and item.flags.writeable == writeable:
             return
         with _writeable_bases(item):  # a view of what was made read-only cannot be written
             item.flags.writeable = True
-            if not (as_before and _same_array(item, values)):
+            if not same:
                 rewrite()
             item.flags.writeable = writeable
 

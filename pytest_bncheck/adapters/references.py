@@ -100,7 +100,7 @@ def children_of(item: Any) -> Iterator[tuple[str, Any]] | None:
         return iter([("", held) for held in gc.get_referents(item) if "__module__" not in held])
     if kind is memoryview:
         return iter((("", item.obj),))
-    if isinstance(item, functools.partial):
+    if isinstance(item, (functools.partial, functools.partialmethod)):
         return (("", part) for part in (item.func, item.args, item.keywords))
     if isinstance(item, types.MethodType):
         return (("", part) for part in (item.__self__, item.__func__))
@@ -113,8 +113,6 @@ def children_of(item: Any) -> Iterator[tuple[str, Any]] | None:
     if isinstance(item, property):
         parts = item.fget, item.fset, item.fdel
         return (("", part) for part in parts if part is not None)
-    if isinstance(item, functools.partialmethod):
-        return (("", part) for part in (item.func, item.args, item.keywords))
     if isinstance(item, functools.cached_property):
         return iter((("", item.func),))
     if kind is np.vectorize:

@@ -117,7 +117,7 @@ def _visible(value: Any) -> Any:
     """What the page shows, without characters that hide or turn text: names can hold anything."""
     if not isinstance(value, str) or value.isprintable():
         return value
-    text = "".join(c if c.isprintable() or c in _SPACES else printable(c) for c in value)
+    text = printable(value, keep=_SPACES)
     return Markup(text) if isinstance(value, Markup) else text
 
 

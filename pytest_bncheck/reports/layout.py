@@ -43,11 +43,12 @@ def wrap(text: str, indent: str = "", hanging: str = "", width: int = TEXT_WIDTH
     return [line.replace("\0", " ") for line in glued]
 
 
-def printable(line: str) -> str:
-    """A line without characters that steer a terminal: names can hold anything."""
+def printable(line: str, keep: str = "") -> str:
+    """A line without characters that steer what shows it, but `keep`: names can hold anything."""
     if line.isprintable():
         return line
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    shown = (c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in line)
+    return "".join(shown)
 
 
 def remedy_lines(remedy: str) -> Iterator[str]:

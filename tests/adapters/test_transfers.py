@@ -134,7 +134,7 @@ def test_pytorch(monkeypatch):
     from pytest_bncheck.adapters.torch import state
     from pytest_bncheck.adapters.torch.adapter import TorchAdapter
 
-    monkeypatch.setattr(state, "on_host", lambda *_: False)  # as on a device
+    monkeypatch.setattr(state, "are_on_cpu", lambda *_: False)  # as on a device
 
     batch = torch.from_numpy(X), torch.from_numpy(Y)
     sgd = partial(torch.optim.SGD, lr=0.1)  # Adam reads its own counters

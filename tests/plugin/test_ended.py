@@ -50,15 +50,15 @@ def run(project):
     report = project.path / "report.json"
     report.write_text(OLD)
 
-    def run_pytest(*args, most_bytes=None):
+    def run_pytest(most_bytes=None):
         def limit():
             if most_bytes is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
 
-        command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", *args]
-        options = "--bncheck", f"--bncheck-json={report}"
+        command = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider"]
+        ours = ["-p", "pytest_bncheck.plugin", "--bncheck", f"--bncheck-json={report}"]
         return subprocess.run(
-            [*command, *options],
+            [*command, *ours],
             cwd=project.path,
             env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             capture_output=True,
@@ -67,8 +67,7 @@ def run(project):
             timeout=120,
         )
 
-    command_line = ("-p", "pytest_bncheck.plugin")
-    return lambda *args, **options: run_pytest(*command_line, *args, **options)
+    return run_pytest
 
 
 def old_report_is_whole(project):

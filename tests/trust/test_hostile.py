@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from doing import Doing, X, Y
 from pytest_bncheck import InputError, check
 from pytest_bncheck.adapters import graph
+from refusing import Refusing, refuse
 
 RNG = np.random.default_rng(0)
 COUNTED = []
@@ -84,12 +85,6 @@ def test_memory_given_up_before_stays_so():
 # undoing ------------------------------------------------------------------------------------------
 
 
-class Refusing:
-    """Refuses to be put back: its slot can be set once."""
-
-    __slots__ = ("value",)
-
-
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_a_nested_tensor_is_left_alone():
     model = net()
@@ -101,15 +96,7 @@ def test_a_nested_tensor_is_left_alone():
 
 
 def test_one_undo_that_fails_leaves_the_others(monkeypatch):
-
-    def failing(item):
-        def undo():
-            raise OSError("cannot be put back")
-
-        return undo if isinstance(item, Refusing) else None
-
-    usual = graph.remember
-    monkeypatch.setattr(graph, "remember", lambda item: failing(item) or usual(item))
+    refuse(monkeypatch)
     model = net()
     model.first, model[2].last = Refusing(), Refusing()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -598,7 +585,7 @@ class Through:
 def test_what_functions_name_behind_those_that_wrap_them(use):
     model, before = net(), CALLS
     model.held = Through()
-    run(model, train_step=lambda model, batch: stepping(lambda m: use(m.held))(model, batch))
+    run(model, train_step=stepping(lambda model: use(model.held)))
     assert before == CALLS
 
 

@@ -319,13 +319,14 @@ class TorchCore(Adapter):
             if module in self._snapshot.paths and depends_on_mode(module)
         ]
         changed, weights = before.put_back_moved(), {name for name, _, _ in parameters}
+        rewritten = tuple(name for name in changed if name in weights)
         self._writes |= bool(changed)
-        if not weights.intersection(changed):
+        if not rewritten:
             self._left_weights.add(index)
         return dataclasses.replace(
             prediction,
             mutated=tuple(name for name in changed if name not in weights),
-            rewritten=tuple(name for name in changed if name in weights),
+            rewritten=rewritten,
             in_training=tuple(in_training),
         )
 

@@ -137,9 +137,8 @@ class Snapshot(Graph):
 
 def _is_made_for_one(item: Any) -> bool:
     """Whether it is the class that a module got with its first parametrization."""
-    return (
-        isinstance(item, type) and issubclass(item, nn.Module) and "parametrize" in item.__module__
-    )
+    is_module = isinstance(item, type) and issubclass(item, nn.Module)
+    return is_module and item.__module__ == nn.utils.parametrize.__name__
 
 
 def is_walked(item: Any) -> bool:
@@ -244,7 +243,7 @@ def overwrite(data: torch.Tensor, values: torch.Tensor) -> None:
     data.copy_(values)
 
 
-def on_host(*tensors: torch.Tensor) -> bool:
+def are_on_cpu(*tensors: torch.Tensor) -> bool:
     """Whether the processor can read tensors without a transfer from a device."""
     return all(tensor.is_cpu for tensor in tensors)
 
@@ -264,7 +263,7 @@ def equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.shape != right.shape:
         return torch.tensor(False)
     plain = left.dtype == right.dtype and left.dtype in _PLAIN
-    if plain and on_host(left, right) and torch.equal(left, right):  # makes no other tensor
+    if plain and are_on_cpu(left, right) and torch.equal(left, right):  # makes no other tensor
         return torch.tensor(True)
     return ((left == right) | ((left != left) & (right != right))).all()
 
@@ -308,7 +307,7 @@ def _same_bits(data: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         data, values = torch.view_as_real(data), torch.view_as_real(values)
     bits = _BITS[data.element_size()]
     data, values = data.view(bits), values.view(bits)
-    if on_host(data, values):
+    if are_on_cpu(data, values):
         return torch.tensor(torch.equal(data, values))
     return (data == values).all()
 

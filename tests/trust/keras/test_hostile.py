@@ -13,7 +13,7 @@ keras = pytest.importorskip("keras")
 
 from keras_graphs import bits_of
 from pytest_bncheck import check
-from pytest_bncheck.adapters import graph
+from refusing import Refusing, refuse
 
 BACKEND = keras.backend.backend()
 
@@ -62,21 +62,8 @@ def test_read_only_memory_is_never_written(tmp_path, place):
 # undoing ------------------------------------------------------------------------------------------
 
 
-class Refusing:
-    """Refuses to be put back: its slot can be set once."""
-
-    __slots__ = ("value",)
-
-
 def test_one_undo_that_fails_leaves_the_others(monkeypatch):
-    def failing(item):
-        def undo():
-            raise OSError("cannot be put back")
-
-        return undo if isinstance(item, Refusing) else None
-
-    usual = graph.remember
-    monkeypatch.setattr(graph, "remember", lambda item: failing(item) or usual(item))
+    refuse(monkeypatch)
     model = net(Holding(Refusing()), Holding(Refusing()))
     before = bits_of(model.weights)
     with pytest.raises(OSError, match="cannot be put back"):
