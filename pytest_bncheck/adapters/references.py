@@ -41,9 +41,20 @@ _BOUND = (types.BuiltinMethodType, types.MethodWrapperType)
 # what is the user's -------------------------------------------------------------------------------
 
 
-def is_foreign(module: str | None) -> bool:
-    """Whether a module belongs to Python, to a framework or to the plugin."""
-    return (module or "").split(".")[0] in _FOREIGN
+def is_foreign(module: Any) -> bool:
+    """Whether a ``__module__`` names Python, a framework or the plugin.
+
+    Where it is no name at all, a compiled type describes it: Cython's metaclass, for one.
+    """
+    if not isinstance(module, str):
+        return module is not None
+    return module.split(".")[0] in _FOREIGN
+
+
+def package_of(item: Any) -> str:
+    """The package of an object's class, "" where the class gives none."""
+    module = type(item).__module__
+    return module.split(".")[0] if isinstance(module, str) else ""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -53,7 +64,7 @@ def _is_installed(module: str) -> bool:
     return "site-packages" in file or "dist-packages" in file
 
 
-def is_of_a_package(module: str) -> bool:
+def is_of_a_package(module: Any) -> bool:
     """Whether a module is foreign, or installed."""
     return is_foreign(module) or _is_installed(module)
 

@@ -251,6 +251,22 @@ def test_a_buffer_that_grows_in_place():
     assert torch.equal(bank, torch.zeros(2, 4))
 
 
+def test_a_class_whose_module_is_described_by_its_metaclass():
+    """As Cython's metaclass does for the types of compiled functions."""
+
+    class Meta(type):
+        __module__ = property(lambda cls: "compiled")
+
+    class Held(metaclass=Meta):
+        count = 0
+
+    def act():
+        Held.count += 1
+
+    run(act, kind=Held)
+    assert Held.count == 0
+
+
 def test_a_vocabulary_costs_next_to_nothing(monkeypatch):
     """Its words are not looked at one by one."""
     from pytest_bncheck.adapters import graph

@@ -12,7 +12,7 @@ import keras
 from pytest_bncheck.adapters.containers import container_type
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Variable
-from pytest_bncheck.adapters.references import PLAIN, is_of_a_package, passes_for_another
+from pytest_bncheck.adapters.references import PLAIN, is_of_a_package, package_of, passes_for_another
 
 KerasLayer: TypeAlias = Any
 
@@ -120,7 +120,7 @@ def _members(value: Any, name: str) -> list[tuple[str, tuple[Any, Any, Any]]]:
         asked = plain is not list or is_of_a_package(type(value).__module__)
         numbered = enumerate(value if asked else list.__iter__(value))
         return [(f"{name}[{k}]", (value, k, v)) for k, v in numbered if type(v) not in PLAIN]
-    own = type(value).__module__.split(".")[0] not in _LIBRARIES
+    own = package_of(value) not in _LIBRARIES
     if own and not isinstance(value, (type, keras.Layer)) and hasattr(value, "__dict__"):
         inside = vars(value)
         return [(f"{name}.{key}", (inside, key, item)) for key, item in inside.items()]

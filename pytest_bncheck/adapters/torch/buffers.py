@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bncheck.adapters.containers import container_type, members_of
-from pytest_bncheck.adapters.references import PLAIN, passes_for_another
+from pytest_bncheck.adapters.references import PLAIN, package_of, passes_for_another
 from pytest_bncheck.adapters.torch.internals import plain_name
 from pytest_bncheck.adapters.torch.state import equal, is_readable, is_walked, overwrite
 
@@ -162,7 +162,7 @@ def _is_helper(value: Any) -> bool:
     if isinstance(value, types.SimpleNamespace):
         return True
     apart = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
-    if isinstance(value, apart) or type(value).__module__.partition(".")[0] in _HOSTS:
+    if isinstance(value, apart) or package_of(value) in _HOSTS:
         return False
     return is_walked(value)
 
