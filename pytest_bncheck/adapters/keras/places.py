@@ -12,7 +12,12 @@ import keras
 from pytest_bncheck.adapters.containers import container_type
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Variable
-from pytest_bncheck.adapters.references import PLAIN, is_of_a_package, package_of, passes_for_another
+from pytest_bncheck.adapters.references import (
+    PLAIN,
+    is_of_a_package,
+    package_of,
+    passes_for_another,
+)
 
 KerasLayer: TypeAlias = Any
 
