@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pytest_bncheck.adapters.graph import remember_generator
+from pytest_bncheck.adapters.objects import remember_generator
 from pytest_bncheck.adapters.references import children_of, names_of
 from pytest_bncheck.adapters.undo import Undo, run_all
 

@@ -11,7 +11,7 @@ import sys
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,10 @@ def children_of(item: Any) -> Iterator[tuple[str, Any]] | None:
         return iter((("", item.__self__),))
     if isinstance(item, types.FunctionType):
         return (("", part) for part in _parts(item))
+    if isinstance(item, types.CellType):
+        return (("", value) for _, value in contents_of([item]) if value is not EMPTY)
+    if isinstance(item, BaseException):
+        return iter(((".args", item.args),))
     if isinstance(item, (staticmethod, classmethod)):
         return iter((("", item.__func__),))
     if isinstance(item, property):
@@ -170,7 +174,12 @@ def _parts(function: types.FunctionType) -> Iterator[Any]:
 
 def cells_of(function: types.FunctionType) -> Iterator[tuple[types.CellType, Any]]:
     """The variables that a function closes over, with their values."""
-    for cell in function.__closure__ or ():
+    yield from contents_of(function.__closure__ or ())
+
+
+def contents_of(cells: Iterable[types.CellType]) -> Iterator[tuple[types.CellType, Any]]:
+    """Cells with the values of their variables."""
+    for cell in cells:
         try:
             yield cell, cell.cell_contents
         except ValueError:  # a variable that is not assigned yet
@@ -220,6 +229,12 @@ def slots_of(item: Any) -> Iterator[tuple[types.MemberDescriptorType, Any]]:
                     yield slot, slot.__get__(item)
                 except AttributeError:
                     yield slot, EMPTY
+
+
+KEPT_BY_PYTHON = frozenset(
+    {"__annotations__", "__annotations_cache__", "__annotate_func__", "__slotnames__"}
+)
+"""Attributes of a class that Python makes when it first needs them."""
 
 
 def is_special(name: str) -> bool:

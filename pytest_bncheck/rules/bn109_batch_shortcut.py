@@ -25,7 +25,8 @@ class BatchShortcut(Rule):
     Needs several mini-batches (``batches=``). Predicts in training mode on each as it was trained
     on, and again after their samples were dealt anew; batches of one sample are put together. It
     fires where only the first is right, and where the mean of the mini-batches' statistics, to
-    which running statistics converge, does not predict right either.
+    which running statistics converge, does not predict right either, and where the mini-batches
+    differ by more than chance: small ones of one distribution always differ a little.
 
     Why it is bad
     -------------

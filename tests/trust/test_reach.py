@@ -6,6 +6,7 @@ import array
 import collections
 import contextvars
 import ctypes
+import decimal
 import enum
 import itertools
 import mmap
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import types
 import weakref
+import zlib
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, TensorDataset
 
 from doing import Doing, X, Y
@@ -319,6 +322,95 @@ def test_iterators_are_named(kind):
         run(lambda: next(held))
 
 
+async def _asynchronous():
+    yield
+
+
+OTHERS = {
+    "running generators and coroutines": _asynchronous,
+    "hashes and compressors": zlib.compressobj,
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_has_no_state_to_read_is_named(kind):
+    held = OTHERS[kind]()
+    with pytest.warns(NotPutBack, match=rf"\({kind}\)"):
+        run(lambda: held)
+
+
+# parts of functions, classes and exceptions -------------------------------------------------------
+
+
+class Sized:
+    def __len__(self):
+        return 1
+
+
+def test_special_methods_of_classes():
+    held = Sized()
+    run(lambda: (held, setattr(Sized, "__len__", lambda self: 2), setattr(Sized, "__bool__", len)))
+    assert len(held) == 1
+    assert "__bool__" not in vars(Sized)
+
+
+def test_code_and_defaults_of_functions():
+    def rate(k=1, *, j=2):
+        return k + j
+
+    def act():
+        rate.__defaults__, rate.__kwdefaults__ = (5,), {"j": 6}
+        rate.__code__ = (lambda k, j: 0).__code__
+
+    before = rate.__code__, rate.__defaults__, rate.__kwdefaults__
+    run(act)
+    assert (rate.__code__, rate.__defaults__, rate.__kwdefaults__) == before
+    assert rate() == 3
+
+
+def test_a_cell_an_exception_and_a_context_of_decimals():
+    cell, empty = types.CellType([1]), types.CellType()
+    error, numbers = ValueError([1], 2), decimal.Context(prec=7)
+    listed = error.args[0]
+
+    def act():
+        cell.cell_contents = empty.cell_contents = 3
+        listed.append(2)
+        error.args = (3,)
+        numbers.prec, numbers.rounding = 2, decimal.ROUND_UP
+
+    run(act, held=[cell, empty, error, numbers])
+    assert cell.cell_contents == [1]
+    with pytest.raises(ValueError, match="empty"):
+        empty.cell_contents  # noqa: B018
+    assert error.args == ([1], 2)
+    assert (numbers.prec, numbers.rounding) == (7, decimal.Context().rounding)
+
+
+def test_hooks_of_all_optimizers():
+    held = sys.modules["torch.optim.optimizer"]._global_optimizer_post_hooks
+    before = [*held]
+    run(lambda: register_optimizer_step_post_hook(lambda *_: None))
+    assert [*held] == before
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_statistics_that_a_step_takes_away(when):
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+    def step(model, batch):
+        if when == "before":
+            model[1].running_mean = model[1].running_var = None
+        loss = torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+        model[1].running_mean = model[1].running_var = None
+        loss.backward()
+        return loss
+
+    with pytest.raises(InputError, match=r"1: the training sets its running statistics to None"):
+        check(model, (X, Y), steps=2, train_step=step)
+    assert model[1].running_mean.tolist() == [0] * 8
+
+
 # switches of the process --------------------------------------------------------------------------
 
 
@@ -335,6 +427,7 @@ SWITCHES = {
     "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
     "threads of gradients": lambda: torch.autograd.set_multithreading_enabled(False),
     "arguments": lambda: torch.distributions.Distribution.set_default_validate_args(False),
+    "attention": lambda: torch.backends.mha.set_fastpath_enabled(False),
     "format": lambda: torch.set_printoptions(precision=1),
     "numpy": lambda: (np.seterr(all="ignore"), np.set_printoptions(precision=1)),
 }
@@ -349,6 +442,7 @@ def test_switches_of_the_process(first, switch):
             torch.get_num_threads(),
             torch.autograd.is_multithreading_enabled(),
             torch.distributions.Distribution._validate_args,
+            torch.backends.mha.get_fastpath_enabled(),
             repr(torch.tensor(0.123456)),
             repr((np.geterr(), np.get_printoptions())),
         )

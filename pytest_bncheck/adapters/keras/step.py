@@ -200,7 +200,11 @@ def check_optimizer(optimizer: Any, *, made: bool = False) -> Any:
 def make_optimizer(chosen: Any, model: Any) -> Any:
     """A fresh optimizer like the chosen, the compiled or the default one."""
     if chosen is not None and not isinstance(chosen, keras.optimizers.Optimizer):
-        chosen = check_optimizer(chosen(model.trainable_variables), made=True)
+        made = check_optimizer(chosen(model.trainable_variables), made=True)
+        try:
+            return _of_config(made)  # a function may return the same one each time
+        except Exception:  # a class that only its maker can make
+            return made
     chosen = chosen or getattr(model, "optimizer", None)
     if chosen is not None:
         return _clone(chosen)
@@ -212,6 +216,17 @@ def make_optimizer(chosen: Any, model: Any) -> Any:
 
 def _clone(optimizer: Any) -> Any:
     """A fresh optimizer with the same settings; a schedule is shared, since it has no state."""
+    try:
+        return _of_config(optimizer)
+    except Exception as error:
+        name = type(optimizer).__name__
+        raise InputError(
+            f"cannot make a fresh {name} from the config of the optimizer: {error!r}. Pass a "
+            f"function that makes one: optimizer=lambda variables: {name}(...)."
+        ) from error
+
+
+def _of_config(optimizer: Any) -> Any:
     config = optimizer.get_config()
     rate = internals.learning_rate(optimizer)
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):

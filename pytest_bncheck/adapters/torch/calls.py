@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bncheck.adapters.torch.data import Raw
 from pytest_bncheck.adapters.torch.rates import Rates
-from pytest_bncheck.types import Calls
+from pytest_bncheck.types import Calls, InputError
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -144,6 +144,7 @@ class CallCounter:
         def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._paused or name not in self._layers:  # no batch normalisation
                 return
+            refuse_lost_statistics(name, module)
             self.order.setdefault(name)
             rate = self._rate(name, module, args, kwargs) if module.training else 0.0
             if not module.training or self.rates.is_constant(name):
@@ -185,6 +186,16 @@ class CallCounter:
             record.between.append(raw)
         record.sizes.append(size)
         record.rates.append(rate)
+
+
+def refuse_lost_statistics(name: str, module: Any) -> None:
+    """Raise an `InputError` where the training has taken a layer's running statistics away."""
+    if module.running_mean is None or module.running_var is None:
+        raise InputError(
+            f"{name}: the training sets its running statistics to None, so that eval mode "
+            "has none to predict with. Make the layer with "
+            "track_running_stats=False instead."
+        )
 
 
 def _values_per_channel(module: Any, values: Tensor) -> int:

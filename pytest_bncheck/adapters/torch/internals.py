@@ -50,8 +50,9 @@ def script_attributes(module: torch.jit.ScriptModule) -> dict[str, Any]:
 
 
 def global_hooks() -> list[dict[Any, Any]]:
-    """The dictionaries of hooks that every module calls."""
-    held = vars(torch.nn.modules.module).items()
+    """The dictionaries of hooks that every module and every optimizer calls."""
+    steps = sys.modules[torch.optim.Optimizer.__module__]  # no attribute of `torch.optim`
+    held = [*vars(torch.nn.modules.module).items(), *vars(steps).items()]
     return [v for name, v in held if name.startswith("_global_") and isinstance(v, dict)]
 
 

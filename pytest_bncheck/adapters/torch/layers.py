@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bncheck.adapters.torch.buffers import Buffers, Place, held, places
-from pytest_bncheck.adapters.torch.calls import CallCounter
+from pytest_bncheck.adapters.torch.calls import CallCounter, refuse_lost_statistics
 from pytest_bncheck.adapters.torch.data import Raw, dtype_name, fill, on_host
 from pytest_bncheck.adapters.torch.internals import attribute, plain_name
 from pytest_bncheck.adapters.torch.rates import Rates, is_own
@@ -68,6 +68,8 @@ class Layers:
         """The statistics now, still on their device."""
         if not self.modules:
             return torch.empty(0), torch.empty(0)
+        for name, module in self.modules.items():
+            refuse_lost_statistics(name, module)
         mean = [m.running_mean.detach().reshape(-1) for m in self.modules.values()]
         var = [m.running_var.detach().reshape(-1) for m in self.modules.values()]
         return torch.cat(mean), torch.cat(var)

@@ -16,8 +16,9 @@ from torch import nn
 
 from pytest_bncheck.adapters.accelerators import kinds
 from pytest_bncheck.adapters.containers import members_of, refill
-from pytest_bncheck.adapters.graph import Graph, is_open, remember_class_attributes
+from pytest_bncheck.adapters.graph import Graph, is_open
 from pytest_bncheck.adapters.loaders import remember_generators
+from pytest_bncheck.adapters.objects import remember_class_attributes
 from pytest_bncheck.adapters.torch.internals import (
     default_device,
     global_hooks,
@@ -356,6 +357,8 @@ def global_flags() -> Callable[[], None]:
     put_format_back = remember_format()
     onednn: Any = torch.backends.mkldnn
     mkldnn = onednn.is_available() and onednn.enabled
+    attention: Any = torch.backends.mha
+    fast = attention.get_fastpath_enabled()
 
     def undo() -> None:
         if default_device() != device:
@@ -380,5 +383,6 @@ def global_flags() -> Callable[[], None]:
             switch(on)
         if onednn.is_available() and onednn.enabled != mkldnn:
             onednn.set_flags(mkldnn)
+        attention.set_fastpath_enabled(fast)
 
     return undo

@@ -45,6 +45,8 @@ class Statistics:
         Whether they changed since, or are those of no new layer.
     versions
         How often each of its parameters was changed in place; None unless all are frozen.
+    frozen
+        That it is frozen and its statistics move, if so in its first steps.
     """
 
     ref: weakref.ref[Any]
@@ -53,6 +55,12 @@ class Statistics:
     seen: Fingerprint | None = None
     moved: bool = False
     versions: tuple[int | None, ...] | None = None
+    frozen: Fault | None = None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the layer or its model is no more."""
+        return self.ref() is None or self.model.ref() is None
 
 
 class Norms:
@@ -70,17 +78,25 @@ class Norms:
             if own and not any(parameter.requires_grad for parameter in own):
                 norm.versions = tuple(map(version_of, own))
         norm.steps += 1
+        if id(layer) in stepped:
+            norm.frozen = None  # gradual finetuning has come to it
         if norm.steps > ENOUGH:
             return
         if not norm.moved:
             seen = fingerprint(layer)
             norm.moved = seen is None or (norm.seen is not None and seen != norm.seen)
             norm.seen = seen
-        yield from _faults(norm, stepped, ended=False)
+        for fault in _faults(norm, stepped, ended=False):
+            if fault.code == "BN107":  # it may yet be trained
+                norm.frozen = fault
+            else:
+                yield fault
 
     def end(self, stepped: Stepped) -> Iterator[Fault]:
         """Look at all of them once more when a test ends."""
         for norm in self._known.values():
+            if norm.frozen is not None and norm.is_gone:
+                yield norm.frozen
             yield from _faults(norm, stepped, ended=True)
 
 

@@ -114,6 +114,17 @@ def test_optimizers():
         adapter(functional(), optimizer=lambda params: 3)
 
 
+def test_an_optimizer_that_cannot_be_made_again():
+    class Odd(keras.optimizers.SGD):
+        def __init__(self, rate):
+            super().__init__(rate)
+
+    with pytest.raises(InputError, match=r"cannot make a fresh Odd .*optimizer=lambda variables"):
+        adapter(functional(), optimizer=Odd(0.1))
+    lab = adapter(functional(), steps=1, optimizer=lambda variables: Odd(0.1))
+    lab.restore()
+
+
 def test_own_train_step_and_forward():
     model = functional()
     model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(True))
