@@ -35,7 +35,8 @@ def check(
         PyDataset or any other iterable, which may be endless. The first 32 are used,
         one a step in turn; the verdict is about the first 8.
     loss
-        ``loss(outputs, targets)``; by default inferred from the model and the targets.
+        ``loss(outputs, targets)``, or a loss of Keras, which takes the targets first; by default
+        inferred from the model and the targets.
     optimizer
         ``optimizer(params)`` or an optimizer of the framework; by default Adam(1e-3).
     train_step

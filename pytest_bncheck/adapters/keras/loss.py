@@ -98,6 +98,14 @@ def only_leaf(structure: Any) -> Tensor | None:
     return leaves[0] if len(leaves) == 1 and hasattr(leaves[0], "shape") else None
 
 
+def _outputs_first(loss: Any) -> Any:
+    """The user's loss as a function of outputs and targets; Keras' own take the targets first."""
+    module = str(getattr(loss, "__module__", ""))
+    if isinstance(loss, keras.losses.Loss) or module.split(".")[0] == "keras":
+        return lambda outputs, targets: keras.ops.mean(loss(targets, outputs))
+    return loss
+
+
 class Criterion:
     """Loss and accuracy of one model.
 
@@ -117,7 +125,7 @@ class Criterion:
 
     def __init__(self, subject: Subject) -> None:
         self._model, self._backend = subject.model, subject.backend
-        self._user_loss = subject.recipe.loss
+        self._user_loss = _outputs_first(subject.recipe.loss)
         self._compiled: Any = None
         self._checked: dict[int, Any] = {}
         self._jitted: Any = None

@@ -34,8 +34,10 @@ class Replicas:
         optimizer = getattr(model, "optimizer", None)
         variables = [*model.variables, *model.metrics_variables]
         variables += getattr(optimizer, "variables", [])
-        each = [(v, backend.replicas_of(uncast_value(v))) for v in variables]
-        self._each = {id(v): (v, uncast_value(v), held) for v, held in each if len(held) > 1}
+        wholes = [(v, uncast_value(v)) for v in variables]
+        each = [(v, whole, backend.replicas_of(whole)) for v, whole in wholes]
+        # A strategy of one device has variables of its own kind too.
+        self._each = {id(v): (v, whole, held) for v, whole, held in each if held[0] is not whole}
         self.count = max((len(held) for _, _, held in self._each.values()), default=1)
 
     def first_alone(self) -> Callable[[bool], None]:

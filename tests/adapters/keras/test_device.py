@@ -151,6 +151,25 @@ def test_all_replicas_keep_what_the_first_was_trained_to():
         check_without_device(case.model, case.batch, steps=1)
 
 
+@on_tensorflow
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_strategy_of_one_device(compiled):
+    import tensorflow as tf
+
+    def made():
+        model = net()
+        if compiled:
+            model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+        return model
+
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = made()
+    before = [array.tobytes() for array in model.get_weights()]
+    report = check_without_device(model, steps=2)
+    assert report.verdict == check_without_device(made(), steps=2).verdict
+    assert [array.tobytes() for array in model.get_weights()] == before
+
+
 @on_jax
 @pytest.mark.parametrize("kind", ["data", "model"])
 def test_distributions_of_jax(kind):

@@ -37,6 +37,28 @@ DENSE = keras.losses.categorical_crossentropy
 BINARY = keras.losses.binary_crossentropy
 
 
+class Scaled(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return 2.0 * keras.ops.mean(keras.ops.square(y_true - y_pred), -1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation"),
+    [
+        (keras.losses.CategoricalCrossentropy(from_logits=True), None),
+        (DENSE, "softmax"),
+        (Scaled(), None),
+    ],
+    ids=["object", "function", "class of the user"],
+)
+def test_losses_of_keras_take_the_targets_first(loss, activation):
+    """As in `compile`; all other functions get the outputs first."""
+    model = head(3, activation)
+    expected = host(keras.ops.mean(loss(ONE_HOT, model(X))))
+    lab = adapter(model, (X, ONE_HOT), steps=1, loss=loss)
+    assert lab.losses[0] == pytest.approx(float(expected), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("model", "targets", "loss", "logits"),
     [
