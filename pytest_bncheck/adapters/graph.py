@@ -79,18 +79,18 @@ NOT_PUT_BACK: dict[str, tuple[type, ...]] = {
 """What cannot be put back, by the name that users read."""
 
 _BY_NAME = {
-    "_hashlib.HASH": "hashes and compressors",
-    "_hashlib.HMAC": "hashes and compressors",
-    "_blake2.blake2b": "hashes and compressors",
-    "_blake2.blake2s": "hashes and compressors",
-    "zlib.Compress": "hashes and compressors",
-    "zlib.Decompress": "hashes and compressors",
-    "sqlite3.Connection": "databases",
-    "sqlite3.Cursor": "databases",
-    "xml.etree.ElementTree.Element": "XML elements",
-    "_asyncio.Future": "futures",
-    "_asyncio.Task": "futures",
-    "concurrent.futures._base.Future": "futures",
+    ("_hashlib", "HASH"): "hashes and compressors",
+    ("_hashlib", "HMAC"): "hashes and compressors",
+    ("_blake2", "blake2b"): "hashes and compressors",
+    ("_blake2", "blake2s"): "hashes and compressors",
+    ("zlib", "Compress"): "hashes and compressors",
+    ("zlib", "Decompress"): "hashes and compressors",
+    ("sqlite3", "Connection"): "databases",
+    ("sqlite3", "Cursor"): "databases",
+    ("xml.etree.ElementTree", "Element"): "XML elements",
+    ("_asyncio", "Future"): "futures",
+    ("_asyncio", "Task"): "futures",
+    ("concurrent.futures._base", "Future"): "futures",
 }
 """Kinds of those classes that are not imported just to ask for them."""
 
@@ -210,7 +210,7 @@ def not_put_back(item: Any) -> str | None:
         return None  # its users know nothing of it
     kind = type(item)
     kinds = (name for name, types_ in NOT_PUT_BACK.items() if issubclass(kind, types_))
-    known = next(kinds, None) or _BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
+    known = next(kinds, None) or _BY_NAME.get((kind.__module__, kind.__qualname__))
     return known or ("iterators" if _is_iterator(item) else None)
 
 

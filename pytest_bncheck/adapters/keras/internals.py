@@ -175,7 +175,7 @@ def compiled_parts(model: Any) -> list[Any]:
 
 
 def is_library_loss(loss: Any) -> bool:
-    """Whether a compiled loss is code of Keras."""
+    """Whether a compiled loss, or one that was given, is code of Keras."""
     function = None if loss is None else keras.losses.get(loss)
     return str(getattr(function, "__module__", "")).split(".")[0] == "keras"
 

@@ -100,8 +100,7 @@ def only_leaf(structure: Any) -> Tensor | None:
 
 def _outputs_first(loss: Any) -> Any:
     """The user's loss as a function of outputs and targets; Keras' own take the targets first."""
-    module = str(getattr(loss, "__module__", ""))
-    if isinstance(loss, keras.losses.Loss) or module.split(".")[0] == "keras":
+    if isinstance(loss, keras.losses.Loss) or internals.is_library_loss(loss):
         return lambda outputs, targets: keras.ops.mean(loss(targets, outputs))
     return loss
 

@@ -232,6 +232,6 @@ def _of_config(optimizer: Any) -> Any:
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         config["learning_rate"] = rate
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        config["inner_optimizer"] = _clone(optimizer.inner_optimizer)
+        config["inner_optimizer"] = _of_config(optimizer.inner_optimizer)
         return type(optimizer)(**config)
     return type(optimizer).from_config(config)
