@@ -29,6 +29,7 @@ from pytest_bncheck.adapters.objects import remember, remember_class
 from pytest_bncheck.adapters.references import (
     EMPTY,
     PLAIN,
+    behind_proxy,
     children_of,
     is_foreign,
     is_of_a_package,
@@ -36,6 +37,7 @@ from pytest_bncheck.adapters.references import (
     passes_for_another,
     slots_of,
 )
+from pytest_bncheck.adapters.switches import remember_switches
 from pytest_bncheck.adapters.undo import Undo, run_all
 
 _OPEN = (
@@ -100,7 +102,7 @@ class NotPutBack(UserWarning):
 
 
 class Graph:
-    """The state of everything reachable from `roots`, remembered by `walk`."""
+    """The state of everything reachable from `roots`, remembered by `walk`, and of the process."""
 
     walked: ClassVar[tuple[type, ...]] = ()
     """Classes of the framework whose objects are walked into."""
@@ -112,12 +114,14 @@ class Graph:
         self._seen: dict[int, Any] = {}
         self._undo: list[Undo] = []
         self._left: list[str] = []
+        self._put_switches_back = remember_switches()
 
     def walk(self, roots: Iterable[Any]) -> None:
         """Remember everything reachable."""
         waiting = deque((root, "") for root in roots)
         while waiting:
             item, path = waiting.popleft()
+            item = behind_proxy(item)
             if type(item) in PLAIN or id(item) in self._seen or passes_for_another(item):
                 continue
             self._seen[id(item)] = item  # held, so that no other object gets its id
@@ -151,7 +155,7 @@ class Graph:
     def undo_all(self) -> None:
         """Put everything back. May be called once."""
         try:
-            run_all(reversed(self._undo))
+            run_all([self._put_switches_back, *reversed(self._undo)])
         finally:
             self._undo.clear()
             self._seen.clear()

@@ -26,6 +26,7 @@ from pytest_bncheck.adapters.references import (
     cells_of,
     contents_of,
     is_users_class,
+    is_users_module,
     slots_of,
     variables_of,
 )
@@ -57,6 +58,8 @@ def remember(item: Any) -> Undo | None:
         return _remember_attributes(item, _OF_DECIMALS)
     if is_users_class(item):
         return remember_class_attributes(item)
+    if is_users_module(item):
+        return _remember_module(item)
     generator = remember_generator(item)
     if generator is not None:
         return generator
@@ -99,12 +102,12 @@ def _remember_bits(item: np.random.BitGenerator) -> Undo:
 
 
 def _remember_array(item: np.ndarray[Any, Any]) -> Undo:
-    values, shape, dtype, writeable = item.copy(), item.shape, item.dtype, item.flags.writeable
-    strides = item.strides
+    values, shape, strides, dtype = _plain(item).copy(), item.shape, item.strides, item.dtype
+    writeable = item.flags.writeable
 
     def undo() -> None:
         laid_out = item.dtype == dtype and item.shape == shape and item.strides == strides
-        same = laid_out and _same_array(item, values)
+        same = laid_out and _same_array(_plain(item), values)
         if same and item.flags.writeable == writeable:
             return
         with _writeable_bases(item):  # a view of what was made read-only cannot be written
@@ -124,9 +127,14 @@ def _remember_array(item: np.ndarray[Any, Any]) -> Undo:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # there is no other way
                 item.strides = strides
-        np.copyto(item, values)
+        np.copyto(_plain(item), values)
 
     return undo
+
+
+def _plain(item: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same memory without the methods of a subclass, which may refuse; not to be kept."""
+    return np.ndarray.view(item, np.ndarray)
 
 
 @contextmanager
@@ -220,6 +228,19 @@ def remember_class_attributes(item: type) -> Undo:
         for name, value in before.items():
             if name not in now or now[name] is not value:
                 type.__setattr__(item, name, value)
+
+    return undo
+
+
+def _remember_module(item: types.ModuleType) -> Undo:
+    variables = [(vars(item), name, value) for name, value in vars(item).items()]
+    names = {*vars(item)}
+
+    def undo() -> None:
+        _refill_variables([], variables)
+        for name, value in [*vars(item).items()]:
+            if name not in names and not isinstance(value, types.ModuleType):  # an import stays
+                del vars(item)[name]
 
     return undo
 

@@ -77,10 +77,23 @@ def is_users_class(item: Any) -> bool:
     return isinstance(module, str) and not is_of_a_package(module)
 
 
+def is_users_module(item: Any) -> bool:
+    """Whether a Python module, of settings for example, is the user's own."""
+    return isinstance(item, types.ModuleType) and not is_of_a_package(item.__name__)
+
+
+def behind_proxy(item: Any) -> Any:
+    """The object behind a weak proxy, None if it is gone; any other object as it is."""
+    if type(item) not in weakref.ProxyTypes:
+        return item
+    try:
+        return item.__init__.__self__
+    except (AttributeError, ReferenceError):
+        return None
+
+
 def passes_for_another(item: Any) -> bool:
     """Whether an object is a proxy of one that is reached otherwise, or of none now."""
-    if type(item) in weakref.ProxyTypes:
-        return True
     try:
         return not isinstance(item.__class__, type)
     except Exception:  # a proxy outside of the context in which it points to something
@@ -136,6 +149,8 @@ def children_of(item: Any) -> Iterator[tuple[str, Any]] | None:
         return (("", part) for part in (*_objects_in(item), item.base) if part is not None)
     if isinstance(item, np.random.Generator):
         return iter(((".bit_generator", item.bit_generator),))
+    if is_users_module(item):
+        return ((f".{name}", value) for name, value in vars(item).items() if not is_special(name))
     if is_users_class(item):
         held = ((name, value) for name, value in vars(item).items() if _is_state(name, value))
         return (("", value) for value in (type(item), *(value for _, value in held)))
@@ -169,7 +184,9 @@ def _objects_in(item: np.ndarray[Any, Any]) -> list[Any]:
 def _parts(function: types.FunctionType) -> Iterator[Any]:
     yield from (function.__defaults__, function.__kwdefaults__)
     yield from (value for _, value in cells_of(function) if value is not EMPTY)
-    yield from (value for *_, value in variables_of(function) if value is not EMPTY)
+    named = (value for *_, value in variables_of(function) if value is not EMPTY)
+    # Of a module only what the code names: the rest of it is nobody's.
+    yield from (value for value in named if not isinstance(value, types.ModuleType))
 
 
 def cells_of(function: types.FunctionType) -> Iterator[tuple[types.CellType, Any]]:
@@ -201,7 +218,7 @@ def variables_of(function: types.FunctionType) -> Iterator[tuple[dict[str, Any],
         for name in sorted(names):
             value = variables.get(name, EMPTY)
             yield variables, name, value
-            if isinstance(value, types.ModuleType) and not is_of_a_package(value.__name__):
+            if is_users_module(value):
                 inner = vars(value)
                 if id(inner) not in seen:
                     seen.add(id(inner))

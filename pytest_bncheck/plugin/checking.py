@@ -16,6 +16,11 @@ class Checking:
     """Registered only when checks are on."""
 
     @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+        """Tell this run of a test from another: an item can be in a session twice."""
+        results.begin_run(item)
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Begin an attempt; before setup, and after all marks are there."""
         attempts.begin(item)

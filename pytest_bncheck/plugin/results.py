@@ -14,7 +14,7 @@ import pytest
 from pytest_bncheck.plugin import internals, options, ranks
 from pytest_bncheck.plugin.collected import Collected
 from pytest_bncheck.plugin.marks import is_marked
-from pytest_bncheck.plugin.stash import ATTEMPT, ITEM, SESSION, WATCHING
+from pytest_bncheck.plugin.stash import ATTEMPT, RUN_NUMBER, SESSION, WATCHING
 
 if TYPE_CHECKING:
     from pytest_bncheck.plugin.watching import Watching
@@ -53,7 +53,12 @@ def set_properties(item: pytest.Item) -> None:
     item.user_properties[:] = [*others, *ours]
 
 
-_items = itertools.count()
+_runs = itertools.count()
+
+
+def begin_run(item: pytest.Item) -> None:
+    """Number a run of a test, which several attempts at it may belong to."""
+    item.stash[RUN_NUMBER] = next(_runs)
 
 
 def attach(item: pytest.Item, report: pytest.TestReport) -> None:
@@ -62,7 +67,7 @@ def attach(item: pytest.Item, report: pytest.TestReport) -> None:
 
     attempt = item.stash.get(ATTEMPT, None)
     if attempt is not None and (attempt.checks or is_marked(item)):
-        number = item.stash.setdefault(ITEM, next(_items))  # the same in every attempt at it
+        number = item.stash.get(RUN_NUMBER, 0)
         setattr(report, ATTRIBUTE, wire.dumps(attempt.checks))
         setattr(report, RUN, f"{os.environ.get('PYTEST_XDIST_WORKER', '')} {number}")
 

@@ -27,5 +27,5 @@ CURRENT: pytest.StashKey[pytest.Item] = pytest.StashKey()
 ATTEMPT: pytest.StashKey[Attempt] = pytest.StashKey()
 """Where an item keeps its latest attempt."""
 
-ITEM: pytest.StashKey[int] = pytest.StashKey()
-"""Where an item keeps a number that no other item of the process has."""
+RUN_NUMBER: pytest.StashKey[int] = pytest.StashKey()
+"""Where an item keeps the number of its run: an item can be in a session twice."""

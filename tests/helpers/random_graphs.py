@@ -87,6 +87,11 @@ PLAIN = {
     "bit generator": Kind(
         lambda: np.random.PCG64(0), lambda g: repr(g.state), lambda g: g.random_raw()
     ),
+    "module of settings": Kind(
+        lambda: types.ModuleType("settings_of_a_user"),
+        lambda m: m.__dict__.get("rate"),
+        lambda m: setattr(m, "rate", 1),
+    ),
     "counter": Kind(lambda: Counter(a=5), dict, lambda c: c.update("ab")),
     "chain of maps": Kind(lambda: ChainMap({"a": 1}), dict, lambda c: c.update(b=2)),
     "own dictionary": Kind(
@@ -192,7 +197,12 @@ class World:
         ]
 
     def change(self) -> None:
-        """Change about half of it, as a forward, a loss or a step could."""
+        """Change about half of it, at least one thing, as a forward, a loss or a step could."""
+        before = self.read()
+        while self.read() == before:
+            self._change()
+
+    def _change(self) -> None:
         for kind, leaf in self._leaves:
             if self._dice.random() < 0.7:
                 kind.change(leaf)

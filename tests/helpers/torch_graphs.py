@@ -36,13 +36,23 @@ def _step(optimizer):
     optimizer.step()
 
 
+def _of_inference():
+    with torch.inference_mode():
+        return torch.ones(2)
+
+
+def _in_inference(tensor):
+    with torch.inference_mode():
+        tensor.add_(1)
+
+
 KINDS = {
     **PLAIN,
     "module": MODULE,
     "tensor": Kind(
         lambda: torch.tensor([0.0, -0.0, float("nan")]),
         lambda t: (t.numpy().tobytes(), id(t)),
-        lambda t: t.neg_(),
+        lambda t: t.neg_().sub_(1),  # changed twice, it is not what it was
     ),
     "parameter": Kind(
         lambda: nn.Parameter(torch.ones(2)),
@@ -54,6 +64,7 @@ KINDS = {
             p.requires_grad_(False),
         ),
     ),
+    "tensor of inference mode": Kind(_of_inference, torch.Tensor.tolist, _in_inference),
     "generator of torch": Kind(
         lambda: torch.Generator().manual_seed(0),
         lambda g: g.get_state().numpy().tobytes(),

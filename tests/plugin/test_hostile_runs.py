@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from project import CONFTEST
 from pytest_bncheck.reports import wire
 
 CHECKED = """
@@ -26,6 +27,11 @@ def bncheck_model():
     return ToyModel(0.01 if broken else 0.1)
 @pytest.mark.bn_consistency(steps=60)
 def test_a(): ...
+"""
+
+DOUBLED = """
+def pytest_collection_modifyitems(items):
+    items.append(items[0])
 """
 
 EXIT = """
@@ -125,6 +131,14 @@ def test_a_test_that_runs_twice_keeps_both_checks(project, how):
     args = (path, path, how) if how != "each" else workers("--dist=each", "--tx=2*popen")
     result = project.run("--bncheck-json=report.json", *args)
     result.assert_outcomes(passed=1, failed=1)
+    assert [check["verdict"] for check in project.report()["checks"]] == ["fail", "pass"]
+
+
+def test_an_item_that_is_in_a_session_twice_keeps_both_checks(project):
+    project.pytester.makeconftest(CONFTEST + DOUBLED)
+    project.pytester.makepyfile(TWICE + "def test_between(): ...\n")
+    result = project.run("--bncheck-json=report.json")
+    result.assert_outcomes(passed=2, failed=1)
     assert [check["verdict"] for check in project.report()["checks"]] == ["fail", "pass"]
 
 

@@ -7,13 +7,16 @@ import collections
 import concurrent.futures
 import contextvars
 import dataclasses
+import decimal
 import functools
+import gc
 import hashlib
 import itertools
 import queue
 import random
 import socket
 import sqlite3
+import sys
 import threading
 import types
 import weakref
@@ -27,6 +30,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from doing import Doing, X, Y
@@ -284,7 +289,27 @@ def test_generators_of_loaders(made):
     assert (dice.get_state().tolist(), RNG.bit_generator.state) == before
 
 
+class Watched(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+class Dispatched(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
 SWITCHES = {
+    "collector": lambda: (gc.disable(), gc.set_threshold(9)),
+    "recursion": lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 1),
+    "threads": lambda: sys.setswitchinterval(0.02),
+    "numbers": lambda: (np.seterr(under="raise"), np.set_printoptions(precision=3)),
+    "decimals": lambda: setattr(decimal.getcontext(), "prec", 3),
+    "other decimals": lambda: decimal.setcontext(decimal.Context(prec=3)),
+    "functions": lambda: Watched().__enter__(),
+    "operations": lambda: Dispatched().__enter__(),
+    "nnpack": lambda: torch.backends.nnpack.set_flags(False),
+    "attention of cudnn": lambda: torch.backends.cuda.enable_cudnn_sdp(False),
     "mkldnn": lambda: torch.backends.mkldnn.set_flags(False),
     "autocast": lambda: torch.set_autocast_dtype("cpu", torch.float16),
     "cache": lambda: torch.set_autocast_cache_enabled(False),
@@ -304,6 +329,13 @@ def test_switches_of_the_process(switch):
             torch.is_warn_always_enabled(),
             torch.utils.deterministic.fill_uninitialized_memory,
             torch.backends.cuda.flash_sdp_enabled(),
+            getattr(torch.backends.cuda, "cudnn_sdp_enabled", bool)(),
+            torch._C._get_nnpack_enabled(),
+            _get_current_function_mode_stack(),
+            _get_current_dispatch_mode_stack(),
+            (gc.isenabled(), gc.get_threshold(), sys.getrecursionlimit()),
+            (sys.getswitchinterval(), np.geterr(), np.get_printoptions()),
+            (decimal.getcontext().prec, id(decimal.getcontext())),
         )
 
     before = read()

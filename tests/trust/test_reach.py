@@ -81,6 +81,7 @@ def _getting(box):
 
 
 WAYS = {
+    "weak proxy": lambda box: (lambda proxy: lambda: proxy.add())(weakref.proxy(box)),
     "key": lambda box: _each({box: 1}),
     "set": lambda box: _each({box}),
     "weak reference": lambda box: (lambda ref: lambda: ref().add())(weakref.ref(box)),
@@ -161,6 +162,111 @@ def test_variables_of_the_modules_of_a_user(monkeypatch):
 
     run(act)
     assert (settings.inner.rate, settings.inner.log) == (0, [])
+
+
+def test_a_module_of_python_that_a_model_holds():
+    held = types.ModuleType("settings_without_a_file")
+    held.rate, held.log = 0, []
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    model.settings = held
+
+    def change(*_):
+        model.settings.rate += 1
+        model.settings.log.append(1)
+
+    model.register_forward_hook(change)
+    check(model, (X, Y), steps=2)
+    assert (held.rate, held.log) == (0, [])
+
+
+def test_what_is_behind_a_proxy_that_has_lost_it():
+    box = Box()
+    proxy = weakref.proxy(box)
+    del box
+    run(lambda: None, held=[proxy])
+
+
+# tensors of unusual kinds -------------------------------------------------------------------------
+
+
+def test_tensors_made_under_inference_mode():
+    with torch.inference_mode():
+        held, frozen = torch.arange(3.0), torch.arange(2.0)
+
+    def act():
+        with torch.inference_mode():
+            held.add_(1)
+
+    run(act, held=frozen)
+    assert held.tolist() == [0, 1, 2]
+
+
+def test_gradients_that_a_tensor_between_layers_keeps():
+    between = torch.ones(3, requires_grad=True) * 2
+    between.retain_grad()
+    between.sum().backward(retain_graph=True)
+    before = between.grad
+
+    def act():
+        between.grad.add_(1)
+        between.grad = torch.zeros(3)
+
+    run(act)
+    assert between.grad is before
+    assert before.tolist() == [1, 1, 1]
+
+
+class Refusing(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        raise RuntimeError("nothing can be done with it")
+
+
+def test_tensors_that_refuse_every_operation():
+    assert run(lambda: None, held=torch.arange(3.0).as_subclass(Refusing)).error is None
+
+
+class Uncopied(np.ndarray):
+    def copy(self, *_):
+        raise RuntimeError("it is not copied")
+
+    view = astype = __eq__ = copy
+    __hash__ = None
+
+
+def test_arrays_that_refuse_to_be_copied():
+    held = np.arange(3.0).view(Uncopied)
+    run(lambda: np.copyto(held, 7.0))
+    assert np.asarray(held).tolist() == [0, 1, 2]
+
+
+class Uncompared:
+    """A hook."""
+
+    count = 0
+    __hash__ = None
+
+    def __eq__(self, other):
+        raise RuntimeError("it is not compared")
+
+    def __call__(self, gradient):
+        self.count += 1
+
+
+def test_what_hooks_of_parameters_count():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    hooks = Uncompared(), Uncompared()
+    model[0].weight.register_hook(hooks[0])
+
+    def step(model, batch):
+        model[0].weight.register_hook(hooks[1])
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        loss.backward()
+        return loss
+
+    check(model, (X, Y), steps=2, train_step=step)
+    assert [hook.count for hook in hooks] == [0, 0]
+    assert [*model[0].weight._backward_hooks.values()] == [hooks[0]]
 
 
 # containers and memory ----------------------------------------------------------------------------

@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_bncheck.adapters.containers import members_of, refill
 from pytest_bncheck.adapters.versions import find, require
 
 # modules ------------------------------------------------------------------------------------------
@@ -64,7 +67,7 @@ def hooks_of(tensor: Tensor) -> dict[str, tuple[Any, list[Any]]]:
     if not tensor.is_leaf:
         return {}
     held = {name: getattr(tensor, name, None) for name in _HOOKS}
-    return {name: (hooks, [*hooks.items()] if hooks else []) for name, hooks in held.items()}
+    return {name: (hooks, members_of(hooks) if hooks else []) for name, hooks in held.items()}
 
 
 def set_hooks(tensor: Tensor, before: dict[str, tuple[Any, list[Any]]]) -> None:
@@ -73,9 +76,8 @@ def set_hooks(tensor: Tensor, before: dict[str, tuple[Any, list[Any]]]) -> None:
         now = getattr(tensor, name, None)
         if now is not hooks:
             setattr(tensor, name, hooks)
-        if hooks is not None and [*hooks.items()] != items:
-            hooks.clear()
-            hooks.update(items)
+        if hooks is not None:
+            refill(hooks, items)
 
 
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter | None]:
@@ -197,6 +199,14 @@ def runs_plainly() -> bool:
 # tensors and process-wide switches ----------------------------------------------------------------
 
 
+_AS_PLAIN = find("torch._C.DisableTorchFunctionSubclass")
+
+
+def as_plain_tensors() -> AbstractContextManager[Any]:
+    """A context in which tensors of a user's class do what plain ones do, whatever it overrides."""
+    return nullcontext() if _AS_PLAIN is None else _AS_PLAIN()
+
+
 def version_of(tensor: Tensor) -> int | None:
     """How often autograd saw a tensor change in place; None if PyTorch does not tell."""
     return getattr(tensor, "_version", None)
@@ -237,6 +247,42 @@ def default_device() -> torch.device | None:
         return torch.get_default_device()
     context = getattr(holder, "device_context", None)
     return None if context is None else context.device
+
+
+_FUNCTION_MODES = find("torch.overrides._get_current_function_mode_stack")
+_DISPATCH_MODES = find("torch.utils._python_dispatch._get_current_dispatch_mode_stack")
+_DEVICE_MODE: Any = find("torch.utils._device.DeviceContext")
+
+
+def remember_modes() -> Callable[[], None]:
+    """Remember the modes that see every call of a function or an operation, but the device's."""
+    stacks: list[tuple[Any, Any]] = [
+        (_FUNCTION_MODES, TorchFunctionMode),
+        (_DISPATCH_MODES, TorchDispatchMode),
+    ]
+    before = [(read, kind, read()) for read, kind in stacks if read is not None]
+
+    def others(modes: list[Any]) -> list[Any]:
+        return [mode for mode in modes if _DEVICE_MODE is None or type(mode) is not _DEVICE_MODE]
+
+    def undo() -> None:
+        for read, kind, modes in before:
+            now, wanted = read(), others(modes)
+            if [*map(id, others(now))] != [*map(id, wanted)]:
+                for mode in reversed(now):
+                    kind.__exit__(mode, None, None, None)
+                devices = [mode for mode in now if mode not in others(now)]
+                for mode in [*devices, *wanted]:
+                    kind.__enter__(mode)
+
+    return undo
+
+
+def remember_nnpack() -> Callable[[], None]:
+    """Remember whether NNPACK computes convolutions; versions that do not tell are left alone."""
+    read, write = find("torch._C._get_nnpack_enabled"), find("torch._C._set_nnpack_enabled")
+    on = read() if read is not None and write is not None else None
+    return lambda: None if on is None else write(on)
 
 
 # autograd graphs ----------------------------------------------------------------------------------

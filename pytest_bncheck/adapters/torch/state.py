@@ -6,7 +6,7 @@ The walk of `graph.py`, from the model and the user's functions, with what PyTor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -14,24 +14,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_bncheck.adapters.accelerators import kinds
 from pytest_bncheck.adapters.containers import members_of, refill
 from pytest_bncheck.adapters.graph import Graph, is_open
 from pytest_bncheck.adapters.loaders import remember_generators
 from pytest_bncheck.adapters.objects import remember_class_attributes
 from pytest_bncheck.adapters.torch.internals import (
-    default_device,
+    as_plain_tensors,
     global_hooks,
     hooks_of,
     plain_name,
     registries,
-    remember_format,
-    remember_precision,
     script_attributes,
     set_hooks,
     set_version,
     version_of,
 )
+from pytest_bncheck.adapters.torch.switches import global_flags
 from pytest_bncheck.adapters.undo import Undo, run_all
 
 WALKED = (
@@ -66,7 +64,8 @@ class Snapshot(Graph):
         self._modes: list[tuple[nn.Module, bool]] = []
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._same: set[int] = set()
-        self.walk(roots)
+        with as_plain_tensors():
+            self.walk(roots)
         hooks = [(held, members_of(held)) for held in global_hooks()]
         self._undo += [partial(refill, held, items) for held, items in hooks]
         self._undo.append(global_flags())  # put back first: the default device rules every call
@@ -84,6 +83,8 @@ class Snapshot(Graph):
         if _is_made_for_one(item):
             return remember_class_attributes(item)
         if isinstance(item, torch.Tensor) and _has_numbers(item):
+            if item.is_inference():
+                return _remember_inference(item)
             data = item.data
             values = self.values[id(item)] = data.clone()
             self._kept.append((data, values))
@@ -101,8 +102,10 @@ class Snapshot(Graph):
             yield from (("", t) for t in (*item.parameters(), *item.buffers()))
             yield from ((f".{name}", child) for name, child in item.named_children())
             return
-        if isinstance(item, torch.Tensor) and item.is_leaf and item.grad is not None:
-            yield ".grad", item.grad
+        if isinstance(item, torch.Tensor):
+            gradient = _gradient_of(item)
+            yield from ((".grad", each) for each in (gradient,) if each is not None)
+            yield from (("", hook) for held, _ in hooks_of(item).values() for hook in _in(held))
         if _is_made_for_one(type(item)):
             yield "", type(item)
         yield from super().children(item)
@@ -129,8 +132,9 @@ class Snapshot(Graph):
     def restore(self) -> None:
         """Put everything back. May be called once."""
         try:
-            self._same.update(_ids_of_same(self._kept))
-            self.undo_all()
+            with as_plain_tensors():
+                self._same.update(_ids_of_same(self._kept))
+                self.undo_all()
         finally:
             self.values.clear()
             self._kept.clear()
@@ -140,6 +144,15 @@ def _is_made_for_one(item: Any) -> bool:
     """Whether it is the class that a module got with its first parametrization."""
     is_module = isinstance(item, type) and issubclass(item, nn.Module)
     return is_module and item.__module__ == nn.utils.parametrize.__name__
+
+
+def _gradient_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """What a tensor keeps from a backward pass: those between the layers keep it on demand."""
+    return tensor.grad if tensor.is_leaf or tensor.retains_grad else None
+
+
+def _in(hooks: dict[int, Any] | None) -> Iterable[Any]:
+    return (hooks or {}).values()
 
 
 def is_walked(item: Any) -> bool:
@@ -153,6 +166,8 @@ def remember_object(item: Any) -> Undo | None:
         state = item.get_state()
         return lambda: item.set_state(state)
     if isinstance(item, torch.Tensor) and _has_numbers(item):
+        if item.is_inference():
+            return _remember_inference(item)
         data, values, same = item.data, item.data.clone(), set[int]()
         undo = _remember_tensor(item, data, values, same)
 
@@ -178,16 +193,21 @@ def _remember_script(module: torch.jit.ScriptModule) -> Undo:
 
 def _has_numbers(tensor: torch.Tensor) -> bool:
     """Whether a tensor has values to put back: some have none yet, some cannot change."""
-    if nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.is_inference():
+    if nn.parameter.is_lazy(tensor) or tensor.is_meta:
         return False
     return tensor.numel() == 0 or not _is_freed(tensor)
 
 
 def is_readable(value: Any) -> bool:
     """Whether it is a tensor with a shape and with memory: nested ones have no shape."""
-    if not isinstance(value, torch.Tensor) or value.is_nested or value.is_meta:
+    if not isinstance(value, torch.Tensor):
         return False
-    return value.numel() == 0 or not _is_freed(value)
+    try:
+        if value.is_nested or value.is_meta:
+            return False
+        return value.numel() == 0 or not _is_freed(value)
+    except Exception:  # what a user's class of tensors raises for anything that it does not know
+        return False
 
 
 def _is_freed(tensor: torch.Tensor) -> bool:
@@ -213,20 +233,32 @@ def _remember_tensor(
         Ids of the `data` that holds its values still, looked at when all is put back.
     """
     wanted, version = tensor.requires_grad, version_of(tensor)
-    gradient = tensor.grad if tensor.is_leaf else None
-    hooks = hooks_of(tensor)
+    gradient, hooks = _gradient_of(tensor), hooks_of(tensor)
 
     def undo() -> None:
         if id(data) not in same:
             overwrite(data, values)
         if _moved(tensor, data) or data.layout is not torch.strided:
             tensor.data = data
-        if tensor.is_leaf:
+        if tensor.is_leaf or gradient is not None:
             tensor.grad = gradient
-            if tensor.requires_grad != wanted:
-                tensor.requires_grad_(wanted)
+        if tensor.is_leaf and tensor.requires_grad != wanted:
+            tensor.requires_grad_(wanted)
         set_hooks(tensor, hooks)
         set_version(tensor, version)
+
+    return undo
+
+
+def _remember_inference(tensor: torch.Tensor) -> Undo:
+    """How to put back a tensor that has no part in autograd, made under `inference_mode`."""
+    with torch.inference_mode():
+        values = tensor.clone()
+
+    def undo() -> None:
+        with torch.inference_mode():
+            if tensor.shape != values.shape or not bool(equal(tensor, values)):
+                overwrite(tensor, values)
 
     return undo
 
@@ -323,66 +355,3 @@ def _moved(tensor: torch.Tensor, data: torch.Tensor) -> bool:
         return False
     turned = tensor.stride() != data.stride() or tensor.is_conj() != data.is_conj()
     return turned or tensor.data_ptr() != data.data_ptr()
-
-
-def _autocast() -> dict[str, tuple[bool, torch.dtype]]:
-    """Whether each kind of device is under autocast, and its type there."""
-    found = {}
-    for kind in ("cpu", *kinds()):
-        with suppress(RuntimeError):  # a device without autocast
-            found[kind] = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    return found
-
-
-def global_flags() -> Callable[[], None]:
-    """Remember the process-wide switches of PyTorch that a user's code can leave changed."""
-    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
-    device, put_precision_back = default_device(), remember_precision()
-    anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    cudnn = torch.backends.cudnn
-    switches = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
-    autocast = _autocast()
-    fill: Any = torch.utils.deterministic
-    cache = torch.is_autocast_cache_enabled()
-    filled, always = fill.fill_uninitialized_memory, torch.is_warn_always_enabled()
-    products: Any = torch.backends.cuda
-    kernels = {
-        products.enable_flash_sdp: products.flash_sdp_enabled(),
-        products.enable_mem_efficient_sdp: products.mem_efficient_sdp_enabled(),
-        products.enable_math_sdp: products.math_sdp_enabled(),
-    }
-    threads, cores = torch.autograd.is_multithreading_enabled(), torch.get_num_threads()
-    put_format_back = remember_format()
-    onednn: Any = torch.backends.mkldnn
-    mkldnn = onednn.is_available() and onednn.enabled
-    attention: Any = torch.backends.mha
-    fast = attention.get_fastpath_enabled()
-
-    def undo() -> None:
-        if default_device() != device:
-            torch.set_default_device(device)
-        torch.set_grad_enabled(grad)
-        torch.set_default_dtype(dtype)
-        put_precision_back()
-        torch.autograd.set_detect_anomaly(*anomaly)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = switches
-        for kind, (on, low) in autocast.items():
-            torch.set_autocast_enabled(kind, on)
-            torch.set_autocast_dtype(kind, low)
-        torch.autograd.set_multithreading_enabled(threads)
-        if torch.get_num_threads() != cores:
-            torch.set_num_threads(cores)
-        put_format_back()
-        torch.set_autocast_cache_enabled(cache)
-        torch.set_warn_always(always)
-        fill.fill_uninitialized_memory = filled
-        for switch, on in kernels.items():
-            switch(on)
-        if onednn.is_available() and onednn.enabled != mkldnn:
-            onednn.set_flags(mkldnn)
-        attention.set_fastpath_enabled(fast)
-
-    return undo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 
 import numpy as np
@@ -112,13 +113,16 @@ def test_switches_of_the_process():
     class Switches(keras.layers.Layer):
         def call(self, x):
             keras.config.disable_traceback_filtering()
+            gc.disable()
             return x
 
     net = _net(Switches())
     keras.config.enable_traceback_filtering()
     net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    gc.enable()
     check(net, (X, Y), steps=1)
     assert keras.config.is_traceback_filtering_enabled()
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,41 @@ def test_usual_arrays_are_taken(batch):
     assert check(net, batch, steps=1).error is None
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a module of TensorFlow")
+TENSORFLOW = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow")
+
+
+@TENSORFLOW
+def test_tables_averages_and_placement_of_tensorflow():
+    import tensorflow as tf
+
+    one, two = tf.constant([1, 2], tf.int64), tf.constant([1, 9], tf.int64)
+    tables = (
+        tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, -1),
+        tf.lookup.experimental.DenseHashTable(tf.int64, tf.int64, -1, -1, -2),
+    )
+    for table in tables:
+        table.insert(one, one * 5)
+    averages, weight = tf.train.ExponentialMovingAverage(0.5), tf.Variable([0.0])
+    averages.apply([weight])
+
+    def step(model, batch):
+        for table in tables:
+            table.insert(two, two * 0)
+            table.remove(one[1:])
+        weight.assign_add([1.0])
+        averages.apply([weight])
+        tf.config.set_soft_device_placement(not placed)
+        return keras.ops.mean(model(batch[0], training=True))
+
+    placed = tf.config.get_soft_device_placement()
+    check(_net(), (X, Y), steps=1, train_step=step)
+    for table in tables:
+        assert table.lookup(tf.constant([1, 2, 9], tf.int64)).numpy().tolist() == [5, 10, -1]
+    assert (averages.average(weight).numpy().tolist(), weight.numpy().tolist()) == ([0], [0])
+    assert tf.config.get_soft_device_placement() == placed
+
+
+@TENSORFLOW
 def test_modules_of_tensorflow_get_their_variables_back():
     import tensorflow as tf
 

@@ -19,7 +19,7 @@ class TensorFlow(Backend):
     """See `Backend`."""
 
     name = "tensorflow"
-    walked = (tf.Module,)
+    walked = (tf.Module, tf.train.ExponentialMovingAverage)
     compilation = "graph"
     steps_to_pay = 20
     _tracing = False
@@ -60,6 +60,8 @@ class TensorFlow(Backend):
     def remember(self, item: object) -> Undo | None:
         if isinstance(item, tf.random.Generator):
             return self.remember(item.state)
+        if isinstance(item, _TABLES):
+            return _remember_table(item)
         if not isinstance(item, tf.Variable) or tf.is_symbolic_tensor(item):
             return None
         values = item.numpy()
@@ -72,8 +74,14 @@ class TensorFlow(Backend):
 
     def flags(self) -> Callable[[], None]:
         switch = tf.config.experimental
-        on = switch.tensor_float_32_execution_enabled()
-        return lambda: switch.enable_tensor_float_32_execution(on)
+        on, soft = switch.tensor_float_32_execution_enabled(), tf.config.get_soft_device_placement()
+
+        def undo() -> None:
+            switch.enable_tensor_float_32_execution(on)
+            if tf.config.get_soft_device_placement() != soft:
+                tf.config.set_soft_device_placement(soft)
+
+        return undo
 
     def change(self, variables: Sequence[Variable]) -> Callable[[], bool]:
         before = contents(variables)
@@ -133,6 +141,22 @@ class TensorFlow(Backend):
 
     def noting_draws(self, note: Callable[[str], None]) -> contextlib.AbstractContextManager[Any]:
         return internals.noting_draws(note)
+
+
+_TABLES = (tf.lookup.experimental.MutableHashTable, tf.lookup.experimental.DenseHashTable)
+
+
+def _remember_table(table: Any) -> Undo:
+    """How to put back a table that code fills while it works."""
+    keys, values = internals.items_of(table)
+
+    def undo() -> None:
+        now, held = internals.items_of(table)
+        if now.tobytes() != keys.tobytes() or held.tobytes() != values.tobytes():
+            table.remove(now)
+            table.insert(keys, values)
+
+    return undo
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from pytest_bncheck.adapters import versions
@@ -60,3 +61,14 @@ def forget_gradients(graph: Any) -> None:
     for operation in graph.get_operations():
         with contextlib.suppress(ValueError):  # it has the gradient of its type of operation
             _gradients.pop(operation.get_attr("_gradient_op_type").decode(), None)
+
+
+def items_of(table: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The keys and values of a mutable table, without the two keys that mark empty places."""
+    keys, values = (tensor.numpy() for tensor in table.export())
+    present = np.ones(len(keys), bool)
+    for name in ("_empty_key", "_deleted_key"):
+        marker = getattr(table, name, None)
+        if marker is not None:
+            present &= (keys != np.asarray(marker)).reshape(len(keys), -1).any(axis=1)
+    return keys[present], values[present]

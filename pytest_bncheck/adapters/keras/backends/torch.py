@@ -23,7 +23,8 @@ from pytest_bncheck.adapters.keras.state import contents
 from pytest_bncheck.adapters.torch.draws import Draws, function_name
 from pytest_bncheck.adapters.torch.internals import buffers_by_name, force_eager, swap_memory
 from pytest_bncheck.adapters.torch.placement import exchanged, keeps_objects
-from pytest_bncheck.adapters.torch.state import WALKED, global_flags, remember_object
+from pytest_bncheck.adapters.torch.state import WALKED, remember_object
+from pytest_bncheck.adapters.torch.switches import global_flags
 from pytest_bncheck.adapters.undo import Undo
 
 

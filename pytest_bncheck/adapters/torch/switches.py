@@ -1,0 +1,86 @@
+"""Switches of PyTorch for the whole process that a user's code can leave changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from pytest_bncheck.adapters.accelerators import kinds
+from pytest_bncheck.adapters.torch.internals import (
+    default_device,
+    remember_format,
+    remember_modes,
+    remember_nnpack,
+    remember_precision,
+)
+
+
+def _autocast() -> dict[str, tuple[bool, torch.dtype]]:
+    """Whether each kind of device is under autocast, and its type there."""
+    found = {}
+    for kind in ("cpu", *kinds()):
+        with suppress(RuntimeError):  # a device without autocast
+            found[kind] = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return found
+
+
+def global_flags() -> Callable[[], None]:
+    """Remember the process-wide switches of PyTorch that a user's code can leave changed."""
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    device, put_precision_back = default_device(), remember_precision()
+    anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn
+    switches = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+    autocast = _autocast()
+    fill: Any = torch.utils.deterministic
+    cache = torch.is_autocast_cache_enabled()
+    filled, always = fill.fill_uninitialized_memory, torch.is_warn_always_enabled()
+    products: Any = torch.backends.cuda
+    kernels = {
+        products.enable_flash_sdp: products.flash_sdp_enabled(),
+        products.enable_mem_efficient_sdp: products.mem_efficient_sdp_enabled(),
+        products.enable_math_sdp: products.math_sdp_enabled(),
+    }
+    if hasattr(products, "enable_cudnn_sdp"):  # from PyTorch 2.5 on
+        kernels[products.enable_cudnn_sdp] = products.cudnn_sdp_enabled()
+    threads, cores = torch.autograd.is_multithreading_enabled(), torch.get_num_threads()
+    put_format_back = remember_format()
+    onednn: Any = torch.backends.mkldnn
+    mkldnn = onednn.is_available() and onednn.enabled
+    attention: Any = torch.backends.mha
+    fast = attention.get_fastpath_enabled()
+    put_modes_back, put_nnpack_back = remember_modes(), remember_nnpack()
+
+    def undo() -> None:
+        put_modes_back()  # first: a mode that is left on changes what all others do
+        if default_device() != device:
+            torch.set_default_device(device)
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+        put_precision_back()
+        torch.autograd.set_detect_anomaly(*anomaly)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = switches
+        for kind, (on, low) in autocast.items():
+            torch.set_autocast_enabled(kind, on)
+            torch.set_autocast_dtype(kind, low)
+        torch.autograd.set_multithreading_enabled(threads)
+        if torch.get_num_threads() != cores:
+            torch.set_num_threads(cores)
+        put_format_back()
+        torch.set_autocast_cache_enabled(cache)
+        torch.set_warn_always(always)
+        fill.fill_uninitialized_memory = filled
+        for switch, on in kernels.items():
+            switch(on)
+        if onednn.is_available() and onednn.enabled != mkldnn:
+            onednn.set_flags(mkldnn)
+        attention.set_fastpath_enabled(fast)
+        put_nnpack_back()
+
+    return undo
