@@ -329,7 +329,7 @@ def test_switches_of_the_process(switch):
             torch.is_warn_always_enabled(),
             torch.utils.deterministic.fill_uninitialized_memory,
             torch.backends.cuda.flash_sdp_enabled(),
-            getattr(torch.backends.cuda, "cudnn_sdp_enabled", bool)(),
+            torch.backends.cuda.cudnn_sdp_enabled(),
             torch._C._get_nnpack_enabled(),
             _get_current_function_mode_stack(),
             _get_current_dispatch_mode_stack(),

@@ -45,9 +45,8 @@ def global_flags() -> Callable[[], None]:
         products.enable_flash_sdp: products.flash_sdp_enabled(),
         products.enable_mem_efficient_sdp: products.mem_efficient_sdp_enabled(),
         products.enable_math_sdp: products.math_sdp_enabled(),
+        products.enable_cudnn_sdp: products.cudnn_sdp_enabled(),
     }
-    if hasattr(products, "enable_cudnn_sdp"):  # from PyTorch 2.5 on
-        kernels[products.enable_cudnn_sdp] = products.cudnn_sdp_enabled()
     threads, cores = torch.autograd.is_multithreading_enabled(), torch.get_num_threads()
     put_format_back = remember_format()
     onednn: Any = torch.backends.mkldnn
