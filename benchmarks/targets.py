@@ -1,10 +1,10 @@
-"""`--bncheck-model` on models of all kinds: is the verdict right?
+"""`--bncheck-model` on models of all kinds: is the verdict right, and the time as announced?
 
     python benchmarks/targets.py [--only TEXT] [--smoke]
 
 No batch is given but where a shape has to be said. Transformers, torchvision and the applications
 of Keras are tried where they are installed, never with weights. Prints a row for each model; the
-exit code is 1 where a verdict is wrong.
+exit code is 1 where a verdict is wrong, or a check took longer than the run said after three steps.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -71,9 +72,12 @@ def main() -> int:
     groups: dict[tuple[str, tuple[str, ...]], list[Model]] = {}
     for model in models:
         groups.setdefault((model.input, model.options), []).append(model)
-    wrong = sum(_wrong(model, check) for group in groups.values() for model, check in _run(group))
-    print(f"{len(models)} models, {wrong} wrong verdicts")
-    return int(wrong > 0)
+    rows = [row for group in groups.values() for row in _run(group)]
+    wrong = sum(_wrong(model, check) for model, check, _ in rows)
+    late = sum(_late(check, seconds) for _, check, seconds in rows)
+    said = sum(seconds is not None for *_, seconds in rows)
+    print(f"{len(models)} models, {wrong} wrong verdicts; {late} of {said} later than announced")
+    return int(wrong + late > 0)
 
 
 def _wrong(model: Model, check: dict[str, Any]) -> bool:
@@ -90,8 +94,32 @@ def _wrong(model: Model, check: dict[str, Any]) -> bool:
     return wrong
 
 
-def _run(models: list[Model]) -> list[tuple[Model, dict[str, Any]]]:
-    """The checks of models whose options are the same, in one run of pytest."""
+def _late(check: dict[str, Any], said: float | None) -> bool:
+    """Print what was announced, if anything; whether the whole check took longer."""
+    took = check["seconds"]["total"] or 0.0
+    if said is not None:
+        print(
+            f"{check['nodeid']}: {said:.0f} s more announced after three steps, {took:.1f} s in all"
+        )
+    return said is not None and took > said
+
+
+ANNOUNCED = re.compile(r"bncheck: (\S+) makes .* steps, (?:at most|about) (.+) more")
+UNITS = {"s": 1, "min": 60}
+
+
+def _announced(output: str) -> dict[str, float]:
+    """Seconds, by test."""
+    found = {}
+    for test, text in ANNOUNCED.findall(output):
+        numbers, units = text.split()[::2], text.split()[1::2]
+        pairs = zip(numbers, units, strict=True)
+        found[test] = sum(float(number) * UNITS[unit] for number, unit in pairs)
+    return found
+
+
+def _run(models: list[Model]) -> list[tuple[Model, dict[str, Any], float | None]]:
+    """The checks of models whose options are the same, in one run of pytest, and what it said."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "report.json")
         flags = [f"--bncheck-model={model.spec}" for model in models]
@@ -110,7 +138,8 @@ def _run(models: list[Model]) -> list[tuple[Model, dict[str, Any]]]:
             raise SystemExit(run.stdout + run.stderr)
         checks = json.loads(path.read_text(encoding="utf-8"))["checks"]
     found = {check["nodeid"].removeprefix("bncheck::"): check for check in checks}
-    return [(model, found[model.spec]) for model in models]
+    said = _announced(run.stdout)
+    return [(each, found[each.spec], said.get(f"bncheck::{each.spec}")) for each in models]
 
 
 if __name__ == "__main__":
