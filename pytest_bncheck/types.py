@@ -321,6 +321,9 @@ class RunningState:
         The values towards which the first mini-batch moves them, joined in the order of `states`.
     resolution, dtype
         As in `State`.
+    kept
+        The share of their values that they kept in each training step, in [0, 1]; empty where
+        their rate did not change.
     """
 
     name: str
@@ -333,6 +336,7 @@ class RunningState:
     settled: Array
     resolution: float = 2.0**-23
     dtype: str = "float32"
+    kept: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class Training:
     kept_in_steps
         The share of its statistics that each layer kept in each step; empty where every call had
         the layer's update rate.
+    schedules
+        The same of running state that a pass found, where its rate changed, by the layer's name.
     streams
         What each call in a training step normalised, of layers that are called several times.
     replicas
@@ -68,6 +70,7 @@ class Training:
     history: Sequence[Statistics]
     stop: Statistics
     kept_in_steps: Sequence[Sequence[float]] = ()
+    schedules: Mapping[str, Sequence[float]] = field(default_factory=dict)
     streams: Mapping[str, Streams] = field(default_factory=dict)
     replicas: Sequence[Statistics] = ()
     idle: Sequence[str] = ()
@@ -161,12 +164,16 @@ class Training:
 
     def _kept_in(self, step: int) -> Sequence[float]:
         """The share of its statistics that each layer kept in a step that was made."""
-        if self.kept_in_steps:
-            return self.kept_in_steps[step]
-        return [
-            running.remaining_share(layer.update_rate, step * calls, calls)
-            for layer, calls in zip(self.layers, self.calls_per_step, strict=True)
-        ]
+        shares = (
+            self.kept_in_steps[step]
+            if self.kept_in_steps
+            else [
+                running.remaining_share(layer.update_rate, step * calls, calls)
+                for layer, calls in zip(self.layers, self.calls_per_step, strict=True)
+            ]
+        )
+        known = [self.schedules.get(layer.name) for layer in self.layers]
+        return [own[step] if own else share for own, share in zip(known, shares, strict=True)]
 
     @property
     def updates(self) -> Sequence[int]:
@@ -180,8 +187,9 @@ class Training:
         """What is left of each layer's initial value, in [0, 1]."""
         if self.past is not None:
             return self.past.weights
-        if self.kept_in_steps:
-            return [math.prod(shares) for shares in zip(*self.kept_in_steps, strict=True)]
+        if self.kept_in_steps or self.schedules:
+            rows = map(self._kept_in, range(self.steps))
+            return [math.prod(shares) for shares in zip(*rows, strict=True)]
         return [
             running.remaining_weight(layer.update_rate, updates)
             for layer, updates in zip(self.layers, self.updates, strict=True)

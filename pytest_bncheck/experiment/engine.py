@@ -34,6 +34,7 @@ from pytest_bncheck.experiment.clock import Clock
 from pytest_bncheck.experiment.diagnose import diagnose
 from pytest_bncheck.experiment.measure import agree, during, measure
 from pytest_bncheck.experiment.panel import Panel
+from pytest_bncheck.experiment.states import PROBED, Probes, probe
 from pytest_bncheck.maths import predictions, running, verdict
 from pytest_bncheck.report import Report
 from pytest_bncheck.types import (
@@ -145,16 +146,17 @@ def _experiment(
     adapter: Adapter, batches: int, settings: Settings, clock: Clock, progress: Progress | None
 ) -> Evidence:
     __tracebackhide__ = True
+    probes: Probes = {}
     try:
         with during("entering training mode"):
             adapter.begin()
-        _train(adapter, batches, settings, progress)
+        _train(adapter, batches, settings, probes, progress)
         clock.lap("train")
-        panel, measured = _measured(adapter, batches, settings)
+        panel, measured = _measured(adapter, batches, settings, probes)
         while _is_unripe(adapter, panel, measured):
             _resume(adapter)
-            _train(adapter, batches, settings, progress)
-            panel, measured = _measured(adapter, batches, settings)
+            _train(adapter, batches, settings, probes, progress)
+            panel, measured = _measured(adapter, batches, settings, probes)
     except TooFewValues as refusal:
         return _refused(adapter, settings, refusal.layer)
     clock.lap("measure")
@@ -173,10 +175,12 @@ def _experiment(
     )
 
 
-def _measured(adapter: Adapter, batches: int, settings: Settings) -> tuple[Panel, Judgement]:
+def _measured(
+    adapter: Adapter, batches: int, settings: Settings, probes: Probes
+) -> tuple[Panel, Judgement]:
     __tracebackhide__ = True
     panel = Panel.first(adapter, batches, len(adapter.losses))
-    training, passes = measure(adapter, panel, settings)
+    training, passes = measure(adapter, panel, settings, probes)
     return panel, Judgement(settings, training, passes, passes.compared())
 
 
@@ -214,7 +218,9 @@ def _resume(adapter: Adapter) -> None:
 # training -------------------------------------------------------------------------------------
 
 
-def _train(adapter: Adapter, batches: int, settings: Settings, progress: Progress | None) -> None:
+def _train(
+    adapter: Adapter, batches: int, settings: Settings, probes: Probes, progress: Progress | None
+) -> None:
     __tracebackhide__ = True
     steps, planned = adapter.expected_steps, settings.planned_updates
     if planned is not None and settings.steps != "auto" and planned < settings.steps:
@@ -233,6 +239,9 @@ def _train(adapter: Adapter, batches: int, settings: Settings, progress: Progres
             adapter.train_step(step % batches)
         if step == 0:
             _refuse_numbers(adapter)
+        if step + 1 in PROBED and step + 1 < steps and isinstance(adapter, Stateful):
+            with during("a pass in training mode"):
+                probes[step + 1] = probe(adapter)
         enough = look and agree(adapter, _is_enough(adapter, planned))
         if progress is not None:
             most = step + 1 if enough else steps

@@ -49,8 +49,15 @@ DRAWS = 8
 """Passes that stand for the mean over dropout's random numbers, where one draw looks off."""
 
 
-def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Training, Passes]:
+def measure(
+    adapter: Adapter, panel: Panel, settings: Settings, probes: states.Probes
+) -> tuple[Training, Passes]:
     """Read what the training logged, and run the model in both modes.
+
+    Parameters
+    ----------
+    probes
+        Rates of running state that were measured during the training.
 
     Raises
     ------
@@ -64,12 +71,12 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
     seen = None
     if not adapter.expected_steps and adapter.program is None:
         seen = _look_for_chance(adapter)
-    passes, stop = _run_passes(adapter, panel, seen)
+    passes, stop, found = _run_passes(adapter, panel, probes, seen)
     if adapter.ends:
         with during("the end of the training"):
             adapter.finish()
         # Training mode is of the weights that were trained, all else of those that predict.
-        after, stop = _run_passes(adapter, panel)
+        after, stop, found = _run_passes(adapter, panel, probes)
         passes = dataclasses.replace(after, train=passes.train)
     layers = adapter.layers()
     watching = adapter if isinstance(adapter, Watching) else None
@@ -82,6 +89,7 @@ def measure(adapter: Adapter, panel: Panel, settings: Settings) -> tuple[Trainin
         history=adapter.history,
         stop=stop,
         kept_in_steps=adapter.kept,
+        schedules={each.name: each.kept for each in found if each.kept},
         streams=streams,
         replicas=replicas,
         idle=watching.idle if watching else [],
@@ -128,9 +136,9 @@ def _look_for_chance(adapter: Adapter) -> Statistics:
 
 
 def _run_passes(
-    adapter: Adapter, panel: Panel, seen: Statistics | None = None
-) -> tuple[Passes, Statistics]:
-    """The passes in both modes with the weights as they are, and the running statistics.
+    adapter: Adapter, panel: Panel, probes: states.Probes, seen: Statistics | None = None
+) -> tuple[Passes, Statistics, list[RunningState]]:
+    """The passes in both modes, the running statistics, and which of them a pass found.
 
     Parameters
     ----------
@@ -170,7 +178,7 @@ def _run_passes(
             # Running statistics come from the training path, and are measured against it.
             noisy = seen or adapter.run(0, Mode.TRAINING).statistics
     again, half_again, traces = _repeat(adapter, evaluated, half)
-    found, shares = _find_states(adapter, train, evaluated)
+    found, shares = _find_states(adapter, train, evaluated, probes)
     stop = adapter.read()
     if train is not first.prediction and not found:
         batch = first.statistics
@@ -196,7 +204,7 @@ def _run_passes(
         passes = _measure_all(adapter, panel, passes, found)
     elif isinstance(adapter, Replicated) and adapter.follows and first.prediction is not None:
         passes = _judged_by_mean(panel, passes, [first.prediction], [passes.batch], [noisy])
-    return passes, stop
+    return passes, stop, found
 
 
 def _reference(
@@ -229,7 +237,7 @@ def _has_more(on_path: Calls, first: Calls) -> bool:
 
 
 def _find_states(
-    adapter: Adapter, train: Prediction | None, evaluated: Prediction
+    adapter: Adapter, train: Prediction | None, evaluated: Prediction, probes: states.Probes
 ) -> tuple[list[RunningState], bool]:
     """Running state of no known layer, which counts as layers from then on.
 
@@ -244,7 +252,7 @@ def _find_states(
     if not steps and gap is not None and gap <= PATH_GAP:
         return [], False
     with during("a pass in training mode"):
-        found = states.find(adapter, steps, stochastic=adapter.stochastic)
+        found = states.find(adapter, steps, stochastic=adapter.stochastic, probes=probes)
         if found and gap is not None and gap <= USUAL_GAP:
             there = states.predict_settled(adapter, found)
             moved = there and predictions.gap(there.outputs, train.outputs)

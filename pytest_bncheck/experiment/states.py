@@ -47,6 +47,16 @@ ALIKE = 1e-3
 """Largest relative difference of two rates that count as one."""
 
 
+PROBED = (1, 4, 16, 64)
+"""Steps after which rates are measured, besides the last: some follow a schedule."""
+
+CHANGED = 0.05
+"""Relative difference from the last rate from which on a rate counts as changing."""
+
+Probes = dict[int, dict[str, float]]
+"""Rates of states over a pass, by the number of training steps before it."""
+
+
 @dataclass(frozen=True)
 class _Found:
     """One state with its rate over `passes` passes."""
@@ -56,7 +66,19 @@ class _Found:
     calls: int
 
 
-def find(adapter: Stateful, steps: int, *, stochastic: bool) -> list[RunningState]:
+def probe(adapter: Stateful) -> dict[str, float]:
+    """The rates at which a pass moves states now, of those that move in every step."""
+    __tracebackhide__ = True
+    states = {state.name: state for state in adapter.states() if state.moves}
+    if not states:
+        return {}
+    first = adapter.train_from(0)
+    return _together(adapter, _movers(states, first), first, passes=1)
+
+
+def find(
+    adapter: Stateful, steps: int, *, stochastic: bool, probes: Probes | None = None
+) -> list[RunningState]:
     """The running state of a model besides its known layers; empty where there is none.
 
     Parameters
@@ -65,6 +87,8 @@ def find(adapter: Stateful, steps: int, *, stochastic: bool) -> list[RunningStat
         Training steps that were made.
     stochastic
         Whether training draws random numbers: the settled values are then a mean over draws.
+    probes
+        Rates that were measured during the training.
     """
     __tracebackhide__ = True
     states = {state.name: state for state in adapter.states() if state.moves or not steps}
@@ -72,11 +96,7 @@ def find(adapter: Stateful, steps: int, *, stochastic: bool) -> list[RunningStat
         return []
     passes = _between_moves(states.values(), steps)
     first = adapter.train_from(0, passes=passes)
-    movers = {
-        name: state
-        for name, state in states.items()
-        if name in first.states and not _same(first.states[name], state.stop)
-    }
+    movers = _movers(states, first)
     if not movers:
         return []
     found = [
@@ -92,7 +112,8 @@ def find(adapter: Stateful, steps: int, *, stochastic: bool) -> list[RunningStat
         rates = {each.state.name: each.rate for each in found}
         settled = _mean_over_draws(adapter, 0, rates, passes, settled)
     confirmed = _accumulating([each for each in found if each.state.name in settled])
-    return _grouped(confirmed, settled, passes, steps)
+    rows = _grouped(confirmed, settled, passes, steps)
+    return [_with_schedule(each, steps, probes or {}) for each in rows]
 
 
 def settled_on(
@@ -144,6 +165,27 @@ def _rates(
     adapter: Stateful, movers: Mapping[str, State], first: Moved, passes: int
 ) -> dict[str, float]:
     """The rate of every state that moves like an average."""
+    rates = _together(adapter, movers, first, passes)
+    return rates | _one_by_one(
+        adapter, {n: s for n, s in movers.items() if n not in rates}, first, passes
+    )
+
+
+def _movers(states: Mapping[str, State], first: Moved) -> dict[str, State]:
+    """The states that a pass moves."""
+    return {
+        name: state
+        for name, state in states.items()
+        if name in first.states and not _same(first.states[name], state.stop)
+    }
+
+
+def _together(
+    adapter: Stateful, movers: Mapping[str, State], first: Moved, passes: int
+) -> dict[str, float]:
+    """The rates that show where all states are displaced at once."""
+    if not movers:
+        return {}
     rates: dict[str, float] = {}
     zeros = {name: np.zeros_like(state.stop) for name, state in movers.items()}
     far = {name: settling.away(state.stop) for name, state in movers.items()}
@@ -155,9 +197,7 @@ def _rates(
         )
         if rate is not None:
             rates[name] = rate
-    return rates | _one_by_one(
-        adapter, {n: s for n, s in movers.items() if n not in rates}, first, passes
-    )
+    return rates
 
 
 def _one_by_one(
@@ -311,6 +351,18 @@ def _running_state(
         resolution=state.resolution,
         dtype=state.dtype,
     )
+
+
+def _with_schedule(found: RunningState, steps: int, probes: Probes) -> RunningState:
+    """A running state with what it kept in each step, where its rate changed."""
+    if found.update_rate is None or not steps:
+        return found
+    last = 1.0 - (1.0 - found.update_rate) ** found.calls
+    earlier = {done: rates[n] for done, rates in probes.items() for n in found.states if n in rates}
+    if all(abs(rate - last) <= CHANGED * last for rate in earlier.values()):
+        return found
+    passes = found.updates / (steps * found.calls)
+    return replace(found, kept=settling.kept_in_steps(earlier | {steps: last}, steps, passes))
 
 
 def _is_cumulative(found: _Found, settled: Array, rate: float, updates: int) -> bool:

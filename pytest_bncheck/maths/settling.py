@@ -6,7 +6,8 @@ the state moves, whatever the code calls them and however settled the state is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,9 @@ SELDOM = 0.75
 
 OTHERWISE, MOVE_ROUNDINGS = 1e-3, 32.0
 """Share of a layer's move in a step by which two moves differ, and spacings that are rounding."""
+
+ALMOST = 1.0 - 1e-12
+"""Largest rate of which a logarithm is taken."""
 
 CONFIRMED = 1e-3
 """Share of an update, from a settled state, that it may still move by."""
@@ -91,3 +95,24 @@ def is_settled(state: Array, end: Array, rate: float, way: float, resolution: fl
 def per_update(rate: float, updates: float) -> float:
     """The rate of one of several equal updates that together have `rate`: ``1-(1-α)^(1/n)``."""
     return float(1.0 - (1.0 - rate) ** (1.0 / updates)) if updates > 0 else rate
+
+
+def kept_in_steps(rates: Mapping[int, float], steps: int, passes: float) -> tuple[float, ...]:
+    """The share in [0, 1] that a state keeps in each training step, from rates at some of them.
+
+    Between two of them the rate changes by an equal factor in each step, before the first and after
+    the last it stays.
+
+    Parameters
+    ----------
+    rates
+        Rates over a pass, in (0, 1], by the number of steps before it.
+    steps
+        Training steps that were made.
+    passes
+        How many such passes a step is worth.
+    """
+    done = sorted(rates)
+    sizes = [math.log(-math.log1p(-min(rates[k], ALMOST))) for k in done]
+    between = np.interp(np.arange(steps), done, sizes)
+    return tuple(np.exp(-np.exp(between) * passes).tolist())

@@ -34,6 +34,24 @@ class RangeNorm(layers.Layer):
         variable.assign(self.keeps * variable + (1.0 - self.keeps) * ops.stop_gradient(value))
 
 
+class Scheduled(RangeNorm):
+    """Forgets less and less: by a tenth at first, and 5 % less at each call."""
+
+    def build(self, shape: Any) -> None:
+        super().build(shape)
+        self.calls = self.add_weight(shape=(), initializer="zeros", dtype="int32", trainable=False)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        result = super().call(x, training)
+        if training:
+            self.calls.assign_add(1)
+        return result
+
+    def update(self, variable: Any, value: Any) -> None:
+        rate = 0.1 * 0.95 ** ops.cast(self.calls, "float32")
+        variable.assign((1.0 - rate) * variable + rate * ops.stop_gradient(value))
+
+
 class InList(RangeNorm):
     """Keeps them in variables that Keras does not track."""
 

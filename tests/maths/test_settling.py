@@ -113,3 +113,16 @@ def test_a_small_rate_hides_no_dependence(seed: int, alpha: float) -> None:
         for start, other in zip(starts, beside, strict=True)
     ]
     assert settling.rate(starts, ends, FLOAT32) is None
+
+
+@given(st.floats(0.001, 0.9), st.floats(0.9, 1.0), st.integers(1, 3))
+def test_what_is_kept_while_a_rate_decays(first: float, factor: float, passes: int) -> None:
+    steps = 40
+    rates = [1.0 - (1.0 - first) ** (factor**k) for k in range(steps + 1)]
+    kept = settling.kept_in_steps({k: rates[k] for k in (0, 4, 16, steps)}, steps, passes)
+    assert kept == pytest.approx([(1.0 - rate) ** passes for rate in rates[:-1]], abs=1e-9)
+
+
+def test_what_is_kept_before_the_first_and_at_a_rate_of_1() -> None:
+    assert settling.kept_in_steps({1: 0.5}, 3, 1.0) == pytest.approx((0.5, 0.5, 0.5))
+    assert settling.kept_in_steps({0: 1.0, 1: 1.0}, 2, 1.0) == pytest.approx((0.0, 0.0))

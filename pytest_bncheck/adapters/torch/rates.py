@@ -8,6 +8,7 @@ start, is no batch normalisation: it must not start from zero, and is left alone
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -28,6 +29,9 @@ SAME = 1e-4
 
 OWN = 0.01
 """How far a measured rate may be from the layer's momentum, relative."""
+
+AGAIN = 10
+"""Calls after which a steady rate is measured again: it may follow a schedule."""
 
 ROUNDINGS = 8.0
 """Spacings of the statistics' numbers that count as rounding."""
@@ -82,6 +86,8 @@ class Rates:
         self._looked: set[_Setting] = set()
         self._measured: dict[_Setting, list[float]] = {}
         self._updated: set[str] = set()
+        self._assumed: set[_Setting] = set()
+        self._calls: Counter[_Setting] = Counter()
 
     def is_stock(self, name: str) -> bool:
         """Whether a layer's momentum is its update rate, as in PyTorch's own classes."""
@@ -96,6 +102,7 @@ class Rates:
     ) -> float | None:
         """The rate of a call in training mode that is about to be made."""
         setting = name, _switches(module)
+        self._calls[setting] += 1
         if not self._is_known(setting):
             try:
                 found = measure(module, args, kwargs)
@@ -112,19 +119,24 @@ class Rates:
         return rate
 
     def _is_known(self, setting: _Setting) -> bool:
-        """Whether nothing is to be measured: rates that change are measured at every call."""
+        """Whether nothing is to be measured: rates that change are measured at every call.
+
+        Those that do not, now and then.
+        """
         name, seen = setting[0], self._measured.get(setting, [])
         if name in self._torch or self.is_constant(name):
             return True
         steady = len(seen) > 1 and abs(seen[-1] - seen[-2]) <= OWN * seen[-1]
+        due = self._calls[setting] % AGAIN == 0 and setting not in self._assumed
         stock = name in self._own and setting in self._looked
-        return stock or (steady and self.last[name] is not None)
+        return stock or (steady and not due and self.last[name] is not None)
 
     def _learn(self, setting: _Setting, module: Any, found: Measured) -> None:
         name, momentum = setting[0], _momentum(module)
         self._looked.add(setting)
         if found.rate == 0.0 and name in self._updated:  # a call that is not to be tracked
             self._measured[setting] = [0.0] * 2
+            self._assumed.add(setting)
         elif found.rate == 0.0 and (found.depends or not momentum):
             self._constant.add(name)
             self.last[name] = momentum
@@ -132,6 +144,7 @@ class Rates:
             self.strange.add(name)
         elif found.rate == 0.0:  # its update is lost
             self._measured[setting] = [momentum or 1.0] * 2
+            self._assumed.add(setting)
         elif setting not in self._measured and _moves_at(module, found.rate):
             self._own.add(name)
         else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 keras = pytest.importorskip("keras")
 
 from keras_nets import KIND, NORMS, data, fast, functional, net, run, silent, sole
-from keras_norms import Every4, InList, RangeNorm, wrapped
+from keras_norms import Every4, InList, RangeNorm, Scheduled, wrapped
 from keras_steps import Inside
 from pytest_bncheck import check
 
@@ -44,6 +46,14 @@ def test_statistics_under_other_names_that_have_settled(kind):
     report = run(net(kind, 0, own(0.9)), kind, 0)
     silent(report)
     assert rates(report) == pytest.approx([0.1, 0.1], rel=0.02)
+
+
+@KIND
+def test_statistics_whose_rate_follows_a_schedule(kind):
+    report = run(net(kind, 0, lambda name: Scheduled(name=name)), kind, 0, steps=STEPS)
+    left = math.prod(1 - 0.1 * 0.95**k for k in range(STEPS))
+    assert [layer.initial_weight for layer in report.layers] == pytest.approx([left] * 2, abs=0.02)
+    assert rates(report) == pytest.approx([0.1 * 0.95**STEPS] * 2, rel=0.02)
 
 
 def test_statistics_in_variables_that_keras_does_not_track():

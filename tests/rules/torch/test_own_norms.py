@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -85,6 +86,63 @@ def test_own_norm_that_is_slow(kind, seed, way):
     assert "nn.Own" not in finding.remedy
     assert "update_bn" not in finding.remedy
     assert "running = " in finding.remedy
+
+
+class Scheduled(Own):
+    """Its weight of the past changes in training."""
+
+    def __init__(self, channels: int, schedule: Callable[[int], float]) -> None:
+        super().__init__(channels)
+        self.schedule, self.calls = schedule, 0
+
+    def update(self, mean: Tensor, var: Tensor) -> None:
+        self.momentum = self.schedule(self.calls)
+        self.calls += 1
+        super().update(mean, var)
+
+
+SCHEDULES = {
+    "decays": lambda k: 1 - 0.1 * 0.95**k,
+    "falls at once": lambda k: 0.5 if k < 20 else 0.999,
+    "grows": lambda k: 0.999 if k < 10 else 0.5,
+}
+
+
+class Renamed(nn.Module):
+    """The same, with state under names that no rule knows."""
+
+    def __init__(self, channels: int, schedule: Callable[[int], float]) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(channels))
+        self.register_buffer("spread", torch.ones(channels))
+        self.schedule, self.calls = schedule, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        centre, spread = self.centre, self.spread
+        if self.training:
+            over, keep = [0, *range(2, x.dim())], self.schedule(self.calls)
+            self.calls += 1
+            centre, spread = x.mean(over), x.var(over, unbiased=False)
+            with torch.no_grad():
+                self.centre.mul_(keep).add_((1 - keep) * centre)
+                self.spread.mul_(keep).add_((1 - keep) * spread)
+        return (x - as_row(centre, x)) / (as_row(spread, x) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("own", [Scheduled, Renamed])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@TWO
+@SEED
+def test_own_norm_whose_rate_follows_a_schedule(kind, seed, schedule, own):
+    momentum = SCHEDULES[schedule]
+    model = Net(kind, seed, norm=partial(own, schedule=momentum))
+    report = check(model, data(kind, seed), steps=40, seed=seed, optimizer=FAST)
+    left = math.prod(map(momentum, range(40)))
+    assert {bool(layer.states) for layer in report.layers} == {own is Renamed}
+    for layer in report.layers:
+        assert layer.initial_weight == pytest.approx(left, abs=0.02)
+    if left < 0.01:  # whatever is wrong, it is not the initial value
+        assert "BN101" not in {each.code for each in (*report.findings, *report.notes)}
 
 
 @TWO
