@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pytest_bncheck.adapters.references import package_of
+
 NORMALISATIONS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
@@ -36,7 +38,7 @@ def depends_on_mode(module: nn.Module) -> bool:
         return bool(module.dropout > 0)
     if isinstance(module, nn.RNNBase):
         return bool(module.dropout > 0) and module.num_layers > 1
-    if type(module).__module__.startswith("torch."):
+    if package_of(module) == "torch":
         return False
     code = getattr(type(module).forward, "__code__", None)
     return code is not None and "training" in code.co_names
@@ -92,7 +94,7 @@ def is_library_leaf(module: nn.Module) -> bool:
 
     Attention of torch draws its own dropout, and its children only hold parameters.
     """
-    if type(module).__module__.split(".")[0] not in _LIBRARIES:
+    if package_of(module) not in _LIBRARIES:
         return False
     return isinstance(module, nn.MultiheadAttention) or not any(module.children())
 

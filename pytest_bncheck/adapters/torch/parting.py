@@ -13,6 +13,7 @@ from torch.nn.modules.module import (
 )
 
 from pytest_bncheck.adapters.parting import Recorded, Recorder, parting
+from pytest_bncheck.adapters.references import package_of
 from pytest_bncheck.adapters.torch.data import leaves, on_host, widest
 from pytest_bncheck.types import Parting
 
@@ -45,7 +46,7 @@ def _recorded(run: Callable[[], object]) -> Recorded:
 
 
 def _is_torchs(module: nn.Module) -> bool:
-    return type(module).__module__.split(".")[0] == "torch"
+    return package_of(module) == "torch"
 
 
 @torch.no_grad()
