@@ -126,7 +126,7 @@ def _run(models: list[Model]) -> list[tuple[Model, dict[str, Any], float | None]
         flags += [f"--bncheck-input={models[0].input}"] if models[0].input else []
         run = subprocess.run(
             [
-                *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *flags),
+                *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *flags),
                 *(*models[0].options, f"--bncheck-json={path}", "--rootdir", folder, folder),
             ],
             cwd=HERE,
