@@ -111,4 +111,5 @@ class Forecast:
             if each * (most - done) > LONG:
                 at_most = "" if fixed else "at most "
                 left = f"{at_most or 'about '}{duration(each * (most - done))}"
-                self.write(f"bncheck: {self.who} makes {at_most}{most} steps, {left} more")
+                steps = f"{at_most}{most} steps, {left} more"
+                self.write(f"bncheck: {self.who} makes {steps}, then a few passes")

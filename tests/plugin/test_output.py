@@ -146,7 +146,7 @@ def test_it(bncheck):
 
 HASTE = "\nfrom pytest_bncheck.reports import progress\nprogress.LONG = 0.0\n"
 MARKED = "import pytest\n@pytest.mark.bn_consistency(steps=60)\ndef test_marked(): ..."
-LINE = "bncheck: test_it.py::test_marked makes 60 steps, about 0 s more"
+LINE = "bncheck: test_it.py::test_marked makes 60 steps, about 0 s more, then a few passes"
 
 
 @pytest.mark.parametrize(
