@@ -86,7 +86,8 @@ def test_a_long_check_says_once_how_long_it_takes() -> None:
     # The first step, in which things are built, does not count.
     said = forecast(False, 60.0, 61.0, 62.0, 63.0, 64.0)
     assert said == [
-        "bncheck: test_net.py::test_net makes at most 150 steps, at most 2 min 27 s more, then a few passes"
+        "bncheck: test_net.py::test_net makes at most 150 steps, at most 2 min 27 s more, "
+        "then a few passes"
     ]
     said = forecast(True, 1.0, 1.1, 1.2, 1.3)
     assert said == [
