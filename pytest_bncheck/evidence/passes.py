@@ -74,6 +74,9 @@ class Passes:
         Whether both modes read running state of no known layer, and nearly agree.
     splits
         Whether the training path runs some layer on parts of a batch that eval mode leaves whole.
+    noisy_path
+        Whether `path` is a mean over what the model's own code draws in training mode, and each
+        draw decides better than eval mode.
     projection
         Eval mode after the planned updates, where they are declared.
     mini_batches
@@ -96,6 +99,7 @@ class Passes:
     own_path: bool = False
     shares_state: bool = False
     splits: bool = False
+    noisy_path: bool = False
     projection: Projection | None = None
     mini_batches: MiniBatches | None = None
 

@@ -67,9 +67,10 @@ def diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Compa
 def _part(adapter: Adapter, judged: Judgement, replaced: Prediction | None) -> Parting | None:
     """Where the model's path in eval mode parts from that of training mode, if it does.
 
-    Not in one of several processes, whose passes in training mode wait for the others.
+    Not in one of several processes, whose passes in training mode wait for the others, and not
+    where random numbers are the first difference.
     """
-    if judged.training.replicas:
+    if judged.training.replicas or judged.passes.noisy_path:
         return None
     left = judged.compared.gap(replaced, judged.train)
     survives = left is not None and not left <= judged.passes.allowed_path_gap

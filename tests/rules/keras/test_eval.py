@@ -155,3 +155,26 @@ def test_another_path_in_inference_mode(kind, seed):
     report = run(declared, kind, seed, steps=80, intended=["mode-dependent-path"])
     silent(report)
     assert [s.code for s in report.suppressed] == ["BN201"]
+
+
+class Noisy(L.Layer):
+    """Adds noise in training; with `fault`, inference turns the sign."""
+
+    def __init__(self, fault, name=None):
+        super().__init__(name=name)
+        self.fault, self.seeds = fault, keras.random.SeedGenerator(1)
+
+    def call(self, x, training=None):
+        if training:
+            return x + 0.01 * keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+        return -x if self.fault else x
+
+
+@pytest.mark.parametrize("fault", [True, False])
+@KIND
+def test_random_numbers_hide_no_other_path(kind, fault):
+    report = run(net(kind, 0, lambda name: Noisy(fault, name=name)), kind, 0)
+    if fault:
+        assert sole(report, "BN201").severity == "error"
+    else:
+        silent(report)

@@ -325,3 +325,78 @@ def test_instance_norm_that_tracks(kind, seed):
     finding = sole(report, "BN201")
     assert set(finding.layers) == set(NORMS)
     assert "track_running_stats=False" in finding.remedy
+
+
+# BN201 beside random numbers of the model's own code ----------------------------------------------
+
+DRAWS = {
+    "dropout": lambda h, training: F.dropout(h, 0.1, training),
+    "noise": lambda h, training: h + 0.01 * torch.randn_like(h) if training else h,
+    "numbers of numpy": lambda h, training: h * (1 + 0.01 * np.random.randn()) if training else h,
+    "unused": lambda h, training: (h, torch.rand(1))[0] if training else h,
+}
+
+
+class Drawing(nn.Module):
+    """Draws in training; with `fault`, eval mode turns the sign of what is inside."""
+
+    def __init__(self, draw: Any, norm: bool, fault: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 32), nn.Linear(32, CLASSES)
+        self.norm = nn.BatchNorm1d(32) if norm else nn.Identity()
+        self.draw, self.fault = draw, fault
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = self.draw(self.norm(self.first(x)).relu(), self.training)
+        return self.last(-inside if self.fault and not self.training else inside)
+
+
+def _drawing(draw: str, norm: bool, seed: int, fault: bool) -> Any:
+    torch.manual_seed(seed)
+    x = torch.randn(64, 8)
+    y = (x @ torch.randn(8, CLASSES)).argmax(1)
+    return check(Drawing(DRAWS[draw], norm, fault), (x, y), steps=80, optimizer=FAST, seed=seed)
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["no norm", "norm"])
+@pytest.mark.parametrize("draw", DRAWS)
+@SEED
+def test_random_numbers_hide_no_other_path(draw, norm, seed):
+    finding = sole(_drawing(draw, norm, seed, fault=True), "BN201")
+    assert finding.severity == "error"
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["no norm", "norm"])
+@pytest.mark.parametrize("draw", DRAWS)
+@SEED
+def test_random_numbers_are_no_other_path(draw, norm, seed):
+    report = _drawing(draw, norm, seed, fault=False)
+    assert report.ok
+    assert "BN201" not in {finding.code for finding in report.findings}
+
+
+class Unscaled(nn.Module):
+    """Dropout without 1/(1-p)."""
+
+    def __init__(self, scaled: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.scaled = nn.Linear(8, 64), nn.Linear(64, 1), scaled
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = self.first(x).relu()
+        if self.training:
+            inside = inside * (torch.rand_like(inside) > 0.5) * (2.0 if self.scaled else 1.0)
+        return self.last(inside)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@SEED
+def test_dropout_that_does_not_scale(scaled, seed):
+    torch.manual_seed(seed)
+    x = 2 * torch.randn(64, 8)
+    batch = x, x[:, :1] * 2 + 5
+    report = check(Unscaled(scaled), batch, steps=150, optimizer=FAST, seed=seed, loss=F.mse_loss)
+    if scaled:
+        assert report.ok
+    else:
+        sole(report, "BN201")
