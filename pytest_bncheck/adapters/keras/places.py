@@ -111,24 +111,50 @@ def _held(
     if depth == _DEEPEST or id(value) in seen:
         return
     seen.add(id(value))
-    for inner, (where, place, item) in _members(value, name):
-        yield from _held(where, place, item, inner, backend, seen, depth + 1)
+    inside = _Inside(holder, key)
+    for inner, (place, item) in _members(value, name):
+        yield from _held(inside, place, item, inner, backend, seen, depth + 1)
 
 
-def _members(value: Any, name: str) -> list[tuple[str, tuple[Any, Any, Any]]]:
+class _Inside:
+    """What a place holds now, container or object: a call can put another one there."""
+
+    def __init__(self, holder: Any, key: Any) -> None:
+        self._holder, self._key = holder, key
+
+    def _now(self) -> Any:
+        value = self._holder[self._key]
+        plain = isinstance(value, tuple) or container_type(value) is not None
+        return value if plain else vars(value)
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self._now()[key]
+        except TypeError as error:  # something else was put there
+            raise LookupError(key) from error
+
+    def __setitem__(self, key: Any, item: Any) -> None:
+        now = self._now()
+        if isinstance(now, tuple):
+            make = getattr(type(now), "_make", tuple)  # a named one
+            self._holder[self._key] = make([*now[:key], item, *now[key + 1 :]])
+        else:
+            now[key] = item
+
+
+def _members(value: Any, name: str) -> list[tuple[str, tuple[Any, Any]]]:
     plain = container_type(value)
     if plain is not None and issubclass(plain, dict):
         pairs = dict.items(value)
-        return [(f"{name}[{k!r}]", (value, k, v)) for k, v in pairs if type(v) not in PLAIN]
+        return [(f"{name}[{k!r}]", (k, v)) for k, v in pairs if type(v) not in PLAIN]
     if plain is list or isinstance(value, tuple):
         # A list of TensorFlow's keeps its members elsewhere; a user's iterator may do anything.
         asked = plain is not list or is_of_a_package(type(value).__module__)
         numbered = enumerate(value if asked else list.__iter__(value))
-        return [(f"{name}[{k}]", (value, k, v)) for k, v in numbered if type(v) not in PLAIN]
+        return [(f"{name}[{k}]", (k, v)) for k, v in numbered if type(v) not in PLAIN]
     own = package_of(value) not in _LIBRARIES
     if own and not isinstance(value, (type, keras.Layer)) and hasattr(value, "__dict__"):
-        inside = vars(value)
-        return [(f"{name}.{key}", (inside, key, item)) for key, item in inside.items()]
+        return [(f"{name}.{key}", (key, item)) for key, item in vars(value).items()]
     return []
 
 

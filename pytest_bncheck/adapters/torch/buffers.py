@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from pytest_bncheck.adapters.containers import container_type, members_of
+from pytest_bncheck.adapters.containers import container_type, members_of, refill
 from pytest_bncheck.adapters.references import PLAIN, package_of, passes_for_another
 from pytest_bncheck.adapters.torch.internals import plain_name
 from pytest_bncheck.adapters.torch.state import equal, is_readable, is_walked, overwrite
@@ -43,6 +44,7 @@ class Buffers:
             for place in places
             if is_readable(tensor := held(place[1], place[2]))
         ]
+        self._containers = [each.keep() for each in _containers(self._kept)]
 
     def moved(self) -> list[str]:
         """Paths of the tensors that hold other values now, compared in one transfer."""
@@ -50,13 +52,30 @@ class Buffers:
 
     def put_back(self) -> None:
         """Every owner gets its tensors back, with the values that they had."""
+        self._put_containers_back()
         _put(self._kept)
 
     def put_back_moved(self) -> list[str]:
         """As `put_back`, without a write to what holds the same values; paths of what did not."""
         changed = _changed(self._kept)
+        self._put_containers_back()
         _put(changed)
         return [name for (name, _, _), _, _ in changed]
+
+    def _put_containers_back(self) -> None:
+        for back in self._containers:
+            back()
+
+
+def _containers(kept: Sequence[Kept]) -> list[_Inside]:
+    """The places of all containers and helper objects, the outer ones first."""
+    found: dict[int, tuple[int, _Inside]] = {}
+    for (_, owner, _), _, _ in kept:
+        around, deep = owner, 0
+        while isinstance(around, _Inside):
+            found.setdefault(id(around.now()), (-deep, around))
+            around, deep = around.owner, deep + 1
+    return [each for _, each in sorted(found.values(), key=lambda pair: pair[0])]
 
 
 def _changed(kept: Sequence[Kept]) -> list[Kept]:
@@ -116,22 +135,36 @@ def _attributes(module: nn.Module, prefix: str) -> Iterator[Place]:
             yield from _of(module, key, value, f"{prefix}{key}")
 
 
-@dataclass(frozen=True)
-class _Tuple:
-    """A tuple that an attribute holds: writing to it replaces it."""
+@dataclass(frozen=True, eq=False)
+class _Inside:
+    """Whatever a place holds now: a pass can put another container, or another object, there."""
 
     owner: Any
     key: Any
 
-    def read(self) -> tuple[Any, ...]:
-        now = held(self.owner, self.key)
-        return now if isinstance(now, tuple) else ()
+    def now(self) -> Any:
+        return held(self.owner, self.key)
 
-    def write(self, index: int, tensor: Tensor) -> None:
-        now = self.read()
-        parts = [*now[:index], tensor, *now[index + 1 :]]
-        make = getattr(type(now), "_make", tuple)  # a named one
-        assign(self.owner, self.key, make(parts))
+    def write(self, key: Any, tensor: Any) -> None:
+        now = self.now()
+        if isinstance(now, tuple):
+            parts = [*now[:key], tensor, *now[key + 1 :]]
+            make = getattr(type(now), "_make", tuple)  # a named one
+            assign(self.owner, self.key, make(parts))
+        else:
+            assign(now, key, tensor)
+
+    def keep(self) -> Callable[[], None]:
+        """Remember which container it is, and how many it holds; returns the way back."""
+        now = self.now()
+        members = None if container_type(now) is None else members_of(now)
+
+        def back() -> None:
+            assign(self.owner, self.key, now)
+            if members is not None:
+                refill(now, members)
+
+        return back
 
 
 def _of(owner: Any, key: Any, value: Any, path: str, deep: int = DEEP) -> Iterator[Place]:
@@ -143,18 +176,20 @@ def _of(owner: Any, key: Any, value: Any, path: str, deep: int = DEEP) -> Iterat
             yield path, owner, key
     elif deep == 0 or isinstance(value, nn.Module):
         return
-    elif container_type(value) in (list, dict):
-        is_list = container_type(value) is list
-        pairs = enumerate(list.__iter__(value)) if is_list else members_of(value)
-        for inner, child in pairs:
+    elif container_type(value) in (list, deque, dict, OrderedDict):
+        is_dict = issubclass(container_type(value), dict)
+        members = [
+            member if is_dict else (k, *member) for k, member in enumerate(members_of(value))
+        ]
+        for inner, child in members:
             if type(child) not in PLAIN:
-                yield from _of(value, inner, child, f"{path}[{inner!r}]", deep - 1)
+                yield from _of(_Inside(owner, key), inner, child, f"{path}[{inner!r}]", deep - 1)
     elif isinstance(value, tuple):
         for inner, child in enumerate(tuple.__iter__(value)):
-            yield from _of(_Tuple(owner, key), inner, child, f"{path}[{inner}]", deep - 1)
+            yield from _of(_Inside(owner, key), inner, child, f"{path}[{inner}]", deep - 1)
     elif _is_helper(value):
         for inner, child in vars(value).items():
-            yield from _of(value, inner, child, f"{path}.{inner}", deep - 1)
+            yield from _of(_Inside(owner, key), inner, child, f"{path}.{inner}", deep - 1)
 
 
 def _is_helper(value: Any) -> bool:
@@ -169,10 +204,8 @@ def _is_helper(value: Any) -> bool:
 
 def held(owner: Any, key: Any) -> Any:
     """What a place holds; None where there is no such place any more."""
-    if isinstance(owner, _Tuple):
-        now = owner.read()
-        return now[key] if key < len(now) else None
-    if container_type(owner) is not None:
+    owner = owner.now() if isinstance(owner, _Inside) else owner
+    if container_type(owner) is not None or isinstance(owner, tuple):
         try:
             return owner[key]
         except (LookupError, TypeError):
@@ -198,7 +231,7 @@ def assign(owner: Any, key: Any, tensor: Any) -> None:
     if held(owner, key) is tensor:
         return
     try:
-        if isinstance(owner, _Tuple):
+        if isinstance(owner, _Inside):
             owner.write(key, tensor)
         elif container_type(owner) is None:
             setattr(owner, key, tensor)

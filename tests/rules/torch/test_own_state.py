@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -273,3 +275,63 @@ def test_a_variance_around_the_running_mean_at_a_small_rate(place):
     assert sole(report, "BN101").severity == "error"
     assert rows_of(report) == NORMS
     assert [layer.update_rate for layer in report.layers] == pytest.approx([0.001] * 2, rel=0.02)
+
+
+# containers that a pass replaces ------------------------------------------------------------------
+
+Pair = collections.namedtuple("Pair", "centre spread")
+
+
+@dataclasses.dataclass
+class Record:
+    centre: Tensor
+    spread: Tensor
+
+
+BOXES = {
+    "list": (lambda m, v: [m, v], list),
+    "dictionary": (lambda m, v: {"m": m, "v": v}, lambda box: box.values()),
+    "named tuple": (Pair, tuple),
+    "object": (Record, lambda box: (box.centre, box.spread)),
+    "list of lists": (lambda m, v: [[m], [v]], lambda box: (box[0][0], box[1][0])),
+    "queue of the last": (
+        lambda m, v: collections.deque([(m, v)], maxlen=1),
+        lambda box: box[-1],
+    ),
+}
+
+
+class Boxed(nn.Module):
+    """Keeps its statistics in a container, and makes another one at each call."""
+
+    def __init__(self, channels: int, box: str, keep: float) -> None:
+        super().__init__()
+        self.make, self.open = BOXES[box]
+        self.box, self.keep = self.make(torch.zeros(channels), torch.ones(channels)), keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        centre, spread = self.open(self.box)
+        if self.training:
+            kept, rate = (centre, spread), 1 - self.keep
+            centre, spread = x.mean(0), x.std(0)
+            new = (k + rate * (b.detach() - k) for k, b in zip(kept, (centre, spread), strict=True))
+            self.box = self.make(*new)
+        return (x - centre) / (spread + 1e-3)
+
+
+@pytest.mark.parametrize("keep", [0.7, 0.996])
+@pytest.mark.parametrize("box", BOXES)
+def test_state_in_a_container_that_each_call_makes_anew(box, keep):
+    torch.manual_seed(0)
+    x = 10 + 2 * torch.randn(64, 8)
+    y = ((x - 10) @ torch.randn(8, 4)).argmax(1)
+    model = nn.Sequential(nn.Linear(8, 32), Boxed(32, box, keep), nn.ReLU(), nn.Linear(32, 4))
+    before = model[1].box
+    report = check(model, (x, y), steps=60, optimizer=lambda p: torch.optim.Adam(p, 3e-3))
+    assert model[1].box is before
+    (layer,) = report.layers
+    assert layer.update_rate == pytest.approx(1 - keep, rel=0.02)
+    if keep == 0.7:
+        silent(report)
+    else:
+        sole(report, "BN101")

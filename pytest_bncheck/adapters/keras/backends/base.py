@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -106,8 +106,7 @@ class Loose:
         self._put(keras.ops.cast(value, self.dtype))
 
     def _put(self, value: Tensor) -> None:
-        if isinstance(self._holder, (list, MutableMapping)):  # a tuple keeps what it has
-            self._holder[self._key] = value
+        self._holder[self._key] = value
 
 
 class Backend(ABC):
