@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pytest_bncheck.adapters import accelerators
-from pytest_bncheck.adapters.undo import run_all
+from pytest_bncheck.adapters.undo import Ending, run_all
 
 
 class RandomState:
@@ -55,12 +55,10 @@ def seed_everything(seed: int) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed every generator for a while, then put each back where it was."""
-    before = RandomState.capture()
-    try:
+    ending = Ending(RandomState.capture().restore)
+    with ending, ending:
         seed_everything(seed)
         yield
-    finally:
-        before.restore()
 
 
 class _Source(NamedTuple):
@@ -96,6 +94,17 @@ def _comparable(state: Any) -> Any:
 
 
 # the sources --------------------------------------------------------------------------------------
+
+
+def _read_numpy(numpy: Any) -> list[Any]:
+    return [numpy.random.get_bit_generator(), numpy.random.get_state(legacy=False)]
+
+
+def _write_numpy(numpy: Any, states: list[Any]) -> None:
+    generator, state = states
+    if numpy.random.get_bit_generator() is not generator:
+        numpy.random.set_bit_generator(generator)
+    numpy.random.set_state(state)
 
 
 def _read_torch(torch: Any) -> list[Any]:
@@ -160,8 +169,8 @@ _SOURCES = {
         lambda module, seed: module.seed(seed),
     ),
     "numpy": _Source(
-        lambda numpy: numpy.random.get_state(legacy=False),
-        lambda numpy, state: numpy.random.set_state(state),
+        _read_numpy,
+        _write_numpy,
         lambda numpy, seed: numpy.random.seed(seed),
     ),
     "torch": _Source(_read_torch, _write_torch, _seed_torch),

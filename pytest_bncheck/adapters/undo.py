@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from types import FrameType
+from typing import Any, TypeAlias
 
 Undo: TypeAlias = Callable[[], object]
 """Puts one object back as it was."""
@@ -34,3 +37,60 @@ def run_all(undos: Iterable[Undo]) -> None:
             raise first
     finally:
         first = None  # else the error would hold this frame, and its frame the error
+
+
+class Undisturbed:
+    """A ``with`` block in which signals wait: their handlers are called at its end.
+
+    Only in the main thread, where Python calls handlers at all.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Any] = {}
+        self._waiting: list[tuple[int, FrameType | None]] = []
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        try:
+            for number in signal.valid_signals():
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self._handlers[number] = handler
+                    signal.signal(number, self._wait)
+        except BaseException:  # of a handler that still was in place
+            self._put_back()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._put_back()
+        for number, frame in self._waiting:
+            self._handlers[number](number, frame)
+
+    def _wait(self, number: int, frame: FrameType | None) -> None:
+        self._waiting.append((number, frame))
+
+    def _put_back(self) -> None:
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._wait:  # not what an undo put in its place
+                signal.signal(number, handler)
+
+
+class Ending:
+    """What has to be done at the end of a ``with`` block, once, whatever a signal interrupts.
+
+    Enter it twice, ``with ending, ending:``. A signal can come when the first exit has just begun;
+    then the second does the work.
+    """
+
+    def __init__(self, work: Undo) -> None:
+        self._work, self._begun = work, False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        if not self._begun:
+            with Undisturbed():
+                self._begun = True
+                self._work()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -21,6 +22,7 @@ from pytest_bncheck.adapters.base import (
 )
 from pytest_bncheck.adapters.hints import given
 from pytest_bncheck.adapters.random_state import seeded
+from pytest_bncheck.adapters.undo import Ending
 from pytest_bncheck.errors import users_error
 from pytest_bncheck.evidence import (
     Evidence,
@@ -48,6 +50,9 @@ from pytest_bncheck.types import (
 Progress: TypeAlias = Callable[[int, int, bool, Callable[[], float]], None]
 """Told after each training step: steps so far, the most there can be, whether all of them will be
 made, and how to get the loss."""
+
+_ALONE = threading.RLock()
+"""Held by the thread that makes a check; a check may make another."""
 
 AUTO_FIRST, AUTO_EVERY, AUTO_LAST = 20, 10, 150
 """`steps="auto"`: the first look, the steps between looks, the end."""
@@ -87,6 +92,11 @@ def run(
         What the user's code raised, with its own traceback. The model is as found even then.
     """
     __tracebackhide__ = True
+    if not _ALONE.acquire(blocking=False):
+        raise InputError(
+            "another thread of this process is making a check; both would train and put back the "
+            "same switches and random state, so make one after the other"
+        )
     try:
         within = contextvars.copy_context()  # what user code sets in it ends with it
         return within.run(_run, model, batches, settings, recipe, adapter, progress)
@@ -95,6 +105,8 @@ def run(
         if own is error:
             del own  # else the error would hold this frame, and its frame the error
             raise
+    finally:
+        _ALONE.release()
     try:
         raise own
     finally:
@@ -121,11 +133,10 @@ def _run(
         subject.expected_steps = AUTO_LAST if settings.steps == "auto" else settings.steps
         subject.save()
         finished = False
-        try:
+        ending = Ending(lambda: subject.restore(keep_weights=finished and not settings.restore))
+        with ending, ending:
             evidence = _experiment(subject, len(batches), settings, clock, progress)
             finished = True
-        finally:
-            subject.restore(keep_weights=finished and not settings.restore)
         return conclude.report(evidence, rules.find(evidence), subject, clock.stop())
 
 

@@ -44,7 +44,7 @@ class Attempt:
     marker: tuple[settings.Source, ...] = ()
     marked: bool = False
     checks: list[dict[str, Any]] = field(default_factory=list)
-    pending: Exception | None = None
+    pending: BaseException | None = None
     started: bool = False
     seeded: frozenset[str] = frozenset(definitions.INPUTS)
 

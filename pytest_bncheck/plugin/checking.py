@@ -42,7 +42,7 @@ class Checking:
         attempt = item.stash[ATTEMPT]
         attempt.started = True
         if attempt.pending:
-            failing.raise_at_test_line(item, attempt.pending)
+            failing.raise_pending(item, attempt.pending)
         result = yield
         attempts.require_check(item)
         return result

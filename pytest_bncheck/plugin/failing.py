@@ -37,10 +37,27 @@ def refuse(error: InputError) -> NoReturn:
     raise failure from None  # or pytest would print the same text twice
 
 
+def breaks_fixtures(error: BaseException) -> bool:
+    """Whether pytest could not use a fixture again that ends in it: SystemExit, for one.
+
+    All later tests would fail in the same fixture. It fails the test itself instead.
+    """
+    outcomes = pytest.fail.Exception, pytest.skip.Exception
+    return not isinstance(error, (Exception, KeyboardInterrupt, *outcomes))
+
+
 def reason(error: BaseException) -> BaseException:
     """The error that a failure of `refuse` stands for; any other error itself."""
     found: BaseException = getattr(error, REASON, error)
     return found
+
+
+def raise_pending(item: pytest.Item, error: BaseException) -> NoReturn:
+    """Raise what ended a check: the plugin's errors from the line of the test."""
+    __tracebackhide__ = True
+    if not isinstance(error, Exception):
+        raise error  # the user's, with the user's traceback
+    raise_at_test_line(item, error)
 
 
 def raise_at_test_line(item: pytest.Item, error: Exception) -> NoReturn:
@@ -58,7 +75,7 @@ def raise_at_test_line(item: pytest.Item, error: Exception) -> NoReturn:
     fail()
 
 
-def point_at_test_line(call: pytest.CallInfo[None], error: Exception | None) -> None:
+def point_at_test_line(call: pytest.CallInfo[None], error: BaseException | None) -> None:
     """Cut the frames of pytest and of the plugin off what `raise_at_test_line` raised.
 
     Parameters
@@ -68,7 +85,7 @@ def point_at_test_line(call: pytest.CallInfo[None], error: Exception | None) -> 
     error
         The error raised there, if any; a failure with another error is left alone.
     """
-    if error is None or call.excinfo is None or call.excinfo.value is not error:
+    if not isinstance(error, Exception) or call.excinfo is None or call.excinfo.value is not error:
         return
     last = error.__traceback__
     while last is not None and last.tb_next is not None:

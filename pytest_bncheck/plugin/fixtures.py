@@ -131,7 +131,7 @@ def bncheck_report(
     """The report on `bncheck_model`; a failing check fails the test before its body."""
     __tracebackhide__ = True
     from pytest_bncheck.plugin.attempt import run_check
-    from pytest_bncheck.plugin.failing import check_failed, refuse
+    from pytest_bncheck.plugin.failing import breaks_fixtures, check_failed, refuse
     from pytest_bncheck.plugin.stash import ATTEMPT
 
     functions = {
@@ -150,6 +150,11 @@ def bncheck_report(
         report = run_check(item, bncheck_model, batch, batches, {}, functions)
     except InputError as error:
         refuse(error)
+    except BaseException as error:
+        if attempt.started or not breaks_fixtures(error):
+            raise
+        attempt.pending = error
+        return None
     if not report.ok:
         if attempt.started:
             raise check_failed(report)

@@ -32,7 +32,8 @@ class States:
 
     def __init__(self, places: Sequence[Place], backend: Backend) -> None:
         self._backend = backend
-        self._places = {p.name: p for p in places if keras.backend.is_float_dtype(_dtype(p))}
+        kept = (p for p in places if keras.backend.is_float_dtype(_dtype(p)) and _has_shape(p))
+        self._places = {p.name: p for p in kept}
         self.logs = sum(map(_size, self._places.values())) <= MOST_LOGGED
         self._start: list[Array] = []
 
@@ -120,3 +121,9 @@ def _dtype(place: Place) -> str:
 
 def _size(place: Place) -> int:
     return int(np.prod(place.variable.shape))
+
+
+def _has_shape(place: Place) -> bool:
+    """Whether a variable always has one shape: those of TensorFlow need not."""
+    known = getattr(place.variable.shape, "is_fully_defined", None)
+    return known is None or bool(known())

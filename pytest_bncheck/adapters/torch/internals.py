@@ -254,6 +254,10 @@ _DISPATCH_MODES = find("torch.utils._python_dispatch._get_current_dispatch_mode_
 _DEVICE_MODE: Any = find("torch.utils._device.DeviceContext")
 
 
+_ENTERED: list[torch.inference_mode] = []
+"""Never left: that would bring the mode back which somebody's code forgot to leave."""
+
+
 def remember_modes() -> Callable[[], None]:
     """Remember the modes that see every call of a function or an operation, but the device's."""
     stacks: list[tuple[Any, Any]] = [
@@ -261,6 +265,7 @@ def remember_modes() -> Callable[[], None]:
         (_DISPATCH_MODES, TorchDispatchMode),
     ]
     before = [(read, kind, read()) for read, kind in stacks if read is not None]
+    inference = torch.is_inference_mode_enabled()
 
     def others(modes: list[Any]) -> list[Any]:
         return [mode for mode in modes if _DEVICE_MODE is None or type(mode) is not _DEVICE_MODE]
@@ -274,6 +279,10 @@ def remember_modes() -> Callable[[], None]:
                 devices = [mode for mode in now if mode not in others(now)]
                 for mode in [*devices, *wanted]:
                     kind.__enter__(mode)
+        if torch.is_inference_mode_enabled() != inference:
+            other = torch.inference_mode(inference)
+            other.__enter__()
+            _ENTERED.append(other)
 
     return undo
 

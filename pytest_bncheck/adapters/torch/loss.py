@@ -173,7 +173,7 @@ def infer(outputs: Any, targets: Any, kind: str | None = None) -> Loss:
     output = main_output(outputs)
     if not isinstance(output, Tensor) or not isinstance(targets, Tensor):
         raise _unclear(outputs, targets)
-    if not output.is_floating_point():
+    if not output.is_floating_point() or output.layout is not torch.strided:
         raise _unclear(outputs, targets)
     if classes(output, targets):
         check_labels(output, targets)
@@ -334,7 +334,7 @@ def _like(output: Tensor, targets: Tensor) -> Tensor:
 
 def _is_one_column(output: Tensor) -> bool:
     """Whether an output is one number for each sample, or for each place of one: a mask."""
-    return output.dim() == 1 or output.shape[1] == 1
+    return output.dim() == 1 or (output.dim() > 1 and output.shape[1] == 1)
 
 
 def _fits_one_column(output: Tensor, targets: Tensor) -> bool:

@@ -83,7 +83,7 @@ class Watch:
         if inputs and getattr(inputs[0], "dtype", None) in (torch.float16, torch.bfloat16):
             self.low_precision = inputs[0].dtype
         self.order.setdefault(module)
-        self.calls[module] += module.training
+        self.calls[module] += bool(module.training)  # None counts as eval mode, as in PyTorch
         if torch.is_grad_enabled():
             (self.taught if module.training else self.learning).setdefault(module)
         (self.training if module.training else self.inference).setdefault(module)

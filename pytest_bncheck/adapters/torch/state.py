@@ -253,12 +253,14 @@ def _remember_tensor(
 def _remember_inference(tensor: torch.Tensor) -> Undo:
     """How to put back a tensor that has no part in autograd, made under `inference_mode`."""
     with torch.inference_mode():
-        values = tensor.clone()
+        data, values = tensor.data, tensor.clone()
 
     def undo() -> None:
         with torch.inference_mode():
-            if tensor.shape != values.shape or not bool(equal(tensor, values)):
-                overwrite(tensor, values)
+            if not bool(equal(data, values)):
+                overwrite(data, values)
+            if _moved(tensor, data):
+                tensor.data = data
 
     return undo
 

@@ -189,13 +189,21 @@ class States:
 
     def read(self, names: Collection[str] | None = None) -> dict[str, Array]:
         """Values of some states now, or of all."""
-        wanted = [place for place in self._places if names is None or place[0] in names]
+        wanted = [
+            place
+            for place in self._places
+            if (names is None or place[0] in names) and isinstance(held(*place[1:]), Tensor)
+        ]
         values = on_host([dense(held(owner, key)).reshape(-1) for _, owner, key in wanted])
         return {name: row for (name, _, _), row in zip(wanted, values, strict=True)}
 
     def write(self, values: Mapping[str, Array]) -> None:
         """Set some states."""
-        wanted = [place for place in self._places if place[0] in values]
+        wanted = [
+            place
+            for place in self._places
+            if place[0] in values and isinstance(held(*place[1:]), Tensor)
+        ]
         tensors = [held(owner, key) for _, owner, key in wanted]
         fill(tensors, [values[name] for name, _, _ in wanted])
 

@@ -37,6 +37,7 @@ class Jax(Backend):
     """See `Backend`."""
 
     name = "jax"
+
     compilation = "jit"
     compiles_passes = True  # eager operations are compiled too, one by one
     steps_to_pay = 1
@@ -186,6 +187,8 @@ class Jax(Backend):
         *,
         few_runs: bool = False,
     ) -> Callable[[Any], Any]:
+        if jax.config.jax_disable_jit:  # somebody is looking for a fault
+            return function
         known = {id(variable) for variable in variables}
         updated: list[Variable] = []
 
