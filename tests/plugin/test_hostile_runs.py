@@ -150,6 +150,26 @@ def test_a_check_that_ends_in_system_exit_is_in_the_report(project, processes):
     assert [check["error"] for check in checks] == ["SystemExit: usage"]
 
 
+ONE_EXIT = """
+import sys, pytest
+@pytest.fixture
+def bncheck_train_step(request):
+    return (lambda model, batch: sys.exit(3)) if request.node.name == "test_a" else None
+@pytest.mark.bn_consistency(steps=3, ignore="BN")
+def test_a(): ...
+@pytest.mark.bn_consistency(steps=3, ignore="BN")
+def test_b(): ...
+"""
+
+
+@pytest.mark.parametrize("processes", PROCESSES, ids=["one process", "xdist"])
+def test_a_system_exit_fails_its_own_test_only(project, processes):
+    project.pytester.makepyfile(ONE_EXIT)
+    result = project.run("--bncheck-json=report.json", *workers(*processes))
+    result.assert_outcomes(failed=1, passed=1)
+    assert [check["verdict"] for check in project.report()["checks"]] == ["error", "pass"]
+
+
 def test_another_process_says_that_it_is_silent(project, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -253,7 +273,7 @@ def test_a(): ...
 @pytest.mark.parametrize("error", ["GeneratorExit", "asyncio.CancelledError", "BaseException"])
 def test_no_exception_is_too_base_for_the_report(project, error):
     project.pytester.makepyfile(ENDING.format(error=error))
-    project.run("--bncheck-json=report.json").assert_outcomes(errors=1)
+    project.run("--bncheck-json=report.json").assert_outcomes(failed=1)
     name = error.rpartition(".")[2]
     assert [check["error"] for check in project.report()["checks"]] == [f"{name}: "]
 

@@ -14,12 +14,14 @@ import hashlib
 import itertools
 import queue
 import random
+import signal
 import socket
 import sqlite3
 import sys
 import threading
 import types
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
@@ -30,6 +32,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn
+from torch.nn.utils import prune
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
@@ -37,6 +40,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from doing import Doing, X, Y
 from pytest_bncheck import InputError, check
 from pytest_bncheck.adapters import graph
+from pytest_bncheck.adapters.undo import Ending, Undisturbed
 from refusing import Refusing, refuse
 
 RNG = np.random.default_rng(0)
@@ -684,3 +688,170 @@ def test_modules_that_train_without_the_plugin(middle):
     model = net(middle())
     report = run(model, train_step=stepping(lambda model: None))
     assert report.error is None
+
+
+# found by a fourth attack -------------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    """What the handler of a signal raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers on this system")
+def test_a_signal_as_soon_as_the_ending_begins(monkeypatch):
+    """A second exit does the work of the first, and the work itself is never interrupted."""
+    done = []
+    real, calls = Ending.__exit__, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 1:
+            raise Interrupted
+        real(self, *args)
+
+    monkeypatch.setattr(Ending, "__exit__", interrupted)
+    ending = Ending(lambda: done.append(1))
+    with pytest.raises(Interrupted), ending, ending:
+        pass
+    assert done == [1]
+
+
+def test_signals_wait_for_the_end_of_an_undo():
+    def throw(*_):
+        raise Interrupted
+
+    steps, before = [], signal.signal(signal.SIGINT, throw)
+    try:
+        with pytest.raises(Interrupted), Undisturbed():
+            steps.append(signal.raise_signal(signal.SIGINT))
+        assert steps == [None]
+        assert signal.getsignal(signal.SIGINT) is throw
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_only_one_thread_makes_a_check():
+    def step(model, batch):
+        refused = []
+
+        def other():
+            with suppress(InputError):
+                run(net())
+                return
+            refused.append(1)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert refused
+        run(net())  # one inside of the other is no second thread
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    run(net(), train_step=step)
+    run(net())
+
+
+LEFT_ON = {
+    "inference mode": (
+        lambda: torch.inference_mode().__enter__(),
+        torch.is_inference_mode_enabled,
+    ),
+    "numpy's generator": (
+        lambda: np.random.set_bit_generator(np.random.PCG64(1)),
+        lambda: type(np.random.get_bit_generator()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_ON)
+def test_modes_that_a_step_leaves_on(name):
+    enter, read = LEFT_ON[name]
+    before, entered = read(), []
+
+    def step(model, batch):
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        if not entered:
+            entered.append(enter())
+        return loss
+
+    try:
+        run(net(), train_step=step)
+    except RuntimeError:  # nothing trains in inference mode
+        assert name == "inference mode"
+    assert read() == before
+
+
+@pytest.mark.parametrize("change", ["resize_", "double"])
+def test_tensors_of_inference_mode_that_change_their_form(change):
+    with torch.inference_mode():
+        held = torch.arange(3.0)
+
+    def act():
+        with torch.inference_mode():
+            if change == "resize_":
+                held.resize_(7).fill_(1)
+            else:
+                held.data = held.double() + 1
+
+    run(net(Doing(act)))
+    assert held.tolist() == [0, 1, 2]
+    assert held.dtype == torch.float32
+
+
+class Sum(nn.Module):
+    def forward(self, x):
+        return x.sum()
+
+
+class Sparse(nn.Module):
+    def forward(self, x):
+        return x.to_sparse()
+
+
+@pytest.mark.parametrize("last", [Sum, Sparse])
+@pytest.mark.parametrize("targets", [Y, Y.float(), torch.rand(len(Y))], ids=["0", "1", "2"])
+def test_outputs_that_suggest_no_loss_are_one_clear_error(last, targets):
+    with pytest.raises(InputError, match=r"outputs|loss"):
+        run(nn.Sequential(net(), last()), (X, targets))
+
+
+def test_a_buffer_that_a_step_deletes():
+    model = net()
+    prune.l1_unstructured(model[0], "weight", amount=3)
+    names = [name for name, _ in model.named_buffers()]
+
+    def remove(model):
+        if prune.is_pruned(model[0]):
+            prune.remove(model[0], "weight")
+
+    run(model, train_step=stepping(remove))
+    assert [name for name, _ in model.named_buffers()] == names
+
+
+def test_a_module_without_a_mode():
+    model = net()
+    model[1].training = None  # PyTorch takes it as eval mode
+    run(model)
+    assert model[1].training is None
+
+
+def test_what_the_first_pass_of_a_lazy_model_changes():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lazy, self.last = nn.LazyLinear(8), nn.Linear(8, 2)
+            self.calls, self.log, self.dice = 0, [], torch.Generator().manual_seed(1)
+            self.register_buffer("total", torch.zeros(1))
+
+        def forward(self, x):
+            self.calls += 1
+            self.log.append(torch.rand(1, generator=self.dice))
+            self.total.add_(1)
+            return self.last(self.lazy(x))
+
+    model = Counting()
+    before = model.dice.get_state()
+    run(model)
+    assert (model.calls, model.log, model.total.tolist()) == (0, [], [0])
+    assert torch.equal(model.dice.get_state(), before)
+    assert model.lazy.weight.shape == (8, 4)

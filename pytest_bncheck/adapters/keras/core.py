@@ -41,7 +41,7 @@ from pytest_bncheck.adapters.keras.records import (
     streams_of,
 )
 from pytest_bncheck.adapters.keras.slopes import Slopes
-from pytest_bncheck.adapters.keras.state import Snapshot, put_back
+from pytest_bncheck.adapters.keras.state import Snapshot, besides_building, put_back
 from pytest_bncheck.adapters.keras.step import check_optimizer
 from pytest_bncheck.adapters.keras.stock import strangers
 from pytest_bncheck.adapters.keras.subject import Subject
@@ -132,13 +132,15 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
     def save(self) -> None:
         __tracebackhide__ = True
         subject = self._subject
+        functions = vars(subject.recipe).values()
         for batch in self._batches if self.expected_steps else ():
             batch.require_targets()
         try:
             self._cleanup.enter_context(subject.backend.nothing_traced())
             if not all(layer.built for layer in internals.flat_layers(subject.model)):
-                self._watch_order()
-            self._snapshot = Snapshot(subject.model, subject.backend, vars(subject.recipe).values())
+                with besides_building(subject.model, subject.backend, functions):
+                    self._watch_order()
+            self._snapshot = Snapshot(subject.model, subject.backend, functions)
             self._snapshot.name_what_is_left()
             if self._moves:
                 back = subject.backend.move(self._snapshot.variables, self.device)

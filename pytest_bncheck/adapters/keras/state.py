@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from pytest_bncheck.adapters import random_state
+from pytest_bncheck.adapters.attributes import PlainAttributes
 from pytest_bncheck.adapters.containers import container_type, holds, members_of, refill
 from pytest_bncheck.adapters.graph import Graph
 from pytest_bncheck.adapters.keras import internals
@@ -23,7 +24,7 @@ from pytest_bncheck.adapters.keras.backends.base import (
     wide_type,
 )
 from pytest_bncheck.adapters.keras.places import loose_variables
-from pytest_bncheck.adapters.undo import Undo, run_all
+from pytest_bncheck.adapters.undo import Ending, Undo, run_all
 
 RESOLUTION = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 """Spacing of the floating-point numbers around 1, by their type."""
@@ -249,6 +250,31 @@ class Reach(Graph):
         return super()._is_open(item) or (
             isinstance(item, self._backend.walked) and not isinstance(item, type)
         )
+
+
+class _BesidesUnbuilt(Reach):
+    """All but the layers that a first pass has yet to build."""
+
+    def _is_open(self, item: Any) -> bool:
+        waits = isinstance(item, keras.Layer) and not item.built
+        return not waits and super()._is_open(item)
+
+
+@contextlib.contextmanager
+def besides_building(model: Any, backend: Backend, functions: Iterable[Any]) -> Iterator[None]:
+    """Put back what a pass changes that also builds layers.
+
+    Of these only plain attributes: what else is new in them is the building.
+    """
+    layers = internals.flat_layers(model)
+    waiting = [(layer, "") for layer in layers if not layer.built]
+    names = {n for layer, _ in waiting for n in vars(layer) if n.startswith("_")} | {"built"}
+    names.discard("_trainable")
+    plain, reach = PlainAttributes(waiting, without=names), _BesidesUnbuilt(backend, ())
+    reach.walk([*functions, *(layer for layer in layers if layer.built)])
+    ending = Ending(lambda: run_all([plain.put_back, reach.undo_all]))
+    with ending, ending:
+        yield
 
 
 def _flags() -> Callable[[], None]:

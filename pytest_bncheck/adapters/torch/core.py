@@ -43,9 +43,9 @@ from pytest_bncheck.adapters.torch.record import Record
 from pytest_bncheck.adapters.torch.refusals import not_finite, refuse_model, refuse_synchronised
 from pytest_bncheck.adapters.torch.rehearsal import Rehearsals
 from pytest_bncheck.adapters.torch.replicas import Replicas, shard_again, sharded_modules
-from pytest_bncheck.adapters.torch.state import Snapshot
+from pytest_bncheck.adapters.torch.state import BesidesLazy, Snapshot
 from pytest_bncheck.adapters.torch.states import States
-from pytest_bncheck.adapters.undo import run_all
+from pytest_bncheck.adapters.undo import Ending, run_all
 from pytest_bncheck.types import (
     Calls,
     Layer,
@@ -155,15 +155,12 @@ class TorchCore(Adapter):
     def _materialise(self) -> None:
         """Give lazy modules their parameters by one forward pass, which changes nothing else."""
         __tracebackhide__ = True
-        modes = {module: module.training for module in self.model.modules()}
-        for module in modes:
+        before = BesidesLazy(self.model, *vars(self.recipe).values(), self._batches)
+        for module in self.model.modules():
             module.training = False
-        try:
-            with torch.no_grad(), as_written():
-                self._make_passes({}).forward(to_tensors(self._batches[0], self._home, None))
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        ending = Ending(before.restore)
+        with ending, ending, torch.no_grad(), as_written():
+            self._make_passes({}).forward(to_tensors(self._batches[0], self._home, None))
 
     def restore(self, *, keep_weights: bool = False) -> None:
         trained = self._states.trained() if keep_weights else None

@@ -20,8 +20,10 @@ from pytest_bncheck.adapters.loaders import remember_generators
 from pytest_bncheck.adapters.objects import remember_class_attributes
 from pytest_bncheck.adapters.torch.internals import (
     as_plain_tensors,
+    buffers_by_name,
     global_hooks,
     hooks_of,
+    parameters_by_name,
     plain_name,
     registries,
     script_attributes,
@@ -138,6 +140,30 @@ class Snapshot(Graph):
         finally:
             self.values.clear()
             self._kept.clear()
+
+
+class BesidesLazy(Snapshot):
+    """As `Snapshot`, without the modules whose parameters a first pass has yet to make."""
+
+    def remember(self, item: Any) -> Undo | None:
+        return None if is_lazy(item) else super().remember(item)
+
+    def attributes(self, item: Any) -> list[dict[str, Any]]:
+        return [] if is_lazy(item) else super().attributes(item)
+
+    def children(self, item: Any) -> Iterator[tuple[str, Any]]:
+        return iter(()) if is_lazy(item) else super().children(item)
+
+    def _is_open(self, item: Any) -> bool:
+        return not is_lazy(item) and super()._is_open(item)
+
+
+def is_lazy(item: Any) -> bool:
+    """Whether it is a parameter that has no values yet, or a module with one of its own."""
+    if isinstance(item, nn.Module):
+        held = (*parameters_by_name(item).values(), *buffers_by_name(item).values())
+        return any(each is not None and nn.parameter.is_lazy(each) for each in held)
+    return isinstance(item, torch.Tensor) and nn.parameter.is_lazy(item)
 
 
 def _is_made_for_one(item: Any) -> bool:

@@ -152,6 +152,33 @@ def test_usual_arrays_are_taken(batch):
     assert check(net, batch, steps=1).error is None
 
 
+@pytest.mark.filterwarnings("ignore:`build..` was called on layer")
+def test_what_a_pass_changes_that_builds_a_layer():
+    class Counting(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = keras.layers.Dense(8), keras.layers.Dense(3)
+            self.unused = keras.layers.Dense(2)
+            self.log, self.count = [], 0
+
+        def call(self, x, training=None):
+            self.log.append(1)
+            self.count += 1
+            self.unused.trainable = False
+            return self.last(self.first(x))
+
+    net = Counting()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    net.compile("sgd", loss, run_eagerly=True)
+    net(X)
+    before = [*net.log], net.count
+    net.unused.trainable = True
+    check(net, (X, Y), steps=1)
+    assert ([*net.log], net.count) == before
+    assert net.unused.trainable
+    assert not net.unused.built
+
+
 TENSORFLOW = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow")
 
 
