@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -164,10 +165,10 @@ def _run_passes(
     draws = _draw(adapter, path) if path is not None and train is not None else []
     if (reference := _reference(adapter, train, draws)) is not train:
         train, batch = reference, on_path.statistics or batch
+        noisy = noisy if adapter.stochastic else batch
     noisy_path = _decides_worse_than_all(adapter, first.prediction, draws)
     if noisy_path:
         path = dataclasses.replace(averaged(draws), random=False)  # chance does not explain it
-        noisy = noisy if adapter.stochastic else batch
     stop, layers = adapter.read(), adapter.layers()
     if adapter.stochastic and not agree(adapter, _fit(stop, noisy, layers)):
         more = [adapter.run(0, Mode.TRAINING).statistics for _ in range(DRAWS - 1)]
@@ -183,6 +184,8 @@ def _run_passes(
             noisy = seen or adapter.run(0, Mode.TRAINING).statistics
     again, half_again, traces = _repeat(adapter, evaluated, half)
     found, shares = _find_states(adapter, train, evaluated, probes)
+    if found and train is not None:
+        found = _debiased(adapter, panel, batch, train, found)
     stop = adapter.read()
     if train is not first.prediction and not found:
         batch = first.statistics
@@ -296,6 +299,36 @@ def _find_states(
                 return [], True
     adapter.adopt(found)
     return found, False
+
+
+def _debiased(
+    adapter: Adapter,
+    panel: Panel,
+    batch: Statistics,
+    train: Prediction,
+    found: list[RunningState],
+) -> list[RunningState]:
+    """Running states that eval mode frees of their initial value when it reads them, as Adam does.
+
+    It divides by ``1 - (1-α)^t``, so that not the settled values give the prediction of training
+    mode, but these with as much of the initial value as the count of the updates says.
+    """
+    if not isinstance(adapter, Stateful) or panel.size > 1:
+        return found
+    mixed = states.with_initial_value(adapter, found, len(adapter.losses))
+    if not mixed:
+        return found
+
+    def apart(each: Sequence[RunningState]) -> float:
+        prediction = panel.predict_with(_with_states(batch, each), exact=True)
+        gap = predictions.gap(prediction.outputs, train.outputs)
+        return math.inf if gap is None else gap
+
+    allowed = max(PATH_GAP, adapter.noise)
+    if apart(found) <= allowed or not apart(mixed) <= allowed:
+        return found
+    adapter.adopt(mixed)
+    return mixed
 
 
 def _with_states(known: Statistics, found: Sequence[RunningState]) -> Statistics:

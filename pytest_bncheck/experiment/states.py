@@ -7,6 +7,7 @@ number of layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -134,6 +135,29 @@ def settled_on(
     if stochastic:
         reached = _mean_over_draws(adapter, index, rates, 1, reached)
     return [np.concatenate([reached[name] for name in each.states]) for each in found]
+
+
+def with_initial_value(
+    adapter: Stateful, found: Sequence[RunningState], steps: int
+) -> list[RunningState]:
+    """The same where the settled values are mixed with what is left of the initial ones.
+
+    Nothing is left of the initial value for one who reads them so. Empty where they are alike, or
+    the start is not known.
+    """
+    starts = {state.name: state.start for state in adapter.states()}
+    mixed = []
+    for each in found:
+        own = [starts.get(name) for name in each.states]
+        first = [start for start in own if start is not None]
+        if each.update_rate is None or len(first) < len(own) or not steps:
+            return []
+        shares = each.kept or [running.remaining_weight(each.update_rate, each.updates)]
+        left = math.prod(shares)
+        values = left * np.concatenate(first) + (1.0 - left) * each.settled
+        mixed.append(replace(each, settled=values, kept=(0.0,) * steps))
+    alike = all(_same(a.settled, b.settled) for a, b in zip(found, mixed, strict=True))
+    return [] if alike else mixed
 
 
 def predict_settled(adapter: Stateful, found: Sequence[RunningState]) -> Prediction | None:

@@ -52,6 +52,22 @@ class Scheduled(RangeNorm):
         variable.assign((1.0 - rate) * variable + rate * ops.stop_gradient(value))
 
 
+class Debiased(RangeNorm):
+    """Averages from 0 which inference divides by ``1 - b^t``, as Adam does."""
+
+    def build(self, shape: Any) -> None:
+        self.centre = self.add_weight(shape=(shape[-1],), initializer="zeros", trainable=False)
+        self.extent = self.add_weight(shape=(shape[-1],), initializer="zeros", trainable=False)
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        if training:
+            self.calls.assign_add(1.0)
+            return super().call(x, training)
+        share = 1.0 - self.keeps**self.calls
+        return (x - self.centre / share) / (self.extent / share + 1e-3)
+
+
 class InList(RangeNorm):
     """Keeps them in variables that Keras does not track."""
 

@@ -9,7 +9,7 @@ import pytest
 keras = pytest.importorskip("keras")
 
 from keras_nets import KIND, NORMS, data, fast, functional, net, run, silent, sole
-from keras_norms import Every4, InList, RangeNorm, Scheduled, wrapped
+from keras_norms import Debiased, Every4, InList, RangeNorm, Scheduled, wrapped
 from keras_steps import Inside
 from pytest_bncheck import check
 
@@ -54,6 +54,14 @@ def test_statistics_whose_rate_follows_a_schedule(kind):
     left = math.prod(1 - 0.1 * 0.95**k for k in range(STEPS))
     assert [layer.initial_weight for layer in report.layers] == pytest.approx([left] * 2, abs=0.02)
     assert rates(report) == pytest.approx([0.1 * 0.95**STEPS] * 2, rel=0.02)
+
+
+@KIND
+@pytest.mark.parametrize("momentum", [0.9, 0.999])
+def test_averages_that_inference_frees_of_their_start(kind, momentum):
+    report = run(net(kind, 0, lambda name: Debiased(momentum, name=name)), kind, 0)
+    silent(report)
+    assert rates(report) == pytest.approx([1 - momentum] * 2, rel=0.02)
 
 
 def test_statistics_in_variables_that_keras_does_not_track():

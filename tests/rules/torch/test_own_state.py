@@ -335,3 +335,58 @@ def test_state_in_a_container_that_each_call_makes_anew(box, keep):
         silent(report)
     else:
         sole(report, "BN101")
+
+
+# averages that are freed of their start when they are read ----------------------------------------
+
+
+class Debiased(nn.Module):
+    """Averages from 0 which eval mode divides by ``1 - b^t``, as Adam does; or forgets to."""
+
+    def __init__(self, channels: int, keep: float, count: str, forgets: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(channels))
+        self.register_buffer("square", torch.zeros(channels))
+        self.keep, self.forgets = keep, forgets
+        if count == "attribute":
+            self.count: Any = 0
+        else:
+            kind = torch.long if count == "whole" else torch.float32
+            self.register_buffer("count", torch.zeros((), dtype=kind))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            centre, square = x.mean(0), x.var(0, unbiased=False)
+            with torch.no_grad():
+                self.centre.mul_(self.keep).add_((1 - self.keep) * centre)
+                self.square.mul_(self.keep).add_((1 - self.keep) * square)
+            self.count += 1
+        else:
+            share = 1.0 if self.forgets else 1 - self.keep ** float(self.count)
+            centre, square = self.centre / share, self.square / share
+        return (x - centre) / (square + 1e-5).sqrt()
+
+
+def debiased(keep: float, seed: int, count: str = "buffer", forgets: bool = False) -> Any:
+    torch.manual_seed(seed)
+    x = 3 + 2 * torch.randn(64, 8)
+    y = ((x - 3) @ torch.randn(8, 4)).argmax(1)
+    layer = Debiased(32, keep, count, forgets)
+    model = nn.Sequential(nn.Linear(8, 32), layer, nn.ReLU(), nn.Linear(32, 4))
+    return check(model, (x, y), steps=40, optimizer=lambda p: torch.optim.Adam(p, 1e-3))
+
+
+@pytest.mark.parametrize("count", ["buffer", "whole", "attribute"])
+@pytest.mark.parametrize("keep", [0.9, 0.99, 0.999])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_averages_that_eval_mode_frees_of_their_start(keep, seed, count):
+    report = debiased(keep, seed, count)
+    silent(report)
+    (layer,) = report.layers
+    assert layer.update_rate == pytest.approx(1 - keep, rel=0.02)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_averages_that_eval_mode_forgets_to_free_of_their_start(seed):
+    finding = sole(debiased(0.99, seed, forgets=True), "BN101")
+    assert finding.evidence["initial_weight"] == pytest.approx(0.99**40, abs=0.02)
