@@ -33,6 +33,7 @@ from pytest_bncheck.adapters.references import (
     children_of,
     is_foreign,
     is_of_a_package,
+    is_plain_module,
     is_users_class,
     passes_for_another,
     slots_of,
@@ -50,12 +51,14 @@ _OPEN = (
     threading.local,
     threading.Event,
     threading.Semaphore,
+    threading.Barrier,
+    BaseException,
     np.ma.MaskedArray,
     weakref.WeakKeyDictionary,
     weakref.WeakValueDictionary,
     weakref.WeakSet,
 )
-"""Classes of the standard library whose objects are nothing but what is put into them."""
+"""Classes of Python, apart from whole modules, whose objects are what is put into them."""
 
 _CACHED = type(functools.lru_cache(print))
 
@@ -76,6 +79,10 @@ NOT_PUT_BACK: dict[str, tuple[type, ...]] = {
     "databases": (),
     "XML elements": (),
     "futures": (),
+    "finalizers": (weakref.finalize,),
+    "processes": (),
+    "objects of multiprocessing": (),
+    "objects of asyncio": (),
     "iterators": (),
 }
 """What cannot be put back, by the name that users read."""
@@ -95,6 +102,15 @@ _BY_NAME = {
     ("concurrent.futures._base", "Future"): "futures",
 }
 """Kinds of those classes that are not imported just to ask for them."""
+
+_BY_MODULE: dict[str, str | None] = {
+    "subprocess": "processes",
+    "multiprocessing.process": "processes",
+    "multiprocessing.context": None,  # how processes are started, which is no state
+    "multiprocessing": "objects of multiprocessing",
+    "asyncio": "objects of asyncio",
+}
+"""Kinds of all classes of a module."""
 
 
 class NotPutBack(UserWarning):
@@ -125,7 +141,7 @@ class Graph:
             if type(item) in PLAIN or id(item) in self._seen or passes_for_another(item):
                 continue
             self._seen[id(item)] = item  # held, so that no other object gets its id
-            kind = not_put_back(item)
+            kind = self.not_put_back(item)
             if kind is not None:
                 self._left.append(f"{path.lstrip('.') or type(item).__name__} ({kind})")
             self.reached(item, path)
@@ -169,6 +185,10 @@ class Graph:
         """How to put back an object of the framework, None for all others."""
         return None
 
+    def not_put_back(self, item: Any) -> str | None:
+        """The kind of an object that cannot be put back; None for all others."""
+        return not_put_back(item)
+
     def attributes(self, item: Any) -> list[dict[str, Any]]:
         """The dictionaries that hold an object's attributes, if it is walked into."""
         is_open = self._is_open(item) or isinstance(item, types.FunctionType)
@@ -195,8 +215,9 @@ def is_open(item: Any, walked: tuple[type, ...], passed_by: tuple[type, ...]) ->
         return False
     if not isinstance(getattr(item, "__dict__", None), dict):
         return False
-    known = isinstance(item, (*walked, *_OPEN)) or not is_foreign(type(item).__module__)
-    return known or _is_mock(item)
+    module = type(item).__module__
+    known = isinstance(item, (*walked, *_OPEN)) or not is_foreign(module)
+    return known or is_plain_module(module) or _is_mock(item)
 
 
 def _is_mock(item: Any) -> bool:
@@ -215,7 +236,16 @@ def not_put_back(item: Any) -> str | None:
     kind = type(item)
     kinds = (name for name, types_ in NOT_PUT_BACK.items() if issubclass(kind, types_))
     known = next(kinds, None) or _BY_NAME.get((kind.__module__, kind.__qualname__))
+    modules = (base.__module__ for base in kind.__mro__)
+    known = known or next(filter(None, map(_kind_of_module, modules)), None)
     return known or ("iterators" if _is_iterator(item) else None)
+
+
+def _kind_of_module(module: Any) -> str | None:
+    if not isinstance(module, str):
+        return None
+    package = module.partition(".")[0]
+    return _BY_MODULE.get(module, _BY_MODULE.get(package))
 
 
 def _is_iterator(item: Any) -> bool:

@@ -13,7 +13,7 @@ import re
 import types
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -30,7 +30,7 @@ from pytest_bncheck.adapters.references import (
     slots_of,
     variables_of,
 )
-from pytest_bncheck.adapters.undo import Undo
+from pytest_bncheck.adapters.undo import Undo, run_all
 
 _POINTERS = frozenset("&OPXzZ")
 """In the formats of C's numbers, what nobody can put back: memory of others."""
@@ -52,8 +52,7 @@ def remember(item: Any) -> Undo | None:
         cells = list(contents_of([item]))
         return lambda: _refill_variables(cells, [])
     if isinstance(item, BaseException):
-        args = item.args
-        return lambda: setattr(item, "args", args) if item.args is not args else None
+        return _remember_attributes(item, _OF_EXCEPTIONS, BaseException.__setattr__)
     if isinstance(item, decimal.Context):
         return _remember_attributes(item, _OF_DECIMALS)
     if is_users_class(item):
@@ -191,7 +190,9 @@ def _remember_memory(item: Any) -> Undo | None:
         values = np.frombuffer(item, np.uint8)
     except (TypeError, ValueError):  # a type of C, a closed file, nothing at all
         return None
-    if not values.flags.writeable or set(kinds) & _POINTERS:
+    if values.flags.writeable and set(kinds) & _POINTERS:
+        return _remember_fields(item)
+    if not values.flags.writeable:
         return None
     before = values.copy()
 
@@ -201,6 +202,28 @@ def _remember_memory(item: Any) -> Undo | None:
             now[:] = before
 
     return undo
+
+
+def _remember_fields(item: Any) -> Undo:
+    """How to put back the numbers of a structure of C beside its pointers."""
+    fields = (vars(base).get("_fields_", ()) for base in type(item).__mro__)
+    kinds = {name: kind for each in fields for name, kind, *_ in each}
+    numbers = [name for name, kind in kinds.items() if _is_number(kind)]
+    inner = (_remember_memory(getattr(item, n)) for n in kinds if n not in numbers)
+    undos = [undo for undo in inner if undo is not None]
+    before = {name: getattr(item, name) for name in numbers}
+
+    def undo() -> None:
+        for name, value in before.items():
+            setattr(item, name, value)
+        run_all(undos)
+
+    return undo
+
+
+def _is_number(kind: Any) -> bool:
+    sign = getattr(kind, "_type_", None)
+    return isinstance(sign, str) and sign not in _POINTERS
 
 
 def remember_class(item: Any) -> Undo:
@@ -246,16 +269,19 @@ def _remember_module(item: types.ModuleType) -> Undo:
 
 
 _OF_FUNCTIONS = ("__code__", "__defaults__", "__kwdefaults__")
+_OF_EXCEPTIONS = ("args", "__cause__", "__suppress_context__")
 _OF_DECIMALS = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
 
 
-def _remember_attributes(item: Any, names: Iterable[str]) -> Undo:
+def _remember_attributes(
+    item: Any, names: Iterable[str], write: Callable[[Any, str, Any], None] = setattr
+) -> Undo:
     before = {name: getattr(item, name) for name in names}
 
     def undo() -> None:
         for name, value in before.items():
             if getattr(item, name) is not value:
-                setattr(item, name, value)
+                write(item, name, value)
 
     return undo
 

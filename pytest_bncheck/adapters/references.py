@@ -34,6 +34,37 @@ _FOREIGN = sys.stdlib_module_names | {
     "_pytest",
     "pytest_bncheck",
 }
+_RUNNING = {
+    "_frozen_importlib",
+    "_frozen_importlib_external",
+    "_io",
+    "_thread",
+    "abc",
+    "asyncio",
+    "builtins",
+    "collections",
+    "concurrent",
+    "ctypes",
+    "functools",
+    "importlib",
+    "io",
+    "logging",
+    "multiprocessing",
+    "os",
+    "queue",
+    "socket",
+    "ssl",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "threading",
+    "types",
+    "typing",
+    "unittest",
+    "weakref",
+}
+"""Modules of Python whose objects are more than their attributes: they run, or wrap others."""
+
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _BOUND = (types.BuiltinMethodType, types.MethodWrapperType)
 
@@ -55,6 +86,12 @@ def package_of(item: Any) -> str:
     """The package of an object's class, "" where the class gives none."""
     module = type(item).__module__
     return module.split(".")[0] if isinstance(module, str) else ""
+
+
+def is_plain_module(module: Any) -> bool:
+    """Whether objects of a module's classes, of Python or numpy, are nothing but what they hold."""
+    package = module.split(".")[0] if isinstance(module, str) else ""
+    return package == "numpy" or (package in sys.stdlib_module_names and package not in _RUNNING)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -135,7 +172,7 @@ def children_of(item: Any) -> Iterator[tuple[str, Any]] | None:
     if isinstance(item, types.CellType):
         return (("", value) for _, value in contents_of([item]) if value is not EMPTY)
     if isinstance(item, BaseException):
-        return iter(((".args", item.args),))
+        return iter(((".args", item.args), (".__cause__", item.__cause__)))
     if isinstance(item, (staticmethod, classmethod)):
         return iter((("", item.__func__),))
     if isinstance(item, property):
@@ -143,6 +180,8 @@ def children_of(item: Any) -> Iterator[tuple[str, Any]] | None:
         return (("", part) for part in parts if part is not None)
     if isinstance(item, functools.cached_property):
         return iter((("", item.func),))
+    if isinstance(item, functools.singledispatchmethod):
+        return iter((("", item.dispatcher), ("", item.func)))
     if kind is np.vectorize:
         return iter((("", item.pyfunc),))
     if isinstance(item, np.ndarray):
@@ -234,18 +273,22 @@ def names_of(code: types.CodeType) -> Iterator[str]:
 
 
 def slots_of(item: Any) -> Iterator[tuple[types.MemberDescriptorType, Any]]:
-    """The slots of an object of a user's class, with their values."""
-    if isinstance(item, (type, types.ModuleType)) or is_foreign(type(item).__module__):
+    """The slots of an object of a user's class, or of a plain one of Python, with their values."""
+    if isinstance(item, (type, types.ModuleType)) or not _has_own_slots(type(item)):
         return
     for base in type(item).__mro__:
         # Compiled types have members too, which nobody can set.
-        written = "__slots__" in vars(base) and not is_foreign(base.__module__)
+        written = "__slots__" in vars(base) and _has_own_slots(base)
         for slot in vars(base).values() if written else ():
             if isinstance(slot, types.MemberDescriptorType):
                 try:
                     yield slot, slot.__get__(item)
                 except AttributeError:
                     yield slot, EMPTY
+
+
+def _has_own_slots(kind: type) -> bool:
+    return not is_foreign(kind.__module__) or is_plain_module(kind.__module__)
 
 
 KEPT_BY_PYTHON = frozenset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import collections
 import concurrent.futures
 import contextvars
@@ -12,12 +13,15 @@ import functools
 import gc
 import hashlib
 import itertools
+import multiprocessing
 import queue
 import random
 import signal
 import socket
 import sqlite3
+import subprocess
 import sys
+import tempfile
 import threading
 import types
 import weakref
@@ -32,6 +36,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import prune
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
@@ -303,6 +308,8 @@ class Dispatched(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+PRODUCTS = torch.backends.cuda.matmul
+
 SWITCHES = {
     "collector": lambda: (gc.disable(), gc.set_threshold(9)),
     "recursion": lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 1),
@@ -320,6 +327,53 @@ SWITCHES = {
     "warnings": lambda: torch.set_warn_always(True),
     "filling": lambda: setattr(torch.utils.deterministic, "fill_uninitialized_memory", False),
     "attention": lambda: torch.backends.cuda.enable_flash_sdp(False),
+    "hooks of Python": lambda: (
+        setattr(sys, "excepthook", print),
+        setattr(sys, "displayhook", print),
+        setattr(sys, "unraisablehook", print),
+        setattr(sys, "breakpointhook", print),
+        setattr(threading, "excepthook", print),
+        sys.set_asyncgen_hooks(print, print),
+    ),
+    "arguments": lambda: (sys.argv.append("a"), setattr(sys, "argv", [])),
+    "limits of Python": lambda: (
+        sys.set_int_max_str_digits(0),
+        sys.set_coroutine_origin_tracking_depth(3),
+        socket.setdefaulttimeout(9),
+        setattr(tempfile, "tempdir", "elsewhere"),
+    ),
+    "events of the collector": lambda: (
+        gc.set_debug(gc.DEBUG_UNCOLLECTABLE),
+        gc.callbacks.append(lambda *_: None),
+    ),
+    "signals": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "products": lambda: (
+        setattr(PRODUCTS, "allow_fp16_reduced_precision_reduction", False),
+        setattr(PRODUCTS, "allow_bf16_reduced_precision_reduction", False),
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True),
+        torch._C._set_sdp_priority_order([2, 1, 0, 3]),
+        torch._C._set_mkldnn_deterministic(True),
+    ),
+    "einsum": lambda: (
+        setattr(torch.backends.opt_einsum, "strategy", "greedy"),
+        setattr(torch.backends.opt_einsum, "enabled", False),
+    ),
+    "quantization": lambda: setattr(
+        torch.backends.quantized, "engine", torch.backends.quantized.supported_engines[0]
+    ),
+    "invariants": torch.sparse.check_sparse_tensor_invariants.enable,
+    "conversions": lambda: (
+        torch.__future__.set_overwrite_module_params_on_conversion(True),
+        torch.__future__.set_swap_module_params_on_conversion(True),
+    ),
+    "gradients": lambda: (
+        torch._C._set_view_replay_enabled(True),
+        forward_ad._current_level < 0 and forward_ad.enter_dual_level(),
+        torch.autograd.graph.save_on_cpu().__enter__(),
+    ),
+    "hooks for gradients": lambda: setattr(
+        nn.modules.module, "_global_is_full_backward_hook", True
+    ),
 }
 
 
@@ -340,6 +394,25 @@ def test_switches_of_the_process(switch):
             (gc.isenabled(), gc.get_threshold(), sys.getrecursionlimit()),
             (sys.getswitchinterval(), np.geterr(), np.get_printoptions()),
             (decimal.getcontext().prec, id(decimal.getcontext())),
+            (sys.excepthook, sys.displayhook, sys.unraisablehook, sys.breakpointhook),
+            (threading.excepthook, sys.get_asyncgen_hooks(), id(sys.argv), [*sys.argv]),
+            (sys.get_int_max_str_digits(), sys.get_coroutine_origin_tracking_depth()),
+            (socket.getdefaulttimeout(), tempfile.tempdir, gc.get_debug(), [*gc.callbacks]),
+            signal.getsignal(signal.SIGTERM),
+            PRODUCTS.allow_fp16_reduced_precision_reduction,
+            PRODUCTS.allow_bf16_reduced_precision_reduction,
+            torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed(),
+            torch._C._get_sdp_priority_order(),
+            torch._C._get_mkldnn_deterministic(),
+            (torch.backends.opt_einsum.enabled, torch.backends.opt_einsum.strategy),
+            torch.backends.quantized.engine,
+            torch.sparse.check_sparse_tensor_invariants.is_enabled(),
+            torch.__future__.get_overwrite_module_params_on_conversion(),
+            torch.__future__.get_swap_module_params_on_conversion(),
+            torch._C._is_view_replay_enabled(),
+            forward_ad._current_level,
+            torch._C._autograd._top_saved_tensors_default_hooks(True),
+            nn.modules.module._global_is_full_backward_hook,
         )
 
     before = read()
@@ -445,6 +518,10 @@ def _unrestorable(tmp_path):
         "databases": sqlite3.connect(":memory:"),
         "XML elements": ElementTree.Element("a"),
         "futures": concurrent.futures.Future(),
+        "finalizers": weakref.finalize(Plain, print),
+        "processes": subprocess.Popen([sys.executable, "-c", ""]),
+        "objects of multiprocessing": multiprocessing.Value("i", 0),
+        "objects of asyncio": asyncio.Queue(),
     }
 
 
@@ -452,15 +529,16 @@ def test_what_cannot_be_put_back_is_named_before_the_training(tmp_path):
     limits = (Path(__file__).parents[2] / "docs" / "limits.md").read_text(encoding="utf-8")
     made = _unrestorable(tmp_path)
     assert made.keys() == graph.NOT_PUT_BACK.keys()
-    assert made.keys() >= {*graph._BY_NAME.values()}
+    assert made.keys() >= {*graph._BY_NAME.values(), *graph._BY_MODULE.values()} - {None}
     for name, item in made.items():
         assert name.replace(" ", "") in "".join(limits.split())
         model = net()
         model.helper = types.SimpleNamespace(held=[item])
         with pytest.warns(graph.NotPutBack, match=rf"2?helper\.held\[0\] \({name}\)"):
             run(model)
-        if hasattr(item, "close"):
-            item.close()
+        ends = [name for name in ("close", "wait", "detach") if hasattr(item, name)]
+        if ends:
+            getattr(item, ends[0])()
 
 
 # found by a second attack -------------------------------------------------------------------------

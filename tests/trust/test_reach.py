@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import array
+import codecs
 import collections
+import configparser
+import contextlib
 import contextvars
 import ctypes
 import decimal
+import email.message
 import enum
+import functools
+import graphlib
+import inspect
 import itertools
+import json
+import logging
 import mmap
+import os
+import pathlib
 import random
+import reprlib
 import sys
 import tempfile
+import textwrap
 import threading
 import types
 import weakref
 import zlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,6 +38,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -31,6 +46,7 @@ from doing import Doing, X, Y
 from pytest_bncheck import InputError, check
 from pytest_bncheck.adapters.graph import NotPutBack
 from pytest_bncheck.adapters.random_state import RandomState
+from pytest_bncheck.adapters.torch.state import Snapshot
 from pytest_bncheck.adapters.undo import run_all
 
 
@@ -80,6 +96,12 @@ def _getting(box):
     return lambda: held[0]
 
 
+def _caused(box):
+    error = ValueError()
+    error.__cause__ = KeyError(box)
+    return error
+
+
 WAYS = {
     "weak proxy": lambda box: (lambda proxy: lambda: proxy.add())(weakref.proxy(box)),
     "key": lambda box: _each({box: 1}),
@@ -94,6 +116,10 @@ WAYS = {
         types.MappingProxyType({"a": box})
     ),
     "method with two underscores": _getting,
+    "method by the type of its argument": lambda box: (lambda held: lambda: held.add(1))(
+        type("Choosing", (), {"add": functools.singledispatchmethod(lambda *_: box.add())})()
+    ),
+    "cause": lambda box: (lambda held: lambda: held.__cause__.args[0].add())(_caused(box)),
 }
 
 
@@ -302,6 +328,10 @@ class Pair(ctypes.Structure):
     _fields_ = (("a", ctypes.c_int), ("P", ctypes.c_double))
 
 
+class Pointing(ctypes.Structure):
+    _fields_ = (("a", ctypes.c_int), ("p", ctypes.c_void_p), ("pair", Pair))
+
+
 MEMORY = {
     "view": (lambda: memoryview(bytearray(3)), bytes),
     "view of an array": (lambda: memoryview(array.array("i", [1, 2])), bytes),
@@ -443,6 +473,165 @@ def test_what_has_no_state_to_read_is_named(kind):
     held = OTHERS[kind]()
     with pytest.warns(NotPutBack, match=rf"\({kind}\)"):
         run(lambda: held)
+
+
+# objects of libraries ----------------------------------------------------------------------------
+
+
+def _pruned():
+    layer = nn.Linear(2, 2)
+    for _ in range(2):
+        prune.l1_unstructured(layer, "weight", amount=1)
+    return next(iter(layer._forward_pre_hooks.values()))
+
+
+PLAIN = {
+    "configuration": (
+        configparser.ConfigParser,
+        lambda held: held.read_dict({"a": {"b": "1"}}),
+        lambda held: held.sections(),
+    ),
+    "exits": (
+        contextlib.ExitStack,
+        lambda held: held.callback(print),
+        lambda h: len(h.__dict__["_exit_callbacks"]),
+    ),
+    "text": (textwrap.TextWrapper, lambda held: setattr(held, "width", 3), lambda h: h.width),
+    "message": (email.message.Message, lambda h: h.add_header("a", "b"), lambda h: h.keys()),
+    "order": (
+        lambda: graphlib.TopologicalSorter({"a": "b"}),
+        lambda held: held.add("a", "c"),
+        lambda h: [node.npredecessors for node in h._node2info.values()],
+    ),
+    "words": (reprlib.Repr, lambda held: setattr(held, "maxlist", 1), lambda h: h.maxlist),
+    "arguments": (
+        lambda: inspect.signature(lambda a: 0).bind(1),
+        lambda held: held.arguments.update(a=2),
+        lambda held: held.args,
+    ),
+    "new arguments": (
+        lambda: inspect.signature(lambda a: 0).bind(1),
+        lambda held: setattr(held, "arguments", {"a": 2}),
+        lambda held: held.args,
+    ),
+    "barrier": (lambda: threading.Barrier(1), lambda h: h.abort(), lambda h: h.broken),
+    "decoder": (
+        codecs.getincrementaldecoder("utf8"),
+        lambda held: held.setstate((b"\xc3", 0)),
+        lambda held: held.getstate(),
+    ),
+    "encoder": (json.JSONEncoder, lambda h: setattr(h, "indent", 1), lambda h: h.indent),
+    "polynomial": (
+        lambda: np.poly1d([1.0, 2.0]),
+        lambda held: held.__setitem__(3, 5.0),
+        lambda held: held.coeffs.tolist(),
+    ),
+    "newer polynomial": (
+        lambda: np.polynomial.Polynomial([1.0]),
+        lambda held: np.add(held.coef, 1, out=held.coef),
+        lambda held: held.coef.tolist(),
+    ),
+    "exception": (
+        lambda: ValueError(1),
+        lambda held: (held.add_note("a"), setattr(held, "__cause__", KeyError())),
+        lambda h: (vars(h).copy(), h.__cause__, h.__suppress_context__),
+    ),
+    "structure with a pointer": (
+        lambda: Pointing(1, None, Pair(2, 3.0)),
+        lambda held: (setattr(held, "a", 7), setattr(held.pair, "a", 7)),
+        lambda held: (held.a, held.pair.a),
+    ),
+    "distribution": (
+        lambda: torch.distributions.Normal(torch.zeros(2), torch.ones(2)),
+        lambda held: (held.scale.add_(1), setattr(held, "loc", held.loc + 1)),
+        lambda held: (held.loc.tolist(), held.scale.tolist()),
+    ),
+    "memory": (
+        lambda: torch.UntypedStorage(4).fill_(1),
+        lambda held: (held.resize_(8), held.fill_(2)),
+        lambda held: held.tolist(),
+    ),
+    "pruning": (
+        _pruned,
+        lambda held: held.add_pruning_method(held[0]),
+        lambda held: len(held),
+    ),
+    "graph": (
+        lambda: torch.fx.symbolic_trace(nn.Sequential(nn.ReLU())),
+        lambda held: (setattr(held, "graph", torch.fx.Graph()), held.recompile()),
+        lambda held: (held.code, type(held).forward, str(held.graph)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_objects_that_are_what_they_hold(kind):
+    make, change, read = PLAIN[kind]
+    held = make()
+    before = read(held)
+    run(lambda: change(held))
+    assert read(held) == before
+
+
+def test_logs_and_environment_lead_to_no_more():
+    """A library is not walked because a model knows one of its objects."""
+    held = [logging.getLogger("a"), os.environ, threading.current_thread(), mock.patch, np.mean]
+    held += [
+        np.mean,
+        np.add,
+        functools.partial,
+        sys.stdout,
+        collections.OrderedDict(),
+        pathlib.Path(),
+    ]
+    assert len(Snapshot(held)._seen) < 200
+
+
+SCALES = torch.tensor([0.1, 0.2], dtype=torch.double)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize_per_channel:UserWarning")
+def test_scales_of_channels():
+    ones, zeros = torch.ones(2, 3), torch.zeros(2, dtype=torch.long)
+    held = torch.quantize_per_channel(ones, SCALES, zeros, 0, torch.qint8)
+    before = held.dequantize()
+    run(lambda: (held.q_per_channel_scales().mul_(2), held.q_per_channel_zero_points().add_(1)))
+    assert torch.equal(held.dequantize(), before)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_hooks_of_tensors_between_layers(first):
+    weight = torch.ones(3, requires_grad=True)
+    between = weight * 2
+    if first:
+        between.register_hook(lambda gradient: gradient * 5)
+    run(lambda: between.register_hook(lambda gradient: gradient * 3))
+    (found,) = torch.autograd.grad(between.sum(), weight)
+    assert found.tolist() == [10.0 if first else 2.0] * 3
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_what_a_script_holds_besides_numbers():
+    class Logging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.log, self.tensors = [0], [torch.zeros(2)]
+            self.written, self.replaced = torch.zeros(2), torch.zeros(2)
+            self.register_buffer("buffer", torch.zeros(2))
+
+        def forward(self, x):
+            self.log.append(1)
+            self.tensors.append(self.written + 1)
+            self.written.add_(1)
+            self.replaced = self.replaced + 1
+            self.buffer = self.buffer + 1
+            return x
+
+    script = torch.jit.script(Logging())
+    run(lambda: script(X))
+    assert (script.log, len(script.tensors)) == ([0], 1)
+    held = (*script.tensors, script.written, script.replaced, script.buffer)
+    assert torch.stack(held).count_nonzero() == 0
 
 
 # parts of functions, classes and exceptions -------------------------------------------------------

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_bncheck.adapters.containers import members_of, refill
+from pytest_bncheck.adapters.switches import Switch, variable
 from pytest_bncheck.adapters.versions import find, require
 
 # modules ------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def registries(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def script_attributes(module: torch.jit.ScriptModule) -> dict[str, Any]:
-    """The numbers and flags that a compiled module keeps outside of Python; none if it hides them.
+    """What a compiled module keeps outside of Python besides modules; none if it hides it.
 
     Its mode is not among them: every module has one.
     """
@@ -48,7 +49,7 @@ def script_attributes(module: torch.jit.ScriptModule) -> dict[str, Any]:
         return {}
     names = [name for name in kind.get_attributes() if name != "training" and held.hasattr(name)]
     values = {name: held.getattr(name) for name in names}
-    plain = (bool, int, float, str, type(None))
+    plain = (bool, int, float, str, type(None), list, dict, tuple, Tensor)
     return {name: value for name, value in values.items() if isinstance(value, plain)}
 
 
@@ -63,18 +64,18 @@ _HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def hooks_of(tensor: Tensor) -> dict[str, tuple[Any, list[Any]]]:
-    """The hooks of a leaf, by the attribute that holds them: the dictionary and its items."""
-    if not tensor.is_leaf:
-        return {}
+    """The hooks of a tensor, by the attribute that holds them: the dictionary and its items."""
     held = {name: getattr(tensor, name, None) for name in _HOOKS}
     return {name: (hooks, members_of(hooks) if hooks else []) for name, hooks in held.items()}
 
 
 def set_hooks(tensor: Tensor, before: dict[str, tuple[Any, list[Any]]]) -> None:
-    """Give a leaf the hooks of `hooks_of` back."""
+    """Give a tensor the hooks of `hooks_of` back."""
     for name, (hooks, items) in before.items():
         now = getattr(tensor, name, None)
         if now is not hooks:
+            if now is not None and not tensor.is_leaf:
+                now.clear()  # the graph keeps it
             setattr(tensor, name, hooks)
         if hooks is not None:
             refill(hooks, items)
@@ -292,6 +293,57 @@ def remember_nnpack() -> Callable[[], None]:
     read, write = find("torch._C._get_nnpack_enabled"), find("torch._C._set_nnpack_enabled")
     on = read() if read is not None and write is not None else None
     return lambda: None if on is None else write(on)
+
+
+_PAIRS = (
+    ("torch._C._get_sdp_priority_order", "torch._C._set_sdp_priority_order"),
+    ("torch._C._is_view_replay_enabled", "torch._C._set_view_replay_enabled"),
+    ("torch._C._is_fwd_grad_enabled", "torch._C._set_fwd_grad_enabled"),
+    ("torch._C._get_mkldnn_deterministic", "torch._C._set_mkldnn_deterministic"),
+    ("torch._C._get_graph_executor_optimize", "torch._C._set_graph_executor_optimize"),
+)
+_VARIABLES = (
+    ("torch.nn.modules.module", "_global_is_full_backward_hook"),
+    ("torch.nn.utils.parametrize", "_cache_enabled"),
+)
+
+
+def switches_of_the_core() -> list[Switch]:
+    """Switches without a public name; those that a version lacks are left alone."""
+    pairs = [(find(read), find(write)) for read, write in _PAIRS]
+    variables = [(find(owner), name) for owner, name in _VARIABLES]
+    stacks = (_HOOKS_OF_SAVED, _read_saved, _leave_saved), (_LEVEL, _read_level, _leave_levels)
+    return [
+        *((read, write) for read, write in pairs if read is not None and write is not None),
+        *(variable(owner, name) for owner, name in variables if hasattr(owner, name)),
+        *((read, leave) for known, read, leave in stacks if known is not None),
+    ]
+
+
+_LEVEL = find("torch.autograd.forward_ad._current_level")
+_HOOKS_OF_SAVED = find("torch._C._autograd._top_saved_tensors_default_hooks")
+
+
+def _read_saved() -> Any:
+    """The innermost hooks for what graphs save, also those that are off in a trace."""
+    return _HOOKS_OF_SAVED(True)
+
+
+def _leave_saved(hooks: Any) -> None:
+    leave = find("torch._C._autograd._pop_saved_tensors_default_hooks")
+    while _read_saved() not in (None, hooks):
+        leave()
+
+
+def _read_level() -> int:
+    return torch.autograd.forward_ad._current_level
+
+
+def _leave_levels(level: int) -> None:
+    """Leave the levels of forward differentiation that were entered and not left."""
+    levels: Any = torch.autograd.forward_ad
+    while _read_level() > level:
+        levels.exit_dual_level()
 
 
 # autograd graphs ----------------------------------------------------------------------------------

@@ -39,7 +39,8 @@ def _twin(tensor: Tensor, device: torch.device) -> Tensor:
     twin = tensor.detach().to(device).requires_grad_(tensor.requires_grad)
     if tensor.is_leaf and tensor.grad is not None:
         twin.grad = tensor.grad.to(device)
-    set_hooks(twin, hooks_of(tensor))
+    if tensor.is_leaf:
+        set_hooks(twin, hooks_of(tensor))
     return twin
 
 

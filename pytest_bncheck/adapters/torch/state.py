@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from pytest_bncheck.adapters.containers import members_of, refill
 from pytest_bncheck.adapters.graph import Graph, is_open
@@ -41,6 +42,9 @@ WALKED = (
     torch.optim.lr_scheduler.LRScheduler,
     torch.amp.GradScaler,
     torch.quasirandom.SobolEngine,
+    torch.distributions.Distribution,
+    torch.distributions.Transform,
+    BasePruningMethod,
 )
 _DATA = (torch.utils.data.Dataset, torch.utils.data.DataLoader, torch.utils.data.Sampler)
 _PASSED_BY = (*Graph.passed_by, *_DATA)
@@ -103,11 +107,13 @@ class Snapshot(Graph):
         if isinstance(item, torch.jit.ScriptModule):
             yield from (("", t) for t in (*item.parameters(), *item.buffers()))
             yield from ((f".{name}", child) for name, child in item.named_children())
+            yield from ((f".{name}", value) for name, value in script_attributes(item).items())
             return
         if isinstance(item, torch.Tensor):
             gradient = _gradient_of(item)
             yield from ((".grad", each) for each in (gradient,) if each is not None)
             yield from (("", hook) for held, _ in hooks_of(item).values() for hook in _in(held))
+            yield from (("", scale) for scale in _scales_of(item))
         if _is_made_for_one(type(item)):
             yield "", type(item)
         yield from super().children(item)
@@ -166,15 +172,28 @@ def is_lazy(item: Any) -> bool:
     return isinstance(item, torch.Tensor) and nn.parameter.is_lazy(item)
 
 
+_MAKERS = (nn.utils.parametrize.__name__, torch.fx.GraphModule.__module__)
+
+
 def _is_made_for_one(item: Any) -> bool:
-    """Whether it is the class that a module got with its first parametrization."""
+    """Whether it is the class that a module got with its first parametrization, or its graph."""
     is_module = isinstance(item, type) and issubclass(item, nn.Module)
-    return is_module and item.__module__ == nn.utils.parametrize.__name__
+    return is_module and item.__module__ in _MAKERS
 
 
 def _gradient_of(tensor: torch.Tensor) -> torch.Tensor | None:
     """What a tensor keeps from a backward pass: those between the layers keep it on demand."""
     return tensor.grad if tensor.is_leaf or tensor.retains_grad else None
+
+
+def _scales_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """What the numbers of a quantized tensor are multiplied by and moved by, per channel."""
+    if not tensor.is_quantized or tensor.qscheme() not in _PER_CHANNEL:
+        return []
+    return [tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()]
+
+
+_PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
 
 
 def _in(hooks: dict[int, Any] | None) -> Iterable[Any]:
@@ -187,10 +206,12 @@ def is_walked(item: Any) -> bool:
 
 
 def remember_object(item: Any) -> Undo | None:
-    """How to put back a tensor or a generator of random numbers; None for all others."""
+    """How to put back a tensor, its memory or a generator of random numbers; None for others."""
     if isinstance(item, torch.Generator):
         state = item.get_state()
         return lambda: item.set_state(state)
+    if isinstance(item, torch.UntypedStorage):
+        return _remember_storage(item)
     if isinstance(item, torch.Tensor) and _has_numbers(item):
         if item.is_inference():
             return _remember_inference(item)
@@ -206,13 +227,34 @@ def remember_object(item: Any) -> Undo | None:
 
 
 def _remember_script(module: torch.jit.ScriptModule) -> Undo:
-    """How to put back the plain attributes that a compiled module keeps outside of Python."""
+    """How to put back the attributes that a compiled module keeps outside of Python."""
     before = script_attributes(module)
 
     def undo() -> None:
         for name, value in script_attributes(module).items():
-            if name in before and before[name] != value:
+            if name in before and not _is_same(before[name], value):
                 setattr(module, name, before[name])
+
+    return undo
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return one is other
+    try:
+        return bool(one == other)
+    except RuntimeError:  # a list with another tensor
+        return False
+
+
+def _remember_storage(item: Any) -> Undo:
+    """How to put back memory that is held without a tensor."""
+    before = item.clone()
+
+    def undo() -> None:
+        if item.nbytes() != before.nbytes():
+            item.resize_(before.nbytes())
+        item.copy_(before)
 
     return undo
 
@@ -266,7 +308,7 @@ def _remember_tensor(
             overwrite(data, values)
         if _moved(tensor, data) or data.layout is not torch.strided:
             tensor.data = data
-        if tensor.is_leaf or gradient is not None:
+        if tensor.is_leaf or tensor.retains_grad:
             tensor.grad = gradient
         if tensor.is_leaf and tensor.requires_grad != wanted:
             tensor.requires_grad_(wanted)

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from pytest_bncheck.adapters.accelerators import kinds
+from pytest_bncheck.adapters.switches import Switch, remember_all, variable
 from pytest_bncheck.adapters.torch.internals import (
     default_device,
     remember_format,
     remember_modes,
     remember_nnpack,
     remember_precision,
+    switches_of_the_core,
 )
 
 
@@ -25,6 +27,44 @@ def _autocast() -> dict[str, tuple[bool, torch.dtype]]:
         with suppress(RuntimeError):  # a device without autocast
             found[kind] = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     return found
+
+
+def _plain_switches() -> list[Switch]:
+    """Switches that are read and written without more ado; a version may lack some."""
+    backends: Any = torch.backends
+    matmul, later = backends.cuda.matmul, torch.__future__
+    sparse: Any = torch.sparse.check_sparse_tensor_invariants
+    attributes = (
+        (matmul, "allow_fp16_reduced_precision_reduction"),
+        (matmul, "allow_bf16_reduced_precision_reduction"),
+        (matmul, "allow_fp16_accumulation"),
+        (backends.cudnn, "benchmark_limit"),
+        (backends.opt_einsum, "enabled"),
+        (backends.opt_einsum, "strategy"),
+        (backends.quantized, "engine"),
+    )
+    return [
+        *(variable(owner, name) for owner, name in attributes if _is_there(owner, name)),
+        (
+            backends.cuda.fp16_bf16_reduction_math_sdp_allowed,
+            backends.cuda.allow_fp16_bf16_reduction_math_sdp,
+        ),
+        (sparse.is_enabled, lambda on: sparse.enable() if on else sparse.disable()),
+        (
+            later.get_overwrite_module_params_on_conversion,
+            later.set_overwrite_module_params_on_conversion,
+        ),
+        (later.get_swap_module_params_on_conversion, later.set_swap_module_params_on_conversion),
+        (torch.multiprocessing.get_sharing_strategy, torch.multiprocessing.set_sharing_strategy),
+        *switches_of_the_core(),
+    ]
+
+
+def _is_there(owner: Any, name: str) -> bool:
+    with suppress(AttributeError, RuntimeError):
+        getattr(owner, name)
+        return True
+    return False
 
 
 def global_flags() -> Callable[[], None]:
@@ -54,6 +94,7 @@ def global_flags() -> Callable[[], None]:
     attention: Any = torch.backends.mha
     fast = attention.get_fastpath_enabled()
     put_modes_back, put_nnpack_back = remember_modes(), remember_nnpack()
+    put_plain_ones_back = remember_all(_plain_switches())
 
     def undo() -> None:
         put_modes_back()  # first: a mode that is left on changes what all others do
@@ -81,5 +122,6 @@ def global_flags() -> Callable[[], None]:
             onednn.set_flags(mkldnn)
         attention.set_fastpath_enabled(fast)
         put_nnpack_back()
+        put_plain_ones_back()
 
     return undo
