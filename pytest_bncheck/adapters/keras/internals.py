@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import keras
 
 from pytest_bncheck.adapters import versions
+from pytest_bncheck.adapters.containers import container_type, members_of, refill
 
 KerasLayer: TypeAlias = Any
 Tensor: TypeAlias = Any
@@ -59,7 +60,10 @@ PUBLIC = {"keras.src.random": "keras.random", "tensorflow.python.ops": "tf.rando
 _SEED_GENERATOR = "global_seed_generator"
 _LAYER_NAMES = "object_name_uids"
 _CALL_CONTEXT = "current_call_ctx"
-_DTYPE_POLICY = "dtype_policy"
+_GLOBALS = (
+    _CALL_CONTEXT, "dtype_policy", "custom_objects_scope_dict", "flash_attention",
+    "name_scope_stack", "remat_scope_stack", "safe_mode_saving",
+)  # fmt: skip
 _TRACKED_BY_TENSORFLOW = "tensorflow.python.trackable.data_structures"
 
 
@@ -232,14 +236,20 @@ def global_generator() -> Any:
 
 
 def remember_globals() -> Callable[[], None]:
-    """Remember the open call, the counters of names and the default type; returns the way back."""
+    """Remember the open call and scopes, the counters of names and what is set for all.
+
+    Returns the way back.
+    """
     names = dict(_get_global(_LAYER_NAMES) or {})
-    context, policy = _get_global(_CALL_CONTEXT), _get_global(_DTYPE_POLICY)
+    values = {name: _get_global(name) for name in _GLOBALS}
+    scopes = [(held, members_of(held)) for held in values.values() if container_type(held)]
 
     def back() -> None:
         # An exception inside a model's call can leave the call open.
-        _set_global(_CALL_CONTEXT, context)
-        _set_global(_DTYPE_POLICY, policy)
+        for name, value in values.items():
+            _set_global(name, value)
+        for held, members in scopes:
+            refill(held, members)
         now = _get_global(_LAYER_NAMES)
         if now is not None:
             now.clear()

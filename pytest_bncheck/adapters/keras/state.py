@@ -24,6 +24,7 @@ from pytest_bncheck.adapters.keras.backends.base import (
     wide_type,
 )
 from pytest_bncheck.adapters.keras.places import loose_variables
+from pytest_bncheck.adapters.switches import remember_all
 from pytest_bncheck.adapters.undo import Ending, Undo, run_all
 
 RESOLUTION = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
@@ -214,6 +215,13 @@ class Reach(Graph):
         keras.metrics.Metric,
         keras.random.SeedGenerator,
         keras.callbacks.Callback,
+        keras.regularizers.Regularizer,
+        keras.constraints.Constraint,
+        keras.initializers.Initializer,
+        keras.dtype_policies.DTypePolicy,
+        keras.dtype_policies.DTypePolicyMap,
+        keras.layers.InputSpec,
+        keras.utils.Progbar,
     )
 
     def __init__(self, backend: Backend, apart: Iterable[Variable]) -> None:
@@ -227,6 +235,9 @@ class Reach(Graph):
         if isinstance(item, keras.Variable):
             return self._remember_variable(item)
         return self._backend.remember(item)
+
+    def not_put_back(self, item: Any) -> str | None:
+        return super().not_put_back(item) or self._backend.not_put_back(item)
 
     def children(self, item: Any) -> Iterator[tuple[str, Any]]:
         tracked = internals.tracked_containers(item)
@@ -283,6 +294,11 @@ def _flags() -> Callable[[], None]:
     data_format = keras.config.image_data_format()
     filtered = keras.config.is_traceback_filtering_enabled()
     logging = keras.config.is_interactive_logging_enabled()
+    put_limits_back = remember_all(
+        (getattr(keras.config, name), getattr(keras.config, f"set_{name}"))
+        for name in ("max_epochs", "max_steps_per_epoch")
+        if hasattr(keras.config, name)  # of newer versions
+    )
     objects: dict[str, Any] = keras.saving.get_custom_objects()
     registered = members_of(objects)
 
@@ -300,6 +316,7 @@ def _flags() -> Callable[[], None]:
         keras.config.set_floatx(floatx)
         keras.config.set_epsilon(epsilon)
         keras.config.set_image_data_format(data_format)
+        put_limits_back()
 
     return back
 

@@ -14,6 +14,7 @@ keras = pytest.importorskip("keras")
 
 from keras_graphs import KINDS, bits_of, remembered
 from pytest_bncheck import InputError, check
+from pytest_bncheck.adapters.graph import NotPutBack
 from random_graphs import Holder, trial
 
 rng = np.random.default_rng(0)
@@ -107,6 +108,92 @@ def test_a_layer_gets_back_what_keras_does_not_track():
     net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     check(net, (X, Y), steps=2)
     assert noise.read() == before
+
+
+HELD = {
+    "regularizer": (lambda: keras.regularizers.L2(0.1), "l2"),
+    "constraint": (lambda: keras.constraints.MaxNorm(2), "max_value"),
+    "initializer": (lambda: keras.initializers.RandomNormal(), "stddev"),
+    "policy": (lambda: keras.DTypePolicy("float32"), "_compute_dtype"),
+    "policies": (keras.dtype_policies.DTypePolicyMap, "_default_policy"),
+    "specification": (lambda: keras.layers.InputSpec(ndim=2), "ndim"),
+    "bar": (lambda: keras.utils.Progbar(9, verbose=0), "_seen_so_far"),
+}
+
+
+def test_objects_of_keras_get_their_attributes_back():
+    held = {kind: make() for kind, (make, _) in HELD.items()}
+    before = {kind: getattr(held[kind], name) for kind, (_, name) in HELD.items()}
+
+    def step(model, batch):
+        for kind, (_, name) in HELD.items():
+            setattr(held[kind], name, 7)
+        return keras.ops.mean(model(batch[0], training=True))
+
+    check(_net(), (X, Y), steps=1, train_step=step)
+    assert {kind: getattr(held[kind], name) for kind, (_, name) in HELD.items()} == before
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of torch")
+def test_a_tensor_that_gets_another_shape_by_its_data():
+    import torch
+
+    class Other(keras.layers.Layer):
+        def call(self, x):
+            self.bank.data = torch.zeros(3)
+            return x
+
+    other = Other()
+    other.__dict__["bank"] = bank = torch.ones(2)
+    net = _net(other)
+    bank.data = torch.ones(2)  # to build a network is to call its layers
+    net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    check(net, (X, Y), steps=1)
+    assert other.bank is bank
+    assert bank.tolist() == [1, 1]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
+def test_arrays_of_jax_that_change_in_place():
+    import jax
+
+    held = jax.new_ref(jax.numpy.zeros(2)) if hasattr(jax, "new_ref") else np.zeros(2)
+
+    def step(model, batch):
+        held[0] = 5.0
+        return keras.ops.mean(model(batch[0], training=True))
+
+    check(_net(), (X, Y), steps=1, train_step=step)
+    assert held[...].tolist() == [0, 0]
+
+
+def _shared():
+    names = ("safe_mode_saving", "flash_attention", "custom_objects_scope_dict", "name_scope_stack")
+    state = keras.src.backend.common.global_state
+    limits = [getattr(keras.config, name, int) for name in ("max_epochs", "max_steps_per_epoch")]
+    return [
+        *(repr(state.get_global_attribute(name)) for name in names),
+        *(read() for read in limits),
+    ]
+
+
+def test_settings_and_scopes_of_keras():
+    def step(model, batch):
+        loss = keras.ops.mean(model(batch[0], training=True))
+        keras.config.enable_unsafe_deserialization()
+        keras.config.disable_flash_attention()
+        for name in ("set_max_epochs", "set_max_steps_per_epoch"):
+            getattr(keras.config, name, print)(3)
+        keras.saving.CustomObjectScope({"own": Noise}).__enter__()
+        keras.name_scope("left").__enter__()
+        return loss
+
+    with keras.name_scope("before"), keras.saving.CustomObjectScope({}):
+        pass  # makes what is there to put back
+    before = _shared()
+    check(_net(), (X, Y), steps=1, train_step=step)
+    assert _shared() == before
+    assert keras.Variable(0.0, name="after").path == "after"
 
 
 def test_switches_of_the_process():
@@ -211,6 +298,56 @@ def test_tables_averages_and_placement_of_tensorflow():
         assert table.lookup(tf.constant([1, 2, 9], tf.int64)).numpy().tolist() == [5, 10, -1]
     assert (averages.average(weight).numpy().tolist(), weight.numpy().tolist()) == ([0], [0])
     assert tf.config.get_soft_device_placement() == placed
+
+
+@TENSORFLOW
+def test_switches_of_tensorflow():
+    import tensorflow as tf
+    from tensorflow.python.autograph.utils import ag_logging
+    from tensorflow.python.data.ops import debug_mode
+    from tensorflow.python.eager import context
+
+    def read():
+        return (
+            tf.config.optimizer.get_jit(),
+            tf.config.optimizer.get_experimental_options(),
+            tf.summary.experimental.get_step(),
+            tf.debugging.is_traceback_filtering_enabled(),
+            (ag_logging.verbosity_level, debug_mode.DEBUG_MODE),
+            (context.context().op_callbacks, context.context().scope_name),
+        )
+
+    def step(model, batch):
+        loss = keras.ops.mean(model(batch[0], training=True))
+        tf.config.optimizer.set_jit(True)
+        tf.config.optimizer.set_experimental_options({"constant_folding": False})
+        tf.summary.experimental.set_step(7)
+        tf.debugging.disable_traceback_filtering()
+        tf.autograph.set_verbosity(3)
+        tf.data.experimental.enable_debug_mode()
+        tf.debugging.enable_check_numerics()
+        tf.name_scope("left").__enter__()
+        return loss
+
+    before = read()
+    check(_net(), (X, Y), steps=1, train_step=step)
+    assert read() == before
+
+
+@TENSORFLOW
+def test_queues_of_tensorflow_are_named_and_checkpoints_walked():
+    import tensorflow as tf
+
+    waiting, saved = tf.queue.FIFOQueue(9, tf.float32), tf.train.Checkpoint(a=tf.Variable(1.0))
+
+    def step(model, batch):
+        waiting.enqueue(1.0)
+        saved.a.assign(3.0)
+        return keras.ops.mean(model(batch[0], training=True))
+
+    with pytest.warns(NotPutBack, match=r"\(queues\)"):
+        check(_net(), (X, Y), steps=1, train_step=step)
+    assert saved.a.numpy() == 1.0
 
 
 @TENSORFLOW

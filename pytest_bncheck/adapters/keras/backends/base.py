@@ -168,6 +168,10 @@ class Backend(ABC):
         """How to put back a variable, tensor or generator of the backend; None for others."""
         return None
 
+    def not_put_back(self, item: object) -> str | None:
+        """The kind of an object of the backend that cannot be put back; None for all others."""
+        return None
+
     def flags(self) -> Callable[[], None]:
         """Remember the backend's settings of the whole process; returns the way back."""
         return lambda: None

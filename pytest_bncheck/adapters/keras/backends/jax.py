@@ -29,6 +29,7 @@ from pytest_bncheck.adapters.keras.internals import (
     set_keras_mask,
     uncast_value,
 )
+from pytest_bncheck.adapters.undo import Undo
 
 T = TypeVar("T")
 
@@ -84,6 +85,13 @@ class Jax(Backend):
         concrete = isinstance(value, jax.Array) and not internals.is_traced(value)
         # A key of JAX's random numbers is an array too, and none of numbers.
         return Loose(holder, key) if concrete and jnp.issubdtype(value.dtype, jnp.number) else None
+
+    def remember(self, item: object) -> Undo | None:
+        if not internals.is_ref(item):
+            return None
+        ref: Any = item
+        before = ref[...]
+        return lambda: ref.__setitem__(..., before)
 
     def flags(self) -> Callable[[], None]:
         return internals.remember_settings()

@@ -43,6 +43,14 @@ def _is_there(path: str) -> bool:
     return hasattr(versions.find(owner), name)
 
 
+_Ref = versions.find("jax.Ref")
+
+
+def is_ref(item: object) -> bool:
+    """Whether an object is an array that changes in place, which newer versions have."""
+    return _Ref is not None and isinstance(item, _Ref) and not isinstance(item, _Tracer)
+
+
 def is_traced(tensor: Tensor) -> bool:
     """Whether this is a place in a trace instead of an array."""
     return isinstance(tensor, _Tracer)

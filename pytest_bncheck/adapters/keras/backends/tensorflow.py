@@ -11,6 +11,7 @@ import tensorflow as tf
 from pytest_bncheck.adapters.keras.backends import tensorflow_internals as internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Loose, Losses, Tensor, Variable
 from pytest_bncheck.adapters.keras.state import contents, value_of
+from pytest_bncheck.adapters.switches import Switch, remember_all
 from pytest_bncheck.adapters.undo import Undo
 from pytest_bncheck.types import InputError
 
@@ -19,7 +20,7 @@ class TensorFlow(Backend):
     """See `Backend`."""
 
     name = "tensorflow"
-    walked = (tf.Module, tf.train.ExponentialMovingAverage)
+    walked = (tf.Module, tf.train.ExponentialMovingAverage, tf.train.Checkpoint)
     compilation = "graph"
     steps_to_pay = 20
     _tracing = False
@@ -72,16 +73,11 @@ class TensorFlow(Backend):
 
         return undo
 
+    def not_put_back(self, item: object) -> str | None:
+        return "queues" if isinstance(item, tf.queue.QueueBase) else None
+
     def flags(self) -> Callable[[], None]:
-        switch = tf.config.experimental
-        on, soft = switch.tensor_float_32_execution_enabled(), tf.config.get_soft_device_placement()
-
-        def undo() -> None:
-            switch.enable_tensor_float_32_execution(on)
-            if tf.config.get_soft_device_placement() != soft:
-                tf.config.set_soft_device_placement(soft)
-
-        return undo
+        return remember_all((*_SWITCHES, *internals.switches()))
 
     def change(self, variables: Sequence[Variable]) -> Callable[[], bool]:
         before = contents(variables)
@@ -142,6 +138,23 @@ class TensorFlow(Backend):
     def noting_draws(self, note: Callable[[str], None]) -> contextlib.AbstractContextManager[Any]:
         return internals.noting_draws(note)
 
+
+def _set_filtering(on: bool) -> None:
+    debugging: Any = tf.debugging
+    change = "enable" if on else "disable"
+    getattr(debugging, f"{change}_traceback_filtering")()
+
+
+_SWITCHES: tuple[Switch, ...] = (
+    (
+        tf.config.experimental.tensor_float_32_execution_enabled,
+        tf.config.experimental.enable_tensor_float_32_execution,
+    ),
+    (tf.config.get_soft_device_placement, tf.config.set_soft_device_placement),
+    (tf.config.optimizer.get_jit, tf.config.optimizer.set_jit),
+    (tf.summary.experimental.get_step, tf.summary.experimental.set_step),
+    (tf.debugging.is_traceback_filtering_enabled, _set_filtering),
+)
 
 _TABLES = (tf.lookup.experimental.MutableHashTable, tf.lookup.experimental.DenseHashTable)
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from pytest_bncheck.adapters import versions
+from pytest_bncheck.adapters.switches import Switch, variable
 
 PATHS = (
     "tensorflow.python.eager.context.context",
@@ -34,6 +35,37 @@ def require() -> None:
     """
     missing = [path for path in PATHS if versions.find(path) is None]
     versions.require("TensorFlow", tf.__version__, missing)
+
+
+_VARIABLES = (
+    ("tensorflow.python.data.ops.debug_mode", "DEBUG_MODE"),
+    ("tensorflow.python.autograph.utils.ag_logging", "verbosity_level"),
+)
+_NUMERICS = versions.find("tensorflow.python.debug.lib.check_numerics_callback._state")
+
+
+def switches() -> Iterator[Switch]:
+    """Switches of the process without a public name; those that a version lacks are left alone."""
+    context = _context()
+    held = [(versions.find(owner), name) for owner, name in _VARIABLES]
+    yield from (
+        variable(o, name) for o, name in (*held, (context, "scope_name")) if hasattr(o, name)
+    )
+    if _NUMERICS is not None:
+        yield lambda: hasattr(_NUMERICS, "check_numerics_callback"), _check_numerics
+    options = getattr(context, "_optimizer_experimental_options", None)
+    if options is not None:
+        yield lambda: dict(options), lambda before: _set_options(options, before)
+
+
+def _check_numerics(on: bool) -> None:
+    change = tf.debugging.enable_check_numerics if on else tf.debugging.disable_check_numerics
+    change()
+
+
+def _set_options(options: dict[str, Any], before: dict[str, Any]) -> None:
+    options.clear()
+    tf.config.optimizer.set_experimental_options(before)
 
 
 @contextlib.contextmanager

@@ -202,9 +202,15 @@ def _shape_alone(value: Any) -> Any:
 class _PlainTensor(Loose):
     """A tensor of the user, which keeps its memory."""
 
+    def __init__(self, holder: Any, key: Any) -> None:
+        super().__init__(holder, key)
+        self._data = self._first.data
+
     def _put(self, value: torch.Tensor) -> None:
         first: torch.Tensor = self._first
-        if value.shape == first.shape:
+        if value.shape == self.shape:
+            if first.shape != self.shape:  # it was given other memory
+                first.data = self._data
             first.data.copy_(value)
             value = first
         super()._put(value)
