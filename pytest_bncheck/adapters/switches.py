@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pytest_bncheck.adapters.objects import remember
-from pytest_bncheck.adapters.undo import Undo, run_all
+from pytest_bncheck.adapters.undo import Undo, handler_of, put_handler, run_all
 
 Switch: TypeAlias = tuple[Callable[[], Any], Callable[[Any], object]]
 """How to read and to write it."""
@@ -40,7 +40,7 @@ def _signals() -> list[Switch]:
     if threading.current_thread() is not threading.main_thread():
         return []
     numbers = [n for n in signal.valid_signals() if signal.getsignal(n) is not None]
-    return [(partial(signal.getsignal, n), partial(signal.signal, n)) for n in numbers]
+    return [(partial(handler_of, n), partial(put_handler, n)) for n in numbers]
 
 
 _SWITCHES: tuple[Switch, ...] = (

@@ -65,7 +65,11 @@ class Undisturbed:
     def __exit__(self, *_: object) -> None:
         self._put_back()
         for number, frame in self._waiting:
-            self._handlers[number](number, frame)
+            handler = self._handlers[number]
+            if callable(handler):
+                handler(number, frame)
+            else:  # what was put back meanwhile is the system's
+                signal.raise_signal(number)
 
     def _wait(self, number: int, frame: FrameType | None) -> None:
         self._waiting.append((number, frame))
@@ -74,6 +78,33 @@ class Undisturbed:
         for number, handler in self._handlers.items():
             if signal.getsignal(number) == self._wait:  # not what an undo put in its place
                 signal.signal(number, handler)
+
+    def handler_of(self, number: int) -> Any:
+        """What is called for a signal at the end of the block."""
+        return self._handlers[number]
+
+    def put_handler(self, number: int, handler: Any) -> None:
+        """Let something else be called for a signal at the end of the block."""
+        self._handlers[number] = handler
+
+
+def handler_of(number: int) -> Any:
+    """What is called for a signal, at once or when signals no longer wait."""
+    handler = signal.getsignal(number)
+    while isinstance(waiting := getattr(handler, "__self__", None), Undisturbed):
+        handler = waiting.handler_of(number)
+    return handler
+
+
+def put_handler(number: int, handler: Any) -> None:
+    """Let something else be called for a signal, at once or when signals no longer wait."""
+    last, now = None, signal.getsignal(number)
+    while isinstance(waiting := getattr(now, "__self__", None), Undisturbed):
+        last, now = waiting, waiting.handler_of(number)
+    if last is None:
+        signal.signal(number, handler)
+    else:
+        last.put_handler(number, handler)
 
 
 class Ending:

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import types
 import weakref
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
@@ -45,6 +45,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from doing import Doing, X, Y
 from pytest_bncheck import InputError, check
 from pytest_bncheck.adapters import graph
+from pytest_bncheck.adapters.switches import remember_switches
 from pytest_bncheck.adapters.undo import Ending, Undisturbed
 from refusing import Refusing, refuse
 
@@ -804,6 +805,27 @@ def test_signals_wait_for_the_end_of_an_undo():
             steps.append(signal.raise_signal(signal.SIGINT))
         assert steps == [None]
         assert signal.getsignal(signal.SIGINT) is throw
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("left", [None, print])
+@pytest.mark.parametrize("first", [True, False])
+def test_signals_wait_also_where_what_they_call_is_put_back(left, first):
+    def throw(*_):
+        raise Interrupted
+
+    steps, before = [], signal.signal(signal.SIGINT, throw if first else signal.SIG_IGN)
+    try:
+        put_back = remember_switches()
+        if left is not None:
+            signal.signal(signal.SIGINT, left)
+        expected = pytest.raises(Interrupted) if first else nullcontext()
+        with expected, Undisturbed(), Undisturbed():
+            put_back()
+            steps.append(signal.raise_signal(signal.SIGINT))
+        assert steps == [None]
+        assert signal.getsignal(signal.SIGINT) is (throw if first else signal.SIG_IGN)
     finally:
         signal.signal(signal.SIGINT, before)
 
