@@ -21,6 +21,7 @@ import warnings
 import weakref
 from collections import ChainMap, UserDict, UserList, UserString, deque
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -145,16 +146,18 @@ class Graph:
             if kind is not None:
                 self._left.append(f"{path.lstrip('.') or type(item).__name__} ({kind})")
             self.reached(item, path)
-            self._add(self.remember(item) or remember(item))
+            self._add(item, self.remember(item) or remember(item))
             for attributes in self.attributes(item):
                 self._seen[id(attributes)] = attributes
-                self._add(remember(attributes))
+                self._add(item, remember(attributes))
             if self._is_open(item):
-                self._add(remember_class(item))
+                self._add(item, remember_class(item))
             waiting.extend((child, path + step) for step, child in self.children(item))
 
-    def _add(self, undo: Undo | None) -> None:
-        if undo is not None:
+    def _add(self, item: Any, undo: Undo | None) -> None:
+        if undo is not None and isinstance(item, BaseException):
+            self._undo.append(partial(_unless_raised, item, undo))
+        elif undo is not None:
             self._undo.append(undo)
 
     def name_what_is_left(self) -> None:
@@ -224,6 +227,12 @@ def _is_mock(item: Any) -> bool:
     """Whether an object is a mock of unittest, which counts how it is called."""
     mock = sys.modules.get("unittest.mock")  # imported by whoever made one
     return mock is not None and issubclass(type(item), mock.NonCallableMock)
+
+
+def _unless_raised(error: BaseException, undo: Undo) -> None:
+    """Leave the error that ends a check as it was raised: with its cause and its notes."""
+    if sys.exc_info()[1] is not error:
+        undo()
 
 
 _NAMED = 5

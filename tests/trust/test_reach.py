@@ -587,6 +587,18 @@ def test_logs_and_environment_lead_to_no_more():
     assert len(Snapshot(held)._seen) < 200
 
 
+def test_an_error_that_is_held_keeps_its_cause_where_it_is_raised():
+    held = ValueError("held")
+
+    def throw():
+        raise held from KeyError("cause")
+
+    with pytest.raises(ValueError, match="held") as caught:
+        run(throw)
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert "pytest-bncheck: raised in" in held.__notes__[0]
+
+
 SCALES = torch.tensor([0.1, 0.2], dtype=torch.double)
 
 
