@@ -26,8 +26,9 @@ from pytest_bncheck.evidence.passes import PATH_GAP, gap_of_half, gap_of_path
 from pytest_bncheck.evidence.past import Past, past
 from pytest_bncheck.experiment import states
 from pytest_bncheck.experiment.panel import Panel, averaged, joined
+from pytest_bncheck.experiment.reference import decides_worse_than_all, draw, reference_of
 from pytest_bncheck.maths import predictions, running
-from pytest_bncheck.maths.verdict import USUAL_DISTORTION, USUAL_GAP, Scores, decisions_suffer
+from pytest_bncheck.maths.verdict import USUAL_DISTORTION, USUAL_GAP
 from pytest_bncheck.types import (
     Calls,
     InputError,
@@ -42,9 +43,6 @@ from pytest_bncheck.types import (
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
-
-PATH_DRAWS = 4
-"""Passes in training mode that stand for the mean over what the user's code draws."""
 
 DRAWS = 8
 """Passes that stand for the mean over dropout's random numbers, where one draw looks off."""
@@ -162,11 +160,11 @@ def _run_passes(
         on_path = adapter.run(0, Mode.TRAINING_PATH)
     path = on_path.prediction
     train, batch = first.prediction, first.statistics
-    draws = _draw(adapter, path) if path is not None and train is not None else []
-    if (reference := _reference(adapter, train, draws)) is not train:
+    draws = draw(adapter, path) if path is not None and train is not None else []
+    if (reference := reference_of(adapter, train, draws)) is not train:
         train, batch = reference, on_path.statistics or batch
         noisy = noisy if adapter.stochastic else batch
-    noisy_path = _decides_worse_than_all(adapter, first.prediction, draws)
+    noisy_path = decides_worse_than_all(adapter, first.prediction, draws)
     if noisy_path:
         path = dataclasses.replace(averaged(draws), random=False)  # chance does not explain it
     stop, layers = adapter.read(), adapter.layers()
@@ -213,60 +211,6 @@ def _run_passes(
     elif isinstance(adapter, Replicated) and adapter.follows and first.prediction is not None:
         passes = _judged_by_mean(panel, passes, [first.prediction], [passes.batch], [noisy])
     return passes, stop, found
-
-
-def _draw(adapter: Adapter, path: Prediction) -> list[Prediction]:
-    """The training path with other random numbers of the model's own code, if it draws any."""
-    if not path.random:
-        return [path]
-    more = (adapter.run(0, Mode.TRAINING_PATH).prediction for _ in range(PATH_DRAWS - 1))
-    return [path, *(each for each in more if each is not None)]
-
-
-def _reference(
-    adapter: Adapter, first: Prediction | None, draws: Sequence[Prediction]
-) -> Prediction | None:
-    """What training mode predicts: eval mode with batch statistics, unless its code differs.
-
-    Where training draws random numbers, the mean over some draws, unless they explain the
-    difference.
-    """
-    if not draws or first is None:
-        return first
-    mean = averaged(draws)
-    apart = predictions.gap(mean.outputs, first.outputs)
-    if apart is None or mean.structure != first.structure:
-        return first
-    scatter = [predictions.gap(each.outputs, mean.outputs) or 0.0 for each in draws]
-    allowed = max(PATH_GAP, adapter.noise) + 2.0 * max(scatter)
-    if apart <= allowed and not _decides_worse_than_all(adapter, first, draws):
-        return first
-    return mean
-
-
-def _decides_worse_than_all(
-    adapter: Adapter, first: Prediction | None, draws: Sequence[Prediction]
-) -> bool:
-    """Whether code without random numbers decides worse than with any of the numbers drawn."""
-    if first is None or len(draws) < 2:
-        return False
-    apart = predictions.gap(averaged(draws).outputs, first.outputs)
-    if apart is None or apart <= USUAL_GAP or draws[0].structure != first.structure:
-        return False
-    return all(_suffers(adapter, first, each) for each in draws)
-
-
-def _suffers(adapter: Adapter, first: Prediction, draw: Prediction) -> bool:
-    start = adapter.losses[0] if adapter.losses else draw.constant_loss
-    scores = Scores(
-        gap=None,
-        distortion=None,
-        retained=predictions.retained(start, draw.constant_loss, draw.loss, first.loss),
-        loss=first.loss,
-        accuracy=first.accuracy,
-        finite=predictions.finite(first.outputs, draw.outputs),
-    )
-    return decisions_suffer(scores, draw, adapter.batch_size) is True
 
 
 def _has_more(on_path: Calls, first: Calls) -> bool:

@@ -55,6 +55,8 @@ def rate(starts: Sequence[Array], ends: Sequence[Array], resolution: float) -> f
     resolution
         Spacing of the floating-point numbers around 1 that hold it.
     """
+    if any(end.shape != start.shape for start, end in zip(starts, ends, strict=True)):
+        return None  # it grows
     with np.errstate(invalid="ignore", over="ignore"):
         shifts = [start - starts[0] for start in starts[1:]]
         moves = [end - ends[0] for end in ends[1:]]

@@ -87,11 +87,11 @@ def test_a_signal_while_the_report_is_written_leaves_the_old_one(project, run):
     assert old_report_is_whole(project)
 
 
-def test_a_signal_that_the_users_code_handles_is_that_tests_error(project, run):
+def test_a_signal_that_the_users_code_handles_fails_that_test(project, run):
     project.pytester.makepyfile(HANDLED + SIGNALLED)
     ended = run()
     assert ended.returncode == pytest.ExitCode.TESTS_FAILED
-    assert "1 passed, 1 error" in ended.stdout
+    assert "1 failed, 1 passed" in ended.stdout
     assert [check["error"] for check in project.report()["checks"]] == ["SystemExit: 143"]
 
 

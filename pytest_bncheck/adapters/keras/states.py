@@ -81,7 +81,7 @@ class States:
         for k, (name, place) in enumerate(self._places.items()):
             each = [row[k] for row in log]
             moves = sum(not np.array_equal(*pair, equal_nan=True) for pair in pairwise(each))
-            if made and not moves:
+            if (made and not moves) or now[name].size != _size(place):  # it grows
                 continue
             dtype = _dtype(place)
             start = each[0] if self.logs else self._start[k]

@@ -239,6 +239,27 @@ def test_usual_arrays_are_taken(batch):
     assert check(net, batch, steps=1).error is None
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="tensors grow in PyTorch alone")
+def test_a_tensor_that_grows_at_each_call():
+    import torch
+
+    class Growing(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.held = torch.zeros(3)
+
+        def call(self, x, training=None):
+            self.held.data = torch.cat([self.held.data, torch.ones(1)])
+            return x
+
+    layer = Growing()
+    net = _net(layer)
+    net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = layer.held.tolist()
+    assert check(net, (X, Y), steps=4).error is None
+    assert layer.held.tolist() == before
+
+
 @pytest.mark.filterwarnings("ignore:`build..` was called on layer")
 def test_what_a_pass_changes_that_builds_a_layer():
     class Counting(keras.Model):

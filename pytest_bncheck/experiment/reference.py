@@ -1,0 +1,69 @@
+"""What training mode predicts, where the model's own code may compute or draw something else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pytest_bncheck.adapters.base import Adapter, Mode
+from pytest_bncheck.evidence.passes import PATH_GAP
+from pytest_bncheck.experiment.panel import averaged
+from pytest_bncheck.maths import predictions
+from pytest_bncheck.maths.verdict import USUAL_GAP, Scores, decisions_suffer
+from pytest_bncheck.types import Prediction
+
+PATH_DRAWS = 4
+"""Passes in training mode that stand for the mean over what the user's code draws."""
+
+
+def draw(adapter: Adapter, path: Prediction) -> list[Prediction]:
+    """The training path with other random numbers of the model's own code, if it draws any."""
+    if not path.random:
+        return [path]
+    more = (adapter.run(0, Mode.TRAINING_PATH).prediction for _ in range(PATH_DRAWS - 1))
+    return [path, *(each for each in more if each is not None)]
+
+
+def reference_of(
+    adapter: Adapter, first: Prediction | None, draws: Sequence[Prediction]
+) -> Prediction | None:
+    """What training mode predicts: eval mode with batch statistics, unless its code differs.
+
+    Where training draws random numbers, the mean over some draws, unless they explain the
+    difference.
+    """
+    if not draws or first is None:
+        return first
+    mean = averaged(draws)
+    apart = predictions.gap(mean.outputs, first.outputs)
+    if apart is None or mean.structure != first.structure:
+        return first
+    scatter = [predictions.gap(each.outputs, mean.outputs) or 0.0 for each in draws]
+    allowed = max(PATH_GAP, adapter.noise) + 2.0 * max(scatter)
+    if apart <= allowed and not decides_worse_than_all(adapter, first, draws):
+        return first
+    return mean
+
+
+def decides_worse_than_all(
+    adapter: Adapter, first: Prediction | None, draws: Sequence[Prediction]
+) -> bool:
+    """Whether code without random numbers decides worse than with any of the numbers drawn."""
+    if first is None or len(draws) < 2:
+        return False
+    apart = predictions.gap(averaged(draws).outputs, first.outputs)
+    if apart is None or apart <= USUAL_GAP or draws[0].structure != first.structure:
+        return False
+    return all(_suffers(adapter, first, each) for each in draws)
+
+
+def _suffers(adapter: Adapter, first: Prediction, draw: Prediction) -> bool:
+    start = adapter.losses[0] if adapter.losses else draw.constant_loss
+    scores = Scores(
+        gap=None,
+        distortion=None,
+        retained=predictions.retained(start, draw.constant_loss, draw.loss, first.loss),
+        loss=first.loss,
+        accuracy=first.accuracy,
+        finite=predictions.finite(first.outputs, draw.outputs),
+    )
+    return decisions_suffer(scores, draw, adapter.batch_size) is True
