@@ -16,6 +16,7 @@ if keras.backend.backend() != "jax":
 import jax
 
 from passes import with_batch_statistics
+from pytest_bncheck import check
 from pytest_bncheck.adapters.keras.adapter import KerasAdapter
 from pytest_bncheck.adapters.keras.backends.jax import Jax
 from pytest_bncheck.adapters.keras.compilation import CompiledSteps
@@ -65,6 +66,17 @@ def test_no_tracer_is_left_behind():
     assert not any(isinstance(v.value, jax.core.Tracer) for v in model.variables)
     assert not any(isinstance(x, jax.core.Tracer) for x in model.losses)
     lab.restore()
+
+
+def test_where_nothing_is_to_be_compiled():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(24, 4)).astype("f4")
+    layers = [keras.Input((4,)), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+    model = keras.Sequential(layers)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with jax.disable_jit():
+        report = check(model, (x, (x[:, 0] > 0).astype("i4")), steps=3)
+    assert report.steps == 3
 
 
 def test_devices_have_names():

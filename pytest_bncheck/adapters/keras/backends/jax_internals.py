@@ -71,6 +71,11 @@ def default_device() -> Any:
     return jax.config.jax_default_device
 
 
+def jit_is_off() -> bool:
+    """Whether `jax.disable_jit` makes everything run eagerly, under which nothing is compiled."""
+    return bool(jax.config.jax_disable_jit)
+
+
 def remember_settings() -> Callable[[], None]:
     """Remember the settings of the whole process; returns the way back."""
     before = dict(jax.config.values)
