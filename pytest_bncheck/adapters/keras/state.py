@@ -279,9 +279,11 @@ def besides_building(model: Any, backend: Backend, functions: Iterable[Any]) -> 
     """
     layers = internals.flat_layers(model)
     waiting = [(layer, "") for layer in layers if not layer.built]
-    names = {n for layer, _ in waiting for n in vars(layer) if n.startswith("_")} | {"built"}
-    names.discard("_trainable")
-    plain, reach = PlainAttributes(waiting, without=names), _BesidesUnbuilt(backend, ())
+    held = [attribute for layer, _ in waiting for attribute in vars(layer).items()]
+    # What is None may be what gets built.
+    names = {name for name, value in held if value is None or name.startswith("_")} | {"built"}
+    plain = PlainAttributes(waiting, without=names - {"_trainable"})
+    reach = _BesidesUnbuilt(backend, ())
     reach.walk([*functions, *(layer for layer in layers if layer.built)])
     ending = Ending(lambda: run_all([plain.put_back, reach.undo_all]))
     with ending, ending:
