@@ -269,7 +269,8 @@ def _debiased(
         return math.inf if gap is None else gap
 
     allowed = max(PATH_GAP, adapter.noise)
-    if apart(found) <= allowed or not apart(mixed) <= allowed:
+    gaps = apart(found), apart(mixed)  # both: every process has to make the same passes
+    if not agree(adapter, gaps[0] > allowed >= gaps[1]):
         return found
     adapter.adopt(mixed)
     return mixed
