@@ -250,7 +250,8 @@ def _train(
             adapter.train_step(step % batches)
         if step == 0:
             _refuse_numbers(adapter)
-        if step + 1 in PROBED and step + 1 < steps and isinstance(adapter, Stateful):
+        moving = not probes or any(probes.values())  # else each look is a transfer for nothing
+        if step + 1 in PROBED and step + 1 < steps and moving and isinstance(adapter, Stateful):
             with during("a pass in training mode"):
                 probes[step + 1] = probe(adapter)
         enough = look and agree(adapter, _is_enough(adapter, planned))
