@@ -131,14 +131,14 @@ def _run(model: Model) -> tuple[dict[str, Any], float | None, float]:
         ) as run:
             for line in run.stdout or ():
                 output.append(line)
-                if _seconds(line) is not None:
-                    said, since = _seconds(line), time.monotonic()
+                if (seconds := _seconds(line)) is not None:
+                    said, since = seconds, time.monotonic()
             took = time.monotonic() - since
         if not path.exists():
             raise SystemExit("".join(output))
         (check,) = json.loads(path.read_text(encoding="utf-8"))["checks"]
-    seconds = check["seconds"]
-    return check, said, took - (seconds["measure"] or 0.0) - (seconds["diagnose"] or 0.0)
+    parts = check["seconds"]
+    return check, said, took - (parts["measure"] or 0.0) - (parts["diagnose"] or 0.0)
 
 
 if __name__ == "__main__":

@@ -49,3 +49,10 @@ def refill(container: Any, wanted: list[tuple[Any, ...]]) -> None:
         set.update(container, (element for (element,) in wanted))
     else:
         plain.extend(container, (element for (element,) in wanted))
+
+
+def with_item(items: tuple[Any, ...], index: int, item: Any) -> tuple[Any, ...]:
+    """A tuple of the same class, which may be a named one, with another item at a place."""
+    make = getattr(type(items), "_make", tuple)
+    changed: tuple[Any, ...] = make([*items[:index], item, *items[index + 1 :]])
+    return changed

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_bncheck.evidence.comparison import Comparison
 from pytest_bncheck.maths import predictions
+from pytest_bncheck.maths.verdict import Scores, decisions_suffer
 from pytest_bncheck.types import Calls, Prediction, Statistics, Trace
 
 if TYPE_CHECKING:
@@ -201,6 +202,31 @@ def gap_of_half(half: Prediction | None, whole: Prediction | None) -> float | No
     if half is None or whole is None or not half.outputs:
         return None
     return predictions.gap(*_rows(half, whole))
+
+
+def suffers_beside(
+    reference: Prediction, other: Prediction, first_loss: float | None, samples: int | None
+) -> bool | None:
+    """Whether a prediction decides worse than another; None if that is unknown.
+
+    Parameters
+    ----------
+    first_loss
+        The first training loss; None if it is unknown.
+    samples
+        See `decisions_suffer`.
+    """
+    scores = Scores(
+        gap=None,
+        distortion=None,
+        retained=predictions.retained(
+            first_loss, reference.constant_loss, reference.loss, other.loss
+        ),
+        loss=other.loss,
+        accuracy=other.accuracy,
+        finite=predictions.finite(other.outputs, reference.outputs),
+    )
+    return decisions_suffer(scores, reference, samples)
 
 
 def gap_of_path(path: Prediction | None, first: Prediction | None) -> float | None:

@@ -161,10 +161,11 @@ def _run_passes(
     path = on_path.prediction
     train, batch = first.prediction, first.statistics
     draws = draw(adapter, path) if path is not None and train is not None else []
-    if (reference := reference_of(adapter, train, draws)) is not train:
+    noisy_path = decides_worse_than_all(adapter, train, draws)
+    reference = reference_of(adapter, train, draws, beyond_chance=noisy_path)
+    if reference is not train:
         train, batch = reference, on_path.statistics or batch
         noisy = noisy if adapter.stochastic else batch
-    noisy_path = decides_worse_than_all(adapter, first.prediction, draws)
     if noisy_path:
         path = dataclasses.replace(averaged(draws), random=False)  # chance does not explain it
     stop, layers = adapter.read(), adapter.layers()

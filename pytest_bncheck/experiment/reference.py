@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_bncheck.adapters.base import Adapter, Mode
-from pytest_bncheck.evidence.passes import PATH_GAP
+from pytest_bncheck.evidence.passes import PATH_GAP, suffers_beside
 from pytest_bncheck.experiment.panel import averaged
 from pytest_bncheck.maths import predictions
-from pytest_bncheck.maths.verdict import USUAL_GAP, Scores, decisions_suffer
+from pytest_bncheck.maths.verdict import USUAL_GAP
 from pytest_bncheck.types import Prediction
 
 PATH_DRAWS = 4
@@ -24,12 +24,21 @@ def draw(adapter: Adapter, path: Prediction) -> list[Prediction]:
 
 
 def reference_of(
-    adapter: Adapter, first: Prediction | None, draws: Sequence[Prediction]
+    adapter: Adapter,
+    first: Prediction | None,
+    draws: Sequence[Prediction],
+    *,
+    beyond_chance: bool,
 ) -> Prediction | None:
     """What training mode predicts: eval mode with batch statistics, unless its code differs.
 
     Where training draws random numbers, the mean over some draws, unless they explain the
     difference.
+
+    Parameters
+    ----------
+    beyond_chance
+        See `decides_worse_than_all`.
     """
     if not draws or first is None:
         return first
@@ -39,9 +48,7 @@ def reference_of(
         return first
     scatter = [predictions.gap(each.outputs, mean.outputs) or 0.0 for each in draws]
     allowed = max(PATH_GAP, adapter.noise) + 2.0 * max(scatter)
-    if apart <= allowed and not decides_worse_than_all(adapter, first, draws):
-        return first
-    return mean
+    return first if apart <= allowed and not beyond_chance else mean
 
 
 def decides_worse_than_all(
@@ -53,17 +60,10 @@ def decides_worse_than_all(
     apart = predictions.gap(averaged(draws).outputs, first.outputs)
     if apart is None or apart <= USUAL_GAP or draws[0].structure != first.structure:
         return False
-    return all(_suffers(adapter, first, each) for each in draws)
-
-
-def _suffers(adapter: Adapter, first: Prediction, draw: Prediction) -> bool:
-    start = adapter.losses[0] if adapter.losses else draw.constant_loss
-    scores = Scores(
-        gap=None,
-        distortion=None,
-        retained=predictions.retained(start, draw.constant_loss, draw.loss, first.loss),
-        loss=first.loss,
-        accuracy=first.accuracy,
-        finite=predictions.finite(first.outputs, draw.outputs),
+    start = adapter.losses[0] if adapter.losses else None
+    return all(
+        suffers_beside(
+            each, first, each.constant_loss if start is None else start, adapter.batch_size
+        )
+        for each in draws
     )
-    return decisions_suffer(scores, draw, adapter.batch_size) is True

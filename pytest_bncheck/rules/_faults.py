@@ -9,14 +9,13 @@ import numpy as np
 
 from pytest_bncheck.evidence import Evidence
 from pytest_bncheck.evidence.diagnosis import MOST_OF_GAP
+from pytest_bncheck.evidence.passes import suffers_beside
 from pytest_bncheck.evidence.past import CORROBORATED
 from pytest_bncheck.maths import predictions
 from pytest_bncheck.maths.running import SETTLED, bessel
 from pytest_bncheck.maths.verdict import (
     USUAL_DISTORTION,
     USUAL_GAP,
-    Scores,
-    decisions_suffer,
 )
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.types import Layer, Prediction, Severity
@@ -131,20 +130,11 @@ def cost_of_other_path(evidence: Evidence) -> Prediction | None:
     other = evidence.passes.first if converged is None else converged
     gap = evidence.compared.gap(other, path)
     far = gap is not None and not gap <= evidence.gap_limit
-    return other if other is not None and far and _suffers(evidence, path, other) else None
-
-
-def _suffers(evidence: Evidence, path: Prediction, other: Prediction) -> bool:
-    retained = predictions.retained(evidence.first_loss, path.constant_loss, path.loss, other.loss)
-    scores = Scores(
-        gap=None,
-        distortion=None,
-        retained=retained,
-        loss=other.loss,
-        accuracy=other.accuracy,
-        finite=predictions.finite(other.outputs, path.outputs),
-    )
-    return decisions_suffer(scores, path, evidence.training.batch_size) is not False
+    if other is None or not far:
+        return None
+    samples = evidence.training.batch_size
+    worse = suffers_beside(path, other, evidence.first_loss, samples) is not False
+    return other if worse else None
 
 
 def has_worse_weights(evidence: Evidence) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import keras
 
-from pytest_bncheck.adapters.containers import container_type
+from pytest_bncheck.adapters.containers import container_type, with_item
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import Backend, Variable
 from pytest_bncheck.adapters.references import (
@@ -136,8 +136,7 @@ class _Inside:
     def __setitem__(self, key: Any, item: Any) -> None:
         now = self._now()
         if isinstance(now, tuple):
-            make = getattr(type(now), "_make", tuple)  # a named one
-            self._holder[self._key] = make([*now[:key], item, *now[key + 1 :]])
+            self._holder[self._key] = with_item(now, key, item)
         else:
             now[key] = item
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pytest_bncheck.adapters.containers import container_type, members_of, refill
+from pytest_bncheck.adapters.containers import container_type, members_of, refill, with_item
 from pytest_bncheck.adapters.references import PLAIN, package_of, passes_for_another
 from pytest_bncheck.adapters.torch.internals import plain_name
 from pytest_bncheck.adapters.torch.state import equal, is_readable, is_walked, overwrite
@@ -148,9 +148,7 @@ class _Inside:
     def write(self, key: Any, tensor: Any) -> None:
         now = self.now()
         if isinstance(now, tuple):
-            parts = [*now[:key], tensor, *now[key + 1 :]]
-            make = getattr(type(now), "_make", tuple)  # a named one
-            assign(self.owner, self.key, make(parts))
+            assign(self.owner, self.key, with_item(now, key, tensor))
         else:
             assign(now, key, tensor)
 

@@ -189,23 +189,23 @@ class States:
 
     def read(self, names: Collection[str] | None = None) -> dict[str, Array]:
         """Values of some states now, or of all."""
-        wanted = [
-            place
-            for place in self._places
-            if (names is None or place[0] in names) and isinstance(held(*place[1:]), Tensor)
-        ]
+        wanted = self._with_tensors(names)
         values = on_host([dense(held(owner, key)).reshape(-1) for _, owner, key in wanted])
         return {name: row for (name, _, _), row in zip(wanted, values, strict=True)}
 
     def write(self, values: Mapping[str, Array]) -> None:
         """Set some states."""
-        wanted = [
-            place
-            for place in self._places
-            if place[0] in values and isinstance(held(*place[1:]), Tensor)
-        ]
+        wanted = self._with_tensors(values)
         tensors = [held(owner, key) for _, owner, key in wanted]
         fill(tensors, [values[name] for name, _, _ in wanted])
+
+    def _with_tensors(self, names: Collection[str] | None) -> list[Place]:
+        """The places of some states, or of all, that still hold one: a step can delete a buffer."""
+        return [
+            place
+            for place in self._places
+            if (names is None or place[0] in names) and isinstance(held(*place[1:]), Tensor)
+        ]
 
     def run(
         self,
