@@ -131,6 +131,9 @@ class Graph:
         self._seen: dict[int, Any] = {}
         self._undo: list[Undo] = []
         self._left: list[str] = []
+        # What is known of a class: a large net has thousands of objects of a few.
+        self._open: dict[tuple[type, type], bool] = {}
+        self._kinds: dict[type, str | None] = {}
         self._put_switches_back = remember_switches()
 
     def walk(self, roots: Iterable[Any]) -> None:
@@ -152,7 +155,11 @@ class Graph:
                 self._add(item, remember(attributes))
             if self._is_open(item):
                 self._add(item, remember_class(item))
-            waiting.extend((child, path + step) for step, child in self.children(item))
+            waiting.extend(
+                (child, path + step)
+                for step, child in self.children(item)
+                if type(child) not in PLAIN and id(child) not in self._seen
+            )
 
     def _add(self, item: Any, undo: Undo | None) -> None:
         if undo is not None and isinstance(item, BaseException):
@@ -176,8 +183,8 @@ class Graph:
         try:
             run_all([self._put_switches_back, *reversed(self._undo)])
         finally:
-            self._undo.clear()
-            self._seen.clear()
+            for held in (self._undo, self._seen, self._open, self._kinds):
+                held.clear()
 
     # what an adapter adds ---------------------------------------------------------------------
 
@@ -190,7 +197,12 @@ class Graph:
 
     def not_put_back(self, item: Any) -> str | None:
         """The kind of an object that cannot be put back; None for all others."""
-        return not_put_back(item)
+        kind = type(item)
+        if issubclass(kind, _CACHED):
+            return not_put_back(item)
+        if kind not in self._kinds:
+            self._kinds[kind] = not_put_back(item)
+        return self._kinds[kind]
 
     def attributes(self, item: Any) -> list[dict[str, Any]]:
         """The dictionaries that hold an object's attributes, if it is walked into."""
@@ -209,14 +221,23 @@ class Graph:
         yield from ((f".{s.__name__}", value) for s, value in slots_of(item) if value is not EMPTY)
 
     def _is_open(self, item: Any) -> bool:
-        return is_open(item, self.walked, self.passed_by)
+        kinds = type(item), item.__class__  # a mock passes for what it stands for
+        if kinds not in self._open:
+            self._open[kinds] = _is_of_open_kind(item, self.walked, self.passed_by)
+        return self._open[kinds] and _has_attributes(item)
 
 
 def is_open(item: Any, walked: tuple[type, ...], passed_by: tuple[type, ...]) -> bool:
     """Whether an object's attributes belong to the user's state."""
+    return _is_of_open_kind(item, walked, passed_by) and _has_attributes(item)
+
+
+def _has_attributes(item: Any) -> bool:
+    return isinstance(getattr(item, "__dict__", None), dict)
+
+
+def _is_of_open_kind(item: Any, walked: tuple[type, ...], passed_by: tuple[type, ...]) -> bool:
     if isinstance(item, (type, *passed_by)):
-        return False
-    if not isinstance(getattr(item, "__dict__", None), dict):
         return False
     module = type(item).__module__
     known = isinstance(item, (*walked, *_OPEN)) or not is_foreign(module)

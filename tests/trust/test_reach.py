@@ -411,7 +411,7 @@ def test_a_vocabulary_costs_next_to_nothing(monkeypatch):
     from pytest_bncheck.adapters import graph
 
     looked = []
-    monkeypatch.setattr(graph, "not_put_back", lambda item: looked.append(item))
+    monkeypatch.setattr(graph, "remember", lambda item: looked.append(item))
     words = {f"word{k}": k for k in range(5000)}
     run(lambda: None, words=words, ids=[*words])
     assert len(looked) < 1000

@@ -131,6 +131,8 @@ def _buffers(module: nn.Module, prefix: str) -> Iterator[Place]:
 
 def _attributes(module: nn.Module, prefix: str) -> Iterator[Place]:
     for key, value in vars(module).items():
+        if type(value) in PLAIN:
+            continue
         if not key.startswith("_") or not isinstance(value, dict):  # no registry of PyTorch
             yield from _of(module, key, value, f"{prefix}{key}")
 

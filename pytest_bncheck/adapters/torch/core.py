@@ -302,6 +302,8 @@ class TorchCore(Adapter):
         if not observe:
             return self._passes.run(batch, size, observe=False)
         parameters = [] if index in self._left_weights else parameter_places(self.model)
+        if parameters:
+            self._drop_gradients()  # their memory serves the copies
         watch = Watch()
         state = (*self._layers.other_places(), *self._layers.places())
         before = Buffers((*state, *parameters))
@@ -326,6 +328,12 @@ class TorchCore(Adapter):
             rewritten=rewritten,
             in_training=tuple(in_training),
         )
+
+    def _drop_gradients(self) -> None:
+        if not self._custom_step:  # which may add them up; every other step makes them anew
+            self._record.frozen(self._layers)  # has to see them
+            for parameter in self.model.parameters():
+                parameter.grad = None
 
     def _with_batch_statistics(self, batch: Any, size: int | None) -> Pass:
         __tracebackhide__ = True

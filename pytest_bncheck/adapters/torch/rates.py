@@ -101,7 +101,7 @@ class Rates:
         self, name: str, module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> float | None:
         """The rate of a call in training mode that is about to be made."""
-        setting = name, _switches(module)
+        setting = name, () if name in self._torch else _switches(module)
         self._calls[setting] += 1
         if not self._is_known(setting):
             try:

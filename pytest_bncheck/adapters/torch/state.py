@@ -365,10 +365,23 @@ def equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         left, right = left.to_dense(), right.to_dense()
     if left.shape != right.shape:
         return torch.tensor(False)
-    plain = left.dtype == right.dtype and left.dtype in _PLAIN
-    if plain and are_on_cpu(left, right) and torch.equal(left, right):  # makes no other tensor
-        return torch.tensor(True)
+    if left.dtype == right.dtype and left.dtype in _PLAIN and are_on_cpu(left, right):
+        if torch.equal(left, right):  # makes no other tensor
+            return torch.tensor(True)
+        if not _equal(_few(left), _few(right)):  # as of nearly all weights after a step
+            return torch.tensor(False)
+    return _equal(left, right)
+
+
+def _equal(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return ((left == right) | ((left != left) & (right != right))).all()
+
+
+def _few(tensor: torch.Tensor) -> torch.Tensor:
+    """Some elements of a tensor, without a copy."""
+    for dim, size in enumerate(tensor.shape):
+        tensor = tensor.narrow(dim, 0, min(size, 4))
+    return tensor
 
 
 def local(tensor: Any) -> torch.Tensor:
