@@ -96,7 +96,7 @@ def work_out(judgement: Judgement, predict: Predict) -> Remedies:
     updates = further_updates(judgement, predict)
     more, gaps_after = updates.enough, dict(updates.gaps)
     if more is not None and more > 1 and 0 < len(gaps_after) < CURVE and not judgement.stream:
-        gaps_after[more // 2] = _gap_after(judgement, predict, more // 2)
+        gaps_after[more // 2], _ = _look_after(judgement, predict, more // 2)
     if not (judgement.training.is_logged and _all_update(judgement)):
         return Remedies(more, updates.silent, gaps_after=gaps_after)
     made = judgement.training.made
@@ -135,10 +135,11 @@ def further_updates(judgement: Judgement, predict: Predict) -> Updates:
         return Updates(enough if enough <= MOST_UPDATES else None, {})
     now = compared.gap(compared.eval, compared.train)
     tried: dict[int, float | None] = {}
+    silent: dict[int, bool] = {}
     low, high = 0, None  # the first that passes is in (low, high]
     ask, left = until(judgement.distortion_limit), PROBES
     while left > 0 and (high is None or high - low > max(1, CLOSE * high)):
-        tried[ask] = gap = _gap_after(judgement, predict, ask)
+        tried[ask], silent[ask] = gap, _ = _look_after(judgement, predict, ask)
         left -= 1
         if gap is not None and gap <= target:
             high = ask
@@ -152,24 +153,31 @@ def further_updates(judgement: Judgement, predict: Predict) -> Updates:
                 return Updates(None, tried)
         else:
             ask = _between(low, high, {0: now, **tried}, target, above=high != ask)
-    return Updates(high, tried, high and _silent_updates(judgement, predict, high))
+    return Updates(high, tried, high and _silent_updates(judgement, predict, high, silent))
 
 
-def _silent_updates(judgement: Judgement, predict: Predict, enough: int) -> int | None:
+def _silent_updates(
+    judgement: Judgement, predict: Predict, enough: int, known: Mapping[int, bool]
+) -> int | None:
     """Training steps until the verdict is healthy; at least those with which it passes.
 
     None where twice as many a few times over are not enough.
+
+    Parameters
+    ----------
+    known
+        After which numbers of steps it is, as far as they were looked at.
     """
 
     def is_silent(steps: int) -> bool:
-        statistics = _after(judgement, steps)
-        return judgement.judge(judgement.scores(predict(statistics), statistics)) == "healthy"
+        return known[steps] if steps in known else _look_after(judgement, predict, steps)[1]
 
     low, high = 0, enough
     for _ in range(SILENT_PROBES):
         if is_silent(high):
             break
-        low, high = high, 2 * high
+        low = high
+        high = min([2 * low, *(n for n, silent in known.items() if silent and n > low)])
     else:
         return None
     while low and high - low > max(1, SILENT_CLOSE * high):
@@ -299,9 +307,11 @@ def _counted(training: Training, steps: int) -> int:
     return (steps - training.steps) // 3
 
 
-def _gap_after(judgement: Judgement, predict: Predict, steps: int) -> float | None:
-    """The gap after more training steps with the weights as they are."""
-    return judgement.compared.gap(predict(_after(judgement, steps)), judgement.train)
+def _look_after(judgement: Judgement, predict: Predict, steps: int) -> tuple[float | None, bool]:
+    """After more training steps with the weights as they are: the gap, and whether all is well."""
+    statistics = _after(judgement, steps)
+    scores = judgement.scores(predict(statistics), statistics)
+    return scores.gap, judgement.judge(scores) == "healthy"
 
 
 def _after(judgement: Judgement, steps: int) -> Statistics:

@@ -142,15 +142,17 @@ def distortion(
     -------
     array of shape (layers,)
     """
-    result = np.zeros(len(running))
-    for k, (d, s) in enumerate(shift_and_scale(running, batch, eps)):
-        variance = batch.var[k]
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            squares = (s - 1.0) ** 2 * _ratio(variance, variance + eps[k]) + d**2
-        if counts is not None and squares.size:
-            squares = squares[counts[k]]
-        result[k] = math.sqrt(squares.mean()) if squares.size else 0.0
-    return result
+    pairs = [(np.empty(0), np.empty(0)), *shift_and_scale(running, batch, eps)]
+    sizes = [d.size for d, _ in pairs[1:]]
+    # The channels of all layers at once: searches ask after many numbers of updates.
+    d, s = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    variance = np.concatenate([d[:0], *(v for v, n in zip(batch.var, sizes, strict=True) if n)])
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        squares = (s - 1.0) ** 2 * _ratio(variance, variance + np.repeat(eps, sizes)) + d**2
+    masks = counts or [np.ones(size, dtype=bool) for size in sizes]
+    rows = zip(np.split(squares, np.cumsum(sizes))[:-1], masks, strict=True)
+    each = [values[c] if values.size else values for values, c in rows]
+    return np.array([math.sqrt(values.mean()) if values.size else 0.0 for values in each])
 
 
 def debias(current: Statistics, start: Statistics, weights: Sequence[float]) -> Statistics:

@@ -129,10 +129,11 @@ def test_a_gap_that_falls_late_and_at_once(
 ) -> None:
     """As that of a deep net whose outputs are saturated probabilities."""
 
-    def falling(evidence: Any, predict: Any, updates: int) -> float:
-        return float(1.4 / (1.0 + np.exp(min(steepness * np.log(updates / turn), 700.0))))
+    def falling(evidence: Any, predict: Any, updates: int) -> tuple[float, bool]:
+        gap = float(1.4 / (1.0 + np.exp(min(steepness * np.log(updates / turn), 700.0))))
+        return gap, False
 
-    monkeypatch.setattr(remedies, "_gap_after", falling)
+    monkeypatch.setattr(remedies, "_look_after", falling)
     report = check(build("plain", 0.01, 0), noise(0), steps=30, optimizer=optimizer)
     target = max(0.8 * 0.25, 1.2 * report.predictions.floor)
     expected = turn * (1.4 / target - 1.0) ** (1.0 / steepness)

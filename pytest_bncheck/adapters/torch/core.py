@@ -23,7 +23,7 @@ from pytest_bncheck.adapters.states import Adopted
 from pytest_bncheck.adapters.torch import lightning
 from pytest_bncheck.adapters.torch import step as steps
 from pytest_bncheck.adapters.torch.batch import batch_length, refuse_samples
-from pytest_bncheck.adapters.torch.buffers import Buffers, parameter_places
+from pytest_bncheck.adapters.torch.buffers import Buffers, Place, parameter_places
 from pytest_bncheck.adapters.torch.data import (
     Raw,
     dtype_name,
@@ -108,6 +108,7 @@ class TorchCore(Adapter):
         self._own_loss: OwnLoss | None = None
         self._trained, self._writes = False, False
         self._left_weights: set[int] = set()
+        self._state_places: list[Place] = []
         """Mini-batches whose prediction leaves the parameters alone as they are now."""
         self._cleanup = ExitStack()
         self.noise = rounding(dtype_name(dtype), self.device)
@@ -199,6 +200,7 @@ class TorchCore(Adapter):
         self._losses.append(self.step(index))
         self._trained = True
         self._left_weights.clear()
+        self._state_places = []
         self._log.append(self._layers.raw())  # stays on the device; `history` reads it
 
     def step(self, index: int) -> Any:
@@ -305,8 +307,7 @@ class TorchCore(Adapter):
         if parameters:
             self._drop_gradients()  # their memory serves the copies
         watch = Watch()
-        state = (*self._layers.other_places(), *self._layers.places())
-        before = Buffers((*state, *parameters))
+        before = Buffers((*self._places_of_state(), *parameters))
         with watch.open():
             prediction = self._passes.run(batch, size)
         prediction = self._scored(prediction, batch)
@@ -328,6 +329,12 @@ class TorchCore(Adapter):
             rewritten=rewritten,
             in_training=tuple(in_training),
         )
+
+    def _places_of_state(self) -> list[Place]:
+        """Where all is that a pass can change besides parameters; looked for once after a step."""
+        if not self._state_places:
+            self._state_places = [*self._layers.other_places(), *self._layers.places()]
+        return self._state_places
 
     def _drop_gradients(self) -> None:
         if not self._custom_step:  # which may add them up; every other step makes them anew
