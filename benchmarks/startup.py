@@ -1,6 +1,6 @@
 """What the plugin costs a suite that does not use it.
 
-    python benchmarks/startup.py [--smoke]
+    python benchmarks/startup.py [--smoke] [--instructions]
 
 1. `pytest --collect-only` in an empty folder, with the plugin installed and off, against
    `-p no:bncheck`, in alternating pairs: the median difference in milliseconds, and which modules
@@ -10,6 +10,9 @@
 
 Other plugins that are installed stay out of both sides. The exit code is 1 where the start-up
 costs more than 10 ms, or a test more than 20 microseconds.
+
+With `--instructions` both are counted in instructions of the processor by Valgrind's callgrind,
+which no other work on the machine disturbs; that takes about five minutes and has no limit.
 """
 
 from __future__ import annotations
@@ -42,7 +45,14 @@ LIST = "import sys, pytest; pytest.main(sys.argv[1:]); print('MODULES', *sorted(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="two pairs each: does it work?")
+    parser.add_argument("--instructions", action="store_true", help="counted by Valgrind")
     options = parser.parse_args()
+    if options.instructions:
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            _count(20 if options.smoke else 300)
+            os.chdir("/")
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         start_up = _start_up(2 if options.smoke else 100)
@@ -84,6 +94,34 @@ def _suite(count: int, repeats: int) -> float:
         f"and {1000 * least:.0f} ms once"
     )
     return statistics.median(costs)
+
+
+def _count(count: int) -> None:
+    """Print both costs in millions of instructions."""
+    for number in (1, 1 + count):
+        lines = [f"def test_{k}():\n    assert {k} >= 0\n" for k in range(number)]
+        Path(f"test_{number}.py").write_text("\n".join(lines))
+
+    def cost(*arguments: str) -> tuple[float, float]:
+        """What the plugin adds, and what the run takes without it."""
+        off = [argument for argument in arguments if argument != "--bncheck"]
+        _pytest(*arguments)  # so that what Python compiles is there
+        with_it, without = _instructions(*arguments), _instructions(*off, *OFF)
+        return with_it - without, without
+
+    more, bare = cost("--collect-only", *RUN, "--ignore=test_1.py", f"--ignore=test_{1 + count}.py")
+    print(f"start-up: {more:+.1f} million instructions on {bare:.0f} ({more / bare:.1%})")
+    few, many = (cost(*RUN, "--bncheck", f"test_{number}.py") for number in (1, 1 + count))
+    more, bare = ((b - a) / count for a, b in zip(few, many, strict=True))
+    print(f"an unmarked test: {more:+.3f} million instructions on {bare:.2f} ({more / bare:.1%})")
+
+
+def _instructions(*arguments: str) -> float:
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
+    command += [sys.executable, "-m", "pytest", *ONLY, *arguments]
+    environment = {**_environment(), "PYTHONHASHSEED": "0"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return float(run.stderr.rpartition("Collected :")[2].split()[0]) / 1e6
 
 
 def _middle(costs: list[float]) -> str:
