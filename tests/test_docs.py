@@ -120,12 +120,12 @@ def compare(shown: str, printed: str, whole: bool) -> None:
     assert same, f"shown:\n{shown}\n\nprinted:\n{printed}"
 
 
-FIGURE = re.compile(r"\b\d+\.\d\d\b|-?\b\d+(?= %)")
-"""What another processor may round otherwise: two decimals, and whole percents."""
+FIGURE = re.compile(r"\b\d+\.\d\d\b|-?\b\d+(?= %)|(?<![\w.-])\d{3,}(?![\w-])")
+"""What another processor may round otherwise: two decimals, whole percents, large numbers."""
 
 
 def rounded(wanted: str, printed: str) -> bool:
-    """Whether the same was printed but for the last digit of figures."""
+    """Whether the same was printed but for the last digit of figures, or a hundredth."""
     words = [re.escape(part).replace(re.escape("..."), "[^\0]*?") for part in FIGURE.split(wanted)]
     pattern = r"\s*" + rf"({FIGURE.pattern})".join(
         re.sub(r"(\\\s|\s)+", lambda _: r"\s+", part) for part in words
@@ -134,7 +134,10 @@ def rounded(wanted: str, printed: str) -> bool:
     if found is None:
         return False
     pairs = zip(FIGURE.findall(wanted), found.groups(), strict=True)
-    return all(abs(float(a) - float(b)) <= (0.011 if "." in a else 1) for a, b in pairs)
+    return all(
+        abs(float(a) - float(b)) <= (0.011 if "." in a else max(1.0, 0.01 * float(a)))
+        for a, b in pairs
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,8 @@ def rounded(wanted: str, printed: str) -> bool:
         ("...gap 0.12 ...", "the\ngap 0.13 is", True),
         ("BN101 0.12", "BN102 0.12", False),
         ("after 5 updates", "after 6 updates", False),
+        ("after 487 updates", "after 490 updates", True),
+        ("after 487 updates", "after 493 updates", False),
     ],
 )
 def test_a_figure_may_be_rounded_otherwise(wanted, printed, same):
