@@ -47,16 +47,14 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="two pairs each: does it work?")
     parser.add_argument("--instructions", action="store_true", help="counted by Valgrind")
     options = parser.parse_args()
-    if options.instructions:
-        with tempfile.TemporaryDirectory() as folder:
-            os.chdir(folder)
-            _count(20 if options.smoke else 300)
-            os.chdir("/")
-        return 0
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        start_up = _start_up(2 if options.smoke else 100)
-        test = _suite(20 if options.smoke else 2000, 2 if options.smoke else 60)
+        if options.instructions:
+            _count(20 if options.smoke else 300)
+            start_up = test = 0.0
+        else:
+            start_up = _start_up(2 if options.smoke else 100)
+            test = _suite(20 if options.smoke else 2000, 2 if options.smoke else 60)
         os.chdir("/")
     return int((start_up > START_UP or test > TEST) and not options.smoke)
 
@@ -76,31 +74,33 @@ def _start_up(repeats: int) -> float:
 
 
 def _suite(count: int, repeats: int) -> float:
-    for name, tests in (("one", 1), ("all", count)):
-        lines = [f"def test_{number}():\n    assert {number} >= 0\n" for number in range(tests)]
-        Path(f"test_{name}.py").write_text("\n".join(lines))
+    one, whole = _written(1), _written(count)
 
     def measured(file: str) -> list[tuple[float, float]]:
         return pairs(
             lambda: _pytest(*RUN, "--bncheck", file), lambda: _pytest(*RUN, *OFF, file), repeats
         )
 
-    least = statistics.median(on - off for on, off in measured("test_one.py"))
-    whole = measured("test_all.py")
-    costs = [1e6 * (on - off - least) / count for on, off in whole]
+    least = statistics.median(on - off for on, off in measured(one))
+    runs = measured(whole)
+    costs = [1e6 * (on - off - least) / count for on, off in runs]
     print(
         f"suite of {count} trivial tests: {_middle(costs)} microseconds per test "
-        f"on {1e6 * statistics.median(off for _, off in whole) / count:.0f}, "
+        f"on {1e6 * statistics.median(off for _, off in runs) / count:.0f}, "
         f"and {1000 * least:.0f} ms once"
     )
     return statistics.median(costs)
 
 
+def _written(count: int) -> str:
+    """The file of a suite of so many trivial tests."""
+    tests = [f"def test_{number}():\n    assert {number} >= 0\n" for number in range(count)]
+    Path(file := f"test_{count}_tests.py").write_text("\n".join(tests))
+    return file
+
+
 def _count(count: int) -> None:
     """Print both costs in millions of instructions."""
-    for number in (1, 1 + count):
-        lines = [f"def test_{k}():\n    assert {k} >= 0\n" for k in range(number)]
-        Path(f"test_{number}.py").write_text("\n".join(lines))
 
     def cost(*arguments: str) -> tuple[float, float]:
         """What the plugin adds, and what the run takes without it."""
@@ -109,9 +109,9 @@ def _count(count: int) -> None:
         with_it, without = _instructions(*arguments), _instructions(*off, *OFF)
         return with_it - without, without
 
-    more, bare = cost("--collect-only", *RUN, "--ignore=test_1.py", f"--ignore=test_{1 + count}.py")
+    more, bare = cost("--collect-only", *RUN)
     print(f"start-up: {more:+.1f} million instructions on {bare:.0f} ({more / bare:.1%})")
-    few, many = (cost(*RUN, "--bncheck", f"test_{number}.py") for number in (1, 1 + count))
+    few, many = (cost(*RUN, "--bncheck", _written(number)) for number in (1, 1 + count))
     more, bare = ((b - a) / count for a, b in zip(few, many, strict=True))
     print(f"an unmarked test: {more:+.3f} million instructions on {bare:.2f} ({more / bare:.1%})")
 

@@ -14,8 +14,10 @@ _TYPES = (OrderedDict, dict, list, deque, set)
 def container_type(value: Any) -> Any:
     """The plain mutable container type that `value` is an instance of, or None."""
     kind = type(value)
-    if kind in _TYPES or not issubclass(kind, _TYPES):  # nearly all, and asked of all objects
-        return kind if kind in _TYPES else None
+    if kind in _TYPES:
+        return kind
+    if not issubclass(kind, _TYPES):  # nearly all, and all are asked
+        return None
     return next(plain for plain in _TYPES if issubclass(kind, plain))
 
 

@@ -155,11 +155,7 @@ class Graph:
                 self._add(item, remember(attributes))
             if self._is_open(item):
                 self._add(item, remember_class(item))
-            waiting.extend(
-                (child, path + step)
-                for step, child in self.children(item)
-                if type(child) not in PLAIN and id(child) not in self._seen
-            )
+            waiting.extend((child, path + step) for step, child in self.children(item))
 
     def _add(self, item: Any, undo: Undo | None) -> None:
         if undo is not None and isinstance(item, BaseException):

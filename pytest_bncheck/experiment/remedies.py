@@ -139,7 +139,8 @@ def further_updates(judgement: Judgement, predict: Predict) -> Updates:
     low, high = 0, None  # the first that passes is in (low, high]
     ask, left = until(judgement.distortion_limit), PROBES
     while left > 0 and (high is None or high - low > max(1, CLOSE * high)):
-        tried[ask], silent[ask] = gap, _ = _look_after(judgement, predict, ask)
+        gap, silent[ask] = _look_after(judgement, predict, ask)
+        tried[ask] = gap
         left -= 1
         if gap is not None and gap <= target:
             high = ask

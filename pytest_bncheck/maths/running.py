@@ -149,10 +149,10 @@ def distortion(
     variance = np.concatenate([d[:0], *(v for v, n in zip(batch.var, sizes, strict=True) if n)])
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         squares = (s - 1.0) ** 2 * _ratio(variance, variance + np.repeat(eps, sizes)) + d**2
-    masks = counts or [np.ones(size, dtype=bool) for size in sizes]
-    rows = zip(np.split(squares, np.cumsum(sizes))[:-1], masks, strict=True)
-    each = [values[c] if values.size else values for values, c in rows]
-    return np.array([math.sqrt(values.mean()) if values.size else 0.0 for values in each])
+    each = np.split(squares, np.cumsum(sizes))[:-1]
+    if counts is not None:
+        each = [v[c] if v.size else v for v, c in zip(each, counts, strict=True)]
+    return np.array([math.sqrt(v.mean()) if v.size else 0.0 for v in each])
 
 
 def debias(current: Statistics, start: Statistics, weights: Sequence[float]) -> Statistics:

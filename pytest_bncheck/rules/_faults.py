@@ -13,10 +13,7 @@ from pytest_bncheck.evidence.passes import suffers_beside
 from pytest_bncheck.evidence.past import CORROBORATED
 from pytest_bncheck.maths import predictions
 from pytest_bncheck.maths.running import SETTLED, bessel
-from pytest_bncheck.maths.verdict import (
-    USUAL_DISTORTION,
-    USUAL_GAP,
-)
+from pytest_bncheck.maths.verdict import USUAL_DISTORTION, USUAL_GAP
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.types import Layer, Prediction, Severity
 

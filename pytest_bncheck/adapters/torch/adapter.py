@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_bncheck.adapters.base import (
     Mode,
@@ -152,8 +152,7 @@ class TorchAdapter(
     def slopes(self, index: int, direction: Mapping[str, Array]) -> list[Slope | None] | None:
         __tracebackhide__ = True
         self._passes.enter_eval()
-        for parameter in self.model.parameters():
-            parameter.grad = None  # training is over, and a backward pass needs the memory
+        nn.Module.zero_grad(self.model)  # training is over, and a backward pass needs the memory
         with self._left_alone():
             return slopes(
                 self._layers.modules,

@@ -108,8 +108,8 @@ class TorchCore(Adapter):
         self._own_loss: OwnLoss | None = None
         self._trained, self._writes = False, False
         self._left_weights: set[int] = set()
-        self._state_places: list[Place] = []
         """Mini-batches whose prediction leaves the parameters alone as they are now."""
+        self._state_places: list[Place] = []
         self._cleanup = ExitStack()
         self.noise = rounding(dtype_name(dtype), self.device)
 
@@ -304,7 +304,7 @@ class TorchCore(Adapter):
         if not observe:
             return self._passes.run(batch, size, observe=False)
         parameters = [] if index in self._left_weights else parameter_places(self.model)
-        if parameters:
+        if parameters and not self._left_weights:
             self._drop_gradients()  # their memory serves the copies
         watch = Watch()
         before = Buffers((*self._places_of_state(), *parameters))
@@ -337,10 +337,10 @@ class TorchCore(Adapter):
         return self._state_places
 
     def _drop_gradients(self) -> None:
-        if not self._custom_step:  # which may add them up; every other step makes them anew
+        """Forget what the last step left, unless the step is the user's, which may add it up."""
+        if not self._custom_step:
             self._record.frozen(self._layers)  # has to see them
-            for parameter in self.model.parameters():
-                parameter.grad = None
+            nn.Module.zero_grad(self.model)
 
     def _with_batch_statistics(self, batch: Any, size: int | None) -> Pass:
         __tracebackhide__ = True
