@@ -131,7 +131,9 @@ def _middle(costs: list[float]) -> str:
 
 def _pytest(*arguments: str) -> None:
     command = [sys.executable, "-m", "pytest", *ONLY, *arguments]
-    subprocess.run(command, env=_environment(), capture_output=True)
+    run = subprocess.run(command, env=_environment(), capture_output=True, text=True)
+    if run.returncode not in (0, 5):  # 5: there are no tests, as when only starting
+        sys.exit(f"{' '.join(command)} failed:\n{run.stdout}{run.stderr}")
 
 
 def _environment() -> dict[str, str]:

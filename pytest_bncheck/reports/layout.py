@@ -47,8 +47,9 @@ def printable(line: str, keep: str = "") -> str:
     """A line without characters that steer what shows it, but `keep`: names can hold anything."""
     if line.isprintable():
         return line
-    shown = (c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in line)
-    return "".join(shown)
+    # Each character once: a line can be a whole page.
+    escapes = {ord(c): ascii(c)[1:-1] for c in set(line) if not (c.isprintable() or c in keep)}
+    return line.translate(escapes) if escapes else line
 
 
 def remedy_lines(remedy: str) -> Iterator[str]:
