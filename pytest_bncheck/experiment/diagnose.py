@@ -45,10 +45,11 @@ def diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Compa
     attribution, cure = Attribution(), Remedies()
     judgement = measured
     if measured.cured_by_planning:
-        updates = remedies.further_updates(measured.typical, typical.predict_with)
+        with typical.trying() as predict:
+            updates = remedies.further_updates(measured.typical, predict)
         cure = Remedies(updates.enough, updates.silent, gaps_after=updates.gaps)
     if measured.looks_off or _may_explain_path(measured):
-        recalibrated = panel.predict_with(passes.noisy_batch, observe=True)
+        recalibrated = panel.predict_with(passes.noisy_batch)
         judgement = dataclasses.replace(measured, compared=passes.compared(recalibrated))
         replaced = _replaced(panel, passes, recalibrated, adapter.dialect.unbiased)
         if judgement.cured_by_converging:
@@ -56,7 +57,8 @@ def diagnose(adapter: Adapter, panel: Panel, measured: Judgement) -> tuple[Compa
     if judgement.measured_verdict in ("broken", "degraded"):
         debiased = _without_initial_value(typical, judgement)
     if judgement.conclusive_verdict == "broken":
-        cure = remedies.work_out(judgement.typical, typical.predict_with)
+        with typical.trying() as predict:
+            cure = remedies.work_out(judgement.typical, predict)
     draws = _draws(adapter, measured)
     parting = _part(adapter, judgement, replaced)
     return judgement.compared, Diagnosis(

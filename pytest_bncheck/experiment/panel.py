@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -52,18 +52,32 @@ class Panel:
         """The user's own eval mode."""
         return joined([self._adapter.predict(k, observe=observe) for k in self._indices])
 
-    def predict_with(
-        self, statistics: Statistics, *, exact: bool = False, observe: bool = False
-    ) -> Prediction:
+    def predict_with(self, statistics: Statistics, *, exact: bool = False) -> Prediction:
         """Eval mode with other running statistics."""
         with self.statistics(statistics, exact=exact):
-            return self.predict(observe=observe)
+            return self.predict(observe=False)
+
+    @contextmanager
+    def trying(self) -> Iterator[Callable[[Statistics], Prediction]]:
+        """`predict_with` of many in turn: the statistics of the model are put back at the end."""
+        with self._kept_statistics():
+
+            def predict(statistics: Statistics) -> Prediction:
+                self._adapter.write(statistics)
+                return self.predict(observe=False)
+
+            yield predict
 
     @contextmanager
     def statistics(self, statistics: Statistics, *, exact: bool = False) -> Iterator[None]:
         """Other running statistics for a while; those of the model are put back."""
+        with self._kept_statistics():
+            self._adapter.write(statistics, exact=exact)
+            yield
+
+    @contextmanager
+    def _kept_statistics(self) -> Iterator[None]:
         before = self._adapter.read(exact=True)
-        self._adapter.write(statistics, exact=exact)
         try:
             yield
         finally:

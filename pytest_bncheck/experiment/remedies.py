@@ -58,6 +58,9 @@ CURVE = 3
 MOST_UPDATES = 1_000_000
 """Updates beyond which nobody trains."""
 
+GROWTH = 8
+"""Times as many updates each, until no layer is distorted: the fewest looks, in and then back."""
+
 LATER = 4
 """Times the steps of the check that a second momentum is proposed for."""
 
@@ -327,10 +330,9 @@ def _until(judgement: Judgement, distortion: float) -> int:
     def fit(steps: int) -> bool:
         return all(each <= distortion for each in judgement.misplacements(_after(judgement, steps)))
 
-    high = 1
+    low, high = 0, 1
     while not fit(high) and high < MOST_UPDATES:
-        high *= 2
-    low = high // 2
+        low, high = high, GROWTH * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if fit(middle) else (middle, high)

@@ -302,7 +302,7 @@ class TorchCore(Adapter):
         batch, size = self._batches[index], self._sizes[index]
         self._passes.enter_eval()
         if not observe:
-            return self._passes.run(batch, size, observe=False)
+            return self._scored(self._passes.run(batch, size, observe=False), batch)
         parameters = [] if index in self._left_weights else parameter_places(self.model)
         if parameters and not self._left_weights:
             self._drop_gradients()  # their memory serves the copies
