@@ -36,6 +36,8 @@ STEPS = 20
 LIMIT = 1.10
 OPTIMIZER = partial(torch.optim.Adam, lr=1e-4)
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 152: (3, 8, 36, 3)}
+PAIRS = {18: 15, 50: 9, 152: 5}
+"""More where a run is short: single pairs differ by a third there."""
 
 
 def main() -> int:
@@ -47,10 +49,11 @@ def main() -> int:
         what, depth, side = options.measure
         print(json.dumps(_measured(what, int(depth), int(side))))
         return 0
-    side, repeats = ("32", 1) if options.smoke else ("64", 5)
+    side = "32" if options.smoke else "64"
     print(f"check / bare loop of {STEPS} steps and 2 forwards: median [least, most]")
     dear = False
     for depth in (18,) if options.smoke else BLOCKS:
+        repeats = 1 if options.smoke else PAIRS[depth]
         runs = process_pairs(__file__, "torch", ("check", "bare"), repeats, str(depth), side)
         measured = times(runs)
         dear |= ratio(measured) > LIMIT
