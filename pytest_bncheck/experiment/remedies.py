@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+
 from pytest_bncheck.evidence import Judgement, Remedies, Training
 from pytest_bncheck.maths import running
 from pytest_bncheck.types import Prediction, Statistics
@@ -131,7 +133,8 @@ def further_updates(judgement: Judgement, predict: Predict) -> Updates:
     if not target <= judgement.gap_limit or not _all_update(judgement):
         return Updates(None, {})
 
-    until = cache(lambda distortion: _until(judgement, distortion))
+    worst = cache(lambda steps: float(np.max(judgement.misplacements(_after(judgement, steps)))))
+    until = cache(lambda distortion: _until(worst, distortion))
     compared = judgement.compared
     if compared.judged_gap is None:
         enough = until(judgement.distortion_limit)
@@ -152,7 +155,7 @@ def further_updates(judgement: Judgement, predict: Predict) -> Updates:
         if high is None:
             farthest = max(2 * low, until(0.3 * judgement.distortion_limit))
             first_probe = len(tried) == 1
-            ask = _further(judgement, now, low, gap, target, farthest) if first_probe else farthest
+            ask = _further(worst, now, low, gap, target, farthest) if first_probe else farthest
             if ask > MOST_UPDATES:
                 return Updates(None, tried)
         else:
@@ -197,7 +200,7 @@ def _target(judgement: Judgement, share: float) -> float:
 
 
 def _further(
-    judgement: Judgement,
+    worst: Callable[[int], float],
     first: float | None,
     low: int,
     gap: float | None,
@@ -211,14 +214,15 @@ def _further(
 
     Parameters
     ----------
+    worst
+        The distortion of the most distorted layer after a number of further updates.
     first, low, gap
         The gap without further updates; the updates of the first probe, and the gap after them.
     """
     if not first or not gap or not target < gap < first < math.inf:
         return farthest
     so_far = low * math.log(gap / target) / math.log(first / gap)
-    distortion = max(judgement.misplacements(_after(judgement, low)))
-    in_the_end = _until(judgement, distortion * target / gap) - low
+    in_the_end = _until(worst, worst(low) * target / gap) - low
     more = 2.0 * so_far * in_the_end / (so_far + in_the_end)
     return min(math.ceil((low + more) * (1.0 + CLOSE / 3.0)), farthest)
 
@@ -324,18 +328,14 @@ def _after(judgement: Judgement, steps: int) -> Statistics:
     return running.project(training.stop, judgement.passes.noisy_batch, training.kept(steps))
 
 
-def _until(judgement: Judgement, distortion: float) -> int:
+def _until(worst: Callable[[int], float], distortion: float) -> int:
     """The first number of steps after which no layer is distorted by more."""
-
-    def fit(steps: int) -> bool:
-        return all(each <= distortion for each in judgement.misplacements(_after(judgement, steps)))
-
     low, high = 0, 1
-    while not fit(high) and high < MOST_UPDATES:
+    while not worst(high) <= distortion and high < MOST_UPDATES:
         low, high = high, GROWTH * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if fit(middle) else (middle, high)
+        low, high = (low, middle) if worst(middle) <= distortion else (middle, high)
     return high
 
 

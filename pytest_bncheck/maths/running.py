@@ -105,17 +105,32 @@ def shift_and_scale(
     list of (d, s)
         One pair per layer, each of shape (channels,).
     """
-    pairs = []
-    for rm, rv, bm, bv, e in zip(
-        running.mean, running.var, batch.mean, batch.var, eps, strict=True
-    ):
-        if bm.shape != bv.shape:  # values without a variance distort nothing by themselves
-            pairs.append((np.empty(0), np.empty(0)))
-            continue
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            deviation = np.sqrt(rv + e)
-            pairs.append(((bm - rm) / deviation, np.sqrt(bv + e) / deviation))
-    return pairs
+    d, s, _ = _flat_shift_and_scale(running, batch, eps)
+    ends = np.cumsum(_channels(batch))[:-1]
+    return list(zip(np.split(d, ends), np.split(s, ends), strict=True)) if batch.mean else []
+
+
+def _flat_shift_and_scale(
+    running: Statistics, batch: Statistics, eps: Sequence[float]
+) -> tuple[Array, Array, Array]:
+    """Those of all channels, one layer after the other: d, s, and the share b_v/(b_v+ε)."""
+    sizes = _channels(batch)
+
+    def flat(rows: Sequence[Array]) -> Array:
+        # An empty one, since there may be no layers.
+        return np.concatenate([np.empty(0), *(r for r, n in zip(rows, sizes, strict=True) if n)])
+
+    rm, rv, bm, bv = map(flat, (running.mean, running.var, batch.mean, batch.var))
+    e = np.repeat(eps, sizes)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        deviation = np.sqrt(rv + e)
+        return (bm - rm) / deviation, np.sqrt(bv + e) / deviation, _ratio(bv, bv + e)
+
+
+def _channels(batch: Statistics) -> list[int]:
+    """Channels of each layer; 0 for values without a variance, which distort nothing."""
+    rows = zip(batch.mean, batch.var, strict=True)
+    return [mean.size if mean.shape == var.shape else 0 for mean, var in rows]
 
 
 def distortion(
@@ -142,14 +157,11 @@ def distortion(
     -------
     array of shape (layers,)
     """
-    pairs = [(np.empty(0), np.empty(0)), *shift_and_scale(running, batch, eps)]
-    sizes = [d.size for d, _ in pairs[1:]]
     # The channels of all layers at once: searches ask after many numbers of updates.
-    d, s = (np.concatenate(each) for each in zip(*pairs, strict=True))
-    variance = np.concatenate([d[:0], *(v for v, n in zip(batch.var, sizes, strict=True) if n)])
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        squares = (s - 1.0) ** 2 * _ratio(variance, variance + np.repeat(eps, sizes)) + d**2
-    each = np.split(squares, np.cumsum(sizes))[:-1]
+    d, s, varying = _flat_shift_and_scale(running, batch, eps)
+    with np.errstate(invalid="ignore", over="ignore"):
+        squares = (s - 1.0) ** 2 * varying + d**2
+    each = np.split(squares, np.cumsum(_channels(batch)))[:-1]
     if counts is not None:
         each = [v[c] if v.size else v for v, c in zip(each, counts, strict=True)]
     return np.array([math.sqrt(v.mean()) if v.size else 0.0 for v in each])
