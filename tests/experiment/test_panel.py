@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
-from pytest_bncheck.experiment.panel import joined
+from pytest_bncheck.experiment.panel import Panel, joined
 from pytest_bncheck.maths import running
 from pytest_bncheck.maths.dealing import deal
-from pytest_bncheck.types import Prediction, Statistics
+from pytest_bncheck.types import Prediction, Recipe, Statistics
+from toy import ToyAdapter, ToyModel, toy_batch
 
 
 def prediction(size: int, loss: float, accuracy: float | None = None) -> Prediction:
@@ -27,6 +30,26 @@ def test_what_only_some_batches_tell_is_left_out() -> None:
     both = joined([prediction(3, 1.0), other])
     assert not both.outputs
     assert both.accuracy is None
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_statistics_that_were_tried_are_put_back(interrupted: bool) -> None:
+    model = ToyModel()
+    model.training = False
+    adapter = ToyAdapter(model, [toy_batch()], Recipe(), None)
+    panel, before = Panel.first(adapter, 1, 1), adapter.read(exact=True)
+    tried = [Statistics((np.full(4, mean),), (np.full(4, 2.0),)) for mean in (10.0, 50.0)]
+    alone = [panel.predict_with(each) for each in tried]
+    ending = pytest.raises(KeyboardInterrupt) if interrupted else nullcontext()
+    with ending, panel.trying() as predict:
+        for each, expected in zip(tried, alone, strict=True):
+            found = predict(each)
+            np.testing.assert_array_equal(found.outputs["output"], expected.outputs["output"])
+        if interrupted:
+            raise KeyboardInterrupt
+    after = adapter.read(exact=True)
+    np.testing.assert_array_equal(after.mean, before.mean)
+    np.testing.assert_array_equal(after.var, before.var)
 
 
 @pytest.mark.parametrize("sizes", [[4, 4, 4], [16] * 8, [8, 8, 3], [2, 2]])
