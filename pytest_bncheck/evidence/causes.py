@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_bncheck.evidence.judgement import Judgement
-from pytest_bncheck.maths import running
+from pytest_bncheck.maths import distances, running
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
@@ -83,7 +83,7 @@ def parts(judgement: Judgement, *, unbiased: bool) -> Parts:
     noise = np.zeros(len(training.layers))
     if judgement.stream:
         rates = [layer.update_rate for layer in training.layers]
-        noise = running.noise(training.logged_batches, target, training.eps, rates)
+        noise = distances.noise(training.logged_batches, target, training.eps, rates)
     noise = np.minimum(noise, rest)
     few = [1.0 - running.bessel(n) ** -0.5 if n and unbiased else 0.0 for n in passes.calls.values]
     return Parts(initial, np.sqrt(rest**2 - noise**2), noise, np.array(few))

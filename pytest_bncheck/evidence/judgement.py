@@ -13,7 +13,7 @@ import numpy as np
 from pytest_bncheck.evidence.comparison import Comparison
 from pytest_bncheck.evidence.passes import Passes
 from pytest_bncheck.evidence.training import Training
-from pytest_bncheck.maths import predictions, running
+from pytest_bncheck.maths import distances, predictions
 from pytest_bncheck.maths.verdict import (
     USUAL_DISTORTION,
     USUAL_GAP,
@@ -121,7 +121,7 @@ class Judgement:
         rows = zip(self.layers, training.calls_per_step, in_pass, strict=True)
         return any(
             calls > calls_in_pass
-            and running.spread(training.streams[layer.name].statistics, layer.eps) > REPEATED
+            and distances.spread(training.streams[layer.name].statistics, layer.eps) > REPEATED
             for layer, calls, calls_in_pass in rows
             if layer.name in training.streams
         )
@@ -217,13 +217,13 @@ class Judgement:
         return self._distortions(statistics)
 
     def _distortions(self, statistics: Statistics) -> Array:
-        found = running.distortion(statistics, self.passes.noisy_batch, self.eps)
+        found = distances.distortion(statistics, self.passes.noisy_batch, self.eps)
         if self.training.past is None and not self.stream:
             return found
         # The statistics are of other batches, and those of this one are a single draw.
         batches, samples = max(len(self.passes.batches), 1), self.training.batch_size
         values = [n and n * batches for n in self.passes.calls.values]
-        return running.beyond_chance(found, values, samples and samples * batches)
+        return distances.beyond_chance(found, values, samples and samples * batches)
 
     @property
     def distorted_layers(self) -> list[str]:
@@ -247,7 +247,7 @@ class Judgement:
         target, start = self.passes.noisy_batch, self.training.start
         for k, layer in enumerate(self.layers):
             if layer.states:
-                found[k] = running.share_of_way(statistics.mean[k], start.mean[k], target.mean[k])
+                found[k] = distances.share_of_way(statistics.mean[k], start.mean[k], target.mean[k])
         return found
 
     @property
@@ -288,7 +288,7 @@ class Judgement:
         Distortion of each layer, in standard deviations. Stochastic layers, and code that takes
         another path in training, make the difference.
         """
-        return running.distortion(self.passes.noisy_batch, self.passes.batch, self.eps)
+        return distances.distortion(self.passes.noisy_batch, self.passes.batch, self.eps)
 
     # verdict --------------------------------------------------------------------------------------
 

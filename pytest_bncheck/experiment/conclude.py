@@ -10,7 +10,7 @@ import numpy as np
 from pytest_bncheck import rules
 from pytest_bncheck.adapters.base import Adapter
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths import predictions, running
+from pytest_bncheck.maths import distances, predictions
 from pytest_bncheck.maths.predictions import worst_pair
 from pytest_bncheck.report import (
     AfterUpdates,
@@ -131,7 +131,7 @@ def _all_states(evidence: Evidence) -> bool:
 
 def _layers(evidence: Evidence) -> list[LayerReport]:
     training, passes = evidence.training, evidence.passes
-    pairs = running.shift_and_scale(training.stop, passes.noisy_batch, evidence.eps)
+    pairs = distances.shift_and_scale(training.stop, passes.noisy_batch, evidence.eps)
     distortions = evidence.distortions(training.stop).tolist()
     weights, shares = training.initial_weights, evidence.diagnosis.attribution.shares
     return [

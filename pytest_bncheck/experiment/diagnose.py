@@ -18,7 +18,7 @@ from pytest_bncheck.evidence import (
 from pytest_bncheck.experiment import culprits, remedies
 from pytest_bncheck.experiment.measure import agree
 from pytest_bncheck.experiment.panel import Panel, joined
-from pytest_bncheck.maths import running
+from pytest_bncheck.maths import distances, running
 from pytest_bncheck.types import Parting, Prediction, Statistics, Trace
 
 FORGOTTEN = 1e-3
@@ -132,7 +132,7 @@ def _without_initial_value(typical: Panel, judgement: Judgement) -> Prediction |
     """Eval mode without what is left of the initial value; a pass only if that is something."""
     training = judgement.training
     clean = running.debias(training.stop, training.start, training.initial_weights)
-    left = running.distortion(training.stop, clean, training.eps)
+    left = distances.distortion(training.stop, clean, training.eps)
     if (left <= FORGOTTEN).all():
         return judgement.compared.typical.eval
     return typical.predict_with(clean)

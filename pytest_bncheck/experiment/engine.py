@@ -37,7 +37,7 @@ from pytest_bncheck.experiment.diagnose import diagnose
 from pytest_bncheck.experiment.measure import agree, during, measure
 from pytest_bncheck.experiment.panel import Panel
 from pytest_bncheck.experiment.states import PROBED, Probes, probe
-from pytest_bncheck.maths import predictions, running, verdict
+from pytest_bncheck.maths import distances, predictions, running, verdict
 from pytest_bncheck.report import Report
 from pytest_bncheck.types import (
     Calls,
@@ -310,7 +310,7 @@ def _has_converged(adapter: Adapter) -> bool:
     if any(map(_hides_its_start, layers, adapter.calls.training, counted)):
         return False
     # The step's batch statistics come from the weights that `before` belongs to.
-    distortion = running.distortion(before, batch, eps, counted)
+    distortion = distances.distortion(before, batch, eps, counted)
     return bool((distortion <= verdict.USUAL_DISTORTION).all())
 
 

@@ -27,7 +27,7 @@ from pytest_bncheck.evidence.past import Past, past
 from pytest_bncheck.experiment import states
 from pytest_bncheck.experiment.panel import Panel, averaged, joined
 from pytest_bncheck.experiment.reference import decides_worse_than_all, draw, reference_of
-from pytest_bncheck.maths import predictions, running
+from pytest_bncheck.maths import distances, predictions, running
 from pytest_bncheck.maths.verdict import USUAL_DISTORTION, USUAL_GAP
 from pytest_bncheck.types import (
     Calls,
@@ -297,7 +297,7 @@ def _refuse_plan(training: Training, planned: int) -> None:
 
 
 def _fit(statistics: Statistics, batch: Statistics, layers: Sequence[Layer]) -> bool:
-    distortion = running.distortion(statistics, batch, [layer.eps for layer in layers])
+    distortion = distances.distortion(statistics, batch, [layer.eps for layer in layers])
     return bool((distortion <= USUAL_DISTORTION).all())
 
 

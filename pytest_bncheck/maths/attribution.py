@@ -1,7 +1,7 @@
 r"""Which layer makes how much of the difference between eval and training predictions.
 
 Eval mode distorts layer k's normalised output to :math:`\hat x_{eval} = s\,\hat x + d` (see
-`running.shift_and_scale`). Going there along :math:`s_α = 1 + α(s-1)`, :math:`d_α = α d` in all
+`distances.shift_and_scale`). Going there along :math:`s_α = 1 + α(s-1)`, :math:`d_α = α d` in all
 layers at once, from training (α = 0) to eval mode (α = 1), the prediction moves by
 :math:`u = y_{eval} - y_{train}`, and the integral of each layer's part of the slope along the way
 splits u among the layers without a remainder: integrated gradients (Sundararajan et al. 2017,
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from pytest_bncheck.maths.running import shift_and_scale
+from pytest_bncheck.maths.distances import shift_and_scale
 from pytest_bncheck.types import Statistics
 
 if TYPE_CHECKING:

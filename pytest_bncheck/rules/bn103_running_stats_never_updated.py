@@ -7,7 +7,8 @@ from collections.abc import Set
 import numpy as np
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths.running import loses_updates, shift_and_scale
+from pytest_bncheck.maths.distances import shift_and_scale
+from pytest_bncheck.maths.running import loses_updates
 from pytest_bncheck.maths.verdict import USUAL_DISTORTION
 from pytest_bncheck.rules import _faults as faults
 from pytest_bncheck.rules import _remedies as remedies

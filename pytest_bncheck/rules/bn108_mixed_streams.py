@@ -7,7 +7,7 @@ from collections.abc import Collection, Set
 import numpy as np
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths import running
+from pytest_bncheck.maths import distances
 from pytest_bncheck.rules import _faults as faults
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
@@ -66,7 +66,7 @@ class MixedStreams(Rule):
     def find(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         streams = evidence.training.streams
         spreads = {
-            layer.name: running.spread(streams[layer.name].statistics, layer.eps)
+            layer.name: distances.spread(streams[layer.name].statistics, layer.eps)
             for layer in evidence.layers
             if layer.name in streams and not layer.frozen and layer.name not in explained
         }
@@ -108,7 +108,7 @@ def _usual(name: str, evidence: Evidence) -> float:
     """The spread up to which the calls of a layer may be of one distribution."""
     streams = evidence.training.streams[name]
     samples = min(streams.samples, evidence.training.batch_size or streams.samples)
-    chance = running.chance_spread(samples, len(streams.statistics))
+    chance = distances.chance_spread(samples, len(streams.statistics))
     return max(APART, CHANCE_OF_CALLS * chance)
 
 
@@ -169,7 +169,7 @@ def _fit_the_mixture(evidence: Evidence, mixed: Collection[str]) -> bool:
             mixture = evidence.training.streams[layer.name].statistics
             middle = Statistics((np.mean(mixture.mean, axis=0),), (np.mean(mixture.var, axis=0),))
             alone = Statistics((judged.mean[k],), (judged.var[k],))
-            if not running.distortion(alone, middle, [layer.eps])[0] <= evidence.distortion_limit:
+            if not distances.distortion(alone, middle, [layer.eps])[0] <= evidence.distortion_limit:
                 return False
     return True
 

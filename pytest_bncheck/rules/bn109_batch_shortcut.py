@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths import running
+from pytest_bncheck.maths import distances, running
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
@@ -71,7 +71,7 @@ class BatchShortcut(Rule):
             strict=True,
         )
         spreads = {
-            layer.name: running.spread(statistics, layer.eps)
+            layer.name: distances.spread(statistics, layer.eps)
             for layer, statistics, active, n in rows
             if active and n != 1 and layer.name not in explained
         }
@@ -120,6 +120,6 @@ def _is_chance(evidence: Evidence, spreads: dict[str, float]) -> bool:
     few = min((n for n in values if n is not None), default=FEW_VALUES) < FEW_VALUES
     if (evidence.looks_off and not few) or not size or size == 1:
         return False
-    usual = running.chance_spread(size, len(evidence.passes.batches))
+    usual = distances.chance_spread(size, len(evidence.passes.batches))
     most = CHANCE_OF_BATCHES * usual if few else usual
     return all(spread <= most for spread in spreads.values())

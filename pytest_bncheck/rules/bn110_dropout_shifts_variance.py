@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths import running
+from pytest_bncheck.maths import distances
 from pytest_bncheck.maths.verdict import USUAL_GAP
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
@@ -58,7 +58,9 @@ class DropoutShiftsVariance(Rule):
         if not stochastic or evidence.inconclusive or evidence.passes.is_random:
             return None
         noisy = evidence.judged_distortions
-        clean = running.distortion(evidence.judged_statistics, evidence.passes.batch, evidence.eps)
+        clean = distances.distortion(
+            evidence.judged_statistics, evidence.passes.batch, evidence.eps
+        )
         least = FAR * evidence.distortion_limit
         shifted = {
             layer.name: float(d)

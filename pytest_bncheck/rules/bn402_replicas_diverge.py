@@ -7,7 +7,7 @@ from collections.abc import Set
 import numpy as np
 
 from pytest_bncheck.evidence import Evidence
-from pytest_bncheck.maths import running
+from pytest_bncheck.maths import distances
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
@@ -62,7 +62,7 @@ class ReplicasDiverge(Rule):
             return None
         first, *others = replicas
         eps = evidence.eps[: len(first)]  # state that was found by behaviour comes last
-        distances = np.max([running.distortion(first, other, eps) for other in others], axis=0)
+        distances = np.max([distances.distortion(first, other, eps) for other in others], axis=0)
         apart = {
             layer.name: float(distance)
             for layer, distance in zip(evidence.layers, distances, strict=False)

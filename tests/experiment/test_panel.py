@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pytest_bncheck.experiment.panel import Panel, joined
-from pytest_bncheck.maths import running
+from pytest_bncheck.maths import distances, running
 from pytest_bncheck.maths.dealing import deal
 from pytest_bncheck.types import Prediction, Recipe, Statistics
 from toy import ToyAdapter, ToyModel, toy_batch
@@ -79,7 +79,7 @@ def test_batches_of_one_become_a_single_one() -> None:
 def test_spread_of_shifted_batches() -> None:
     """Means at ±δ and the same variance lie δ/σ around their mean."""
     apart = Statistics((np.array([3.0]), np.array([-3.0])), (np.array([4.0]),) * 2)
-    assert running.spread(apart, 0.0) == pytest.approx(1.5)
+    assert distances.spread(apart, 0.0) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize(("samples", "batches"), [(8, 2), (16, 4), (64, 8)])
@@ -87,8 +87,8 @@ def test_spread_of_one_distribution_is_that_of_chance(samples: int, batches: int
     rng = np.random.default_rng(0)
     values = rng.normal(5.0, 2.0, (batches, samples, 4000))
     each = Statistics(tuple(values.mean(1)), tuple(values.var(1)))
-    expected = running.chance_spread(samples, batches)
-    assert running.spread(each, 0.0) == pytest.approx(expected, rel=0.15)
+    expected = distances.chance_spread(samples, batches)
+    assert distances.spread(each, 0.0) == pytest.approx(expected, rel=0.15)
 
 
 def test_calls_are_read_from_what_lies_between_them() -> None:
@@ -106,4 +106,4 @@ def test_channels_hidden_by_rounding_give_their_running_statistics() -> None:
     points = [(np.array([1e4]), np.array([1.0]))] * 3
     found = running.recover_calls(points, [1e-3] * 2, 1e-5, 2.0**-23)
     assert [mean.item() for mean in found.mean] == [1e4, 1e4]
-    assert running.spread(found, 1e-5) == 0.0
+    assert distances.spread(found, 1e-5) == 0.0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_bncheck.maths import attribution, running
+from pytest_bncheck.maths import attribution, distances
 from pytest_bncheck.types import Statistics
 
 EPS = [1e-3]
@@ -41,9 +41,9 @@ def test_every_point_distorts_by_its_share(
     rm: float, rv: float, bm: float, bv: float, alpha: float
 ) -> None:
     seen, batch = statistics(rm, rv), statistics(bm, bv)
-    ((d, s),) = running.shift_and_scale(seen, batch, EPS)
+    ((d, s),) = distances.shift_and_scale(seen, batch, EPS)
     there = attribution.along(seen, batch, EPS, alpha)
-    ((d_there, s_there),) = running.shift_and_scale(there, batch, EPS)
+    ((d_there, s_there),) = distances.shift_and_scale(there, batch, EPS)
     np.testing.assert_allclose(d_there, alpha * d, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(s_there, 1 + alpha * (s - 1), rtol=1e-9)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pytest_bncheck.maths import running
+from pytest_bncheck.maths import distances, running
 from pytest_bncheck.types import Statistics
 
 rates = st.floats(0.001, 0.999)
@@ -81,21 +81,21 @@ def test_distortion_is_the_root_mean_square_error_of_normalised_values(
     trained = (x - batch.mean[0]) / np.sqrt(batch.var[0] + eps)
     predicted = (x - current.mean[0]) / np.sqrt(current.var[0] + eps)
     expected = math.sqrt(((predicted - trained) ** 2).mean())
-    assert running.distortion(current, batch, [eps])[0] == pytest.approx(expected, rel=1e-6)
-    ((d, s),) = running.shift_and_scale(current, batch, [eps])
+    assert distances.distortion(current, batch, [eps])[0] == pytest.approx(expected, rel=1e-6)
+    ((d, s),) = distances.shift_and_scale(current, batch, [eps])
     np.testing.assert_allclose(predicted, s * trained + d, rtol=1e-6, atol=1e-6)
 
 
 @given(statistics, st.floats(1e-6, 0.1))
 def test_converged_statistics_do_not_distort(batch: Statistics, eps: float) -> None:
-    assert running.distortion(batch, batch, [eps])[0] == 0.0
+    assert distances.distortion(batch, batch, [eps])[0] == 0.0
 
 
 def test_an_impossible_variance_is_not_a_number() -> None:
     good = Statistics((np.zeros(2),), (np.ones(2),))
     for bad in (-1.0, math.nan):
         wrong = Statistics((np.zeros(2),), (np.array([1.0, bad]),))
-        assert math.isnan(running.distortion(wrong, good, [1e-5])[0])
+        assert math.isnan(distances.distortion(wrong, good, [1e-5])[0])
 
 
 @given(statistics, st.lists(statistics, min_size=1, max_size=6), rates)
@@ -142,7 +142,7 @@ def test_readable_leaves_out_channels_that_rounding_hides() -> None:
     assert mask.tolist() == [True, False]
     (mask,) = running.readable(current, batch, [1e-5], [0.1], [2.0**-23])
     assert mask.tolist() == [True, True]
-    hidden = running.distortion(current, batch, [1e-5], [np.array([False, False])])
+    hidden = distances.distortion(current, batch, [1e-5], [np.array([False, False])])
     assert hidden[0] == 0.0
 
 
@@ -163,13 +163,13 @@ def test_noise_is_the_scatter_of_the_average_whatever_the_drift(rate: float | No
     for step, value in enumerate(values):
         kept = running.remaining_share(rate, step, 1)
         average = kept * average + (1.0 - kept) * value
-    (found,) = running.noise(batches, target, [0.0], [rate])
+    (found,) = distances.noise(batches, target, [0.0], [rate])
     assert found == pytest.approx(np.std(average) / 2.0, rel=0.1)
 
 
 def test_two_batches_tell_no_noise() -> None:
     same = Statistics((np.zeros(1),), (np.ones(1),))
-    assert running.noise([same, same], same, [0.0], [0.1]).tolist() == [0.0]
+    assert distances.noise([same, same], same, [0.0], [0.1]).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_an_update_below_the_spacing_is_lost() -> None:
 def test_what_chance_explains_is_taken_out(values: int, samples: int | None) -> None:
     counted = values if samples is None else min(values, 4 * samples)
     chance = math.sqrt(2.5 * 1.5 / counted)
-    found = running.beyond_chance(np.array([0.9 * chance, 5.0, np.nan]), [values] * 3, samples)
+    found = distances.beyond_chance(np.array([0.9 * chance, 5.0, np.nan]), [values] * 3, samples)
     assert found[0] == 0.0
     assert found[1] ** 2 + chance**2 == pytest.approx(25.0)
     assert np.isnan(found[2])
