@@ -76,21 +76,6 @@ def test_batches_of_one_become_a_single_one() -> None:
     assert [part.tolist() for part in deal([1, 1, 1])] == [[0, 1, 2]]
 
 
-def test_spread_of_shifted_batches() -> None:
-    """Means at ±δ and the same variance lie δ/σ around their mean."""
-    apart = Statistics((np.array([3.0]), np.array([-3.0])), (np.array([4.0]),) * 2)
-    assert distances.spread(apart, 0.0) == pytest.approx(1.5)
-
-
-@pytest.mark.parametrize(("samples", "batches"), [(8, 2), (16, 4), (64, 8)])
-def test_spread_of_one_distribution_is_that_of_chance(samples: int, batches: int) -> None:
-    rng = np.random.default_rng(0)
-    values = rng.normal(5.0, 2.0, (batches, samples, 4000))
-    each = Statistics(tuple(values.mean(1)), tuple(values.var(1)))
-    expected = distances.chance_spread(samples, batches)
-    assert distances.spread(each, 0.0) == pytest.approx(expected, rel=0.15)
-
-
 def test_calls_are_read_from_what_lies_between_them() -> None:
     rng = np.random.default_rng(0)
     means, variances = rng.normal(size=(3, 5)), rng.uniform(0.5, 2.0, (3, 5))

@@ -70,34 +70,6 @@ def test_rates_at_the_border() -> None:
         running.updates_until(0.1, 1.0)
 
 
-@given(statistics, statistics, st.floats(1e-6, 0.1), st.integers(0, 2**31))
-def test_distortion_is_the_root_mean_square_error_of_normalised_values(
-    current: Statistics, batch: Statistics, eps: float, seed: int
-) -> None:
-    """Monte Carlo without noise: samples with exactly the batch's mean and variance."""
-    raw = np.random.default_rng(seed).normal(size=(64, channels))
-    raw = (raw - raw.mean(axis=0)) / raw.std(axis=0)
-    x = batch.mean[0] + np.sqrt(batch.var[0]) * raw
-    trained = (x - batch.mean[0]) / np.sqrt(batch.var[0] + eps)
-    predicted = (x - current.mean[0]) / np.sqrt(current.var[0] + eps)
-    expected = math.sqrt(((predicted - trained) ** 2).mean())
-    assert distances.distortion(current, batch, [eps])[0] == pytest.approx(expected, rel=1e-6)
-    ((d, s),) = distances.shift_and_scale(current, batch, [eps])
-    np.testing.assert_allclose(predicted, s * trained + d, rtol=1e-6, atol=1e-6)
-
-
-@given(statistics, st.floats(1e-6, 0.1))
-def test_converged_statistics_do_not_distort(batch: Statistics, eps: float) -> None:
-    assert distances.distortion(batch, batch, [eps])[0] == 0.0
-
-
-def test_an_impossible_variance_is_not_a_number() -> None:
-    good = Statistics((np.zeros(2),), (np.ones(2),))
-    for bad in (-1.0, math.nan):
-        wrong = Statistics((np.zeros(2),), (np.array([1.0, bad]),))
-        assert math.isnan(distances.distortion(wrong, good, [1e-5])[0])
-
-
 @given(statistics, st.lists(statistics, min_size=1, max_size=6), rates)
 def test_debias_takes_out_the_start(
     start: Statistics, batches: list[Statistics], rate: float
@@ -151,27 +123,6 @@ def test_bessel(n: int | None, factor: float) -> None:
     assert running.bessel(n) == pytest.approx(factor)
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.3, None])
-def test_noise_is_the_scatter_of_the_average_whatever_the_drift(rate: float | None) -> None:
-    rng = np.random.default_rng(0)
-    steps, channels = 200, 2000  # channels are as good as repetitions
-    drift = np.linspace(0.0, 30.0, steps)[:, None]
-    values = 2.0 * rng.standard_normal((steps, channels))
-    batches = [Statistics((v,), (np.full(channels, 4.0),)) for v in values + drift]
-    target = Statistics((np.zeros(channels),), (np.full(channels, 4.0),))
-    average = np.zeros(channels)
-    for step, value in enumerate(values):
-        kept = running.remaining_share(rate, step, 1)
-        average = kept * average + (1.0 - kept) * value
-    (found,) = distances.noise(batches, target, [0.0], [rate])
-    assert found == pytest.approx(np.std(average) / 2.0, rel=0.1)
-
-
-def test_two_batches_tell_no_noise() -> None:
-    same = Statistics((np.zeros(1),), (np.ones(1),))
-    assert distances.noise([same, same], same, [0.0], [0.1]).tolist() == [0.0]
-
-
 @pytest.mark.parametrize(
     ("mean", "var", "possible"),
     [(0.0, 0.0, True), (-1.0, 2.0, True), (0.0, -1.0, False), (math.inf, 1.0, False),
@@ -206,13 +157,3 @@ def test_an_update_below_the_spacing_is_lost() -> None:
     assert kept.tolist() == [True, False, True, False]
     assert running.loses_updates(0.01, resolution)
     assert not running.loses_updates(0.1, resolution)
-
-
-@pytest.mark.parametrize(("values", "samples"), [(8, 8), (32, 8), (512, 8), (512, None)])
-def test_what_chance_explains_is_taken_out(values: int, samples: int | None) -> None:
-    counted = values if samples is None else min(values, 4 * samples)
-    chance = math.sqrt(2.5 * 1.5 / counted)
-    found = distances.beyond_chance(np.array([0.9 * chance, 5.0, np.nan]), [values] * 3, samples)
-    assert found[0] == 0.0
-    assert found[1] ** 2 + chance**2 == pytest.approx(25.0)
-    assert np.isnan(found[2])
