@@ -61,7 +61,7 @@ MOST_UPDATES = 1_000_000
 """Updates beyond which nobody trains."""
 
 GROWTH = 8
-"""Times as many updates each, until no layer is distorted: the fewest looks, in and then back."""
+"""Factor between numbers of updates that are tried until no layer is distorted."""
 
 LATER = 4
 """Times the steps of the check that a second momentum is proposed for."""
