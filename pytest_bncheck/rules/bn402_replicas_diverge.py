@@ -62,10 +62,10 @@ class ReplicasDiverge(Rule):
             return None
         first, *others = replicas
         eps = evidence.eps[: len(first)]  # state that was found by behaviour comes last
-        distances = np.max([distances.distortion(first, other, eps) for other in others], axis=0)
+        farthest = np.max([distances.distortion(first, other, eps) for other in others], axis=0)
         apart = {
             layer.name: float(distance)
-            for layer, distance in zip(evidence.layers, distances, strict=False)
+            for layer, distance in zip(evidence.layers, farthest, strict=False)
             if not distance <= ROUNDING and layer.name not in explained
         }
         if not apart:
