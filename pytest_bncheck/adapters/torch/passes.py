@@ -222,7 +222,9 @@ class Passes:
         # Only the autograd graph tells logits from probabilities, so the first pass may need it.
         with torch.set_grad_enabled(gradients or not self._criterion.decided):
             outputs = self.forward(batch)
-            loss, constant = self._scores(outputs, targets, sizes)
+            loss = self.loss(outputs, targets)
+            known = observe and loss is not None
+            constant = self._constant_loss(outputs, targets, sizes) if known else None
         shard_again(self._sharded)
         return Prediction(
             outputs=float_outputs(outputs, sizes),
@@ -234,21 +236,16 @@ class Passes:
             random=observe and random_before != fingerprint(),
         )
 
-    def _scores(
-        self, outputs: Any, targets: Any, sizes: Sequence[int]
-    ) -> tuple[float | None, float | None]:
-        """Loss of the outputs, and of the mean output for every sample; None if unknown."""
+    def _constant_loss(self, outputs: Any, targets: Any, sizes: Sequence[int]) -> float | None:
+        """Loss of the mean output for every sample; None if unknown."""
         __tracebackhide__ = True
-        loss = self.loss(outputs, targets)
-        if (
-            loss is None or self._criterion.own(outputs) is not None
-        ):  # the latter knows no other output
-            return loss, None
+        if self._criterion.own(outputs) is not None:  # which knows no other output
+            return None
         try:
             constant = mean_output(outputs, sizes)
-            return loss, None if constant is None else self.loss(constant, targets)
+            return None if constant is None else self.loss(constant, targets)
         except Exception:  # the user's loss may accept only real outputs
-            return loss, None
+            return None
 
     def loss(self, outputs: Any, targets: Any) -> float | None:
         """The loss of outputs; None where only the user's step knows it."""
