@@ -273,9 +273,10 @@ def truth(case: Case) -> Truth:
     spread = (trained - trained.mean(samples, keepdim=True)).norm()
     gap = float((trained - evaluated).norm() / spread)
     state = ""
+    worse = kept < 0.7 if case.regression else drop >= 0.2 or kept < 0.3
     if losses[0] > 0.7 * first:
         pass
-    elif gap > 0.4 and (kept < 0.7 if case.regression else drop >= 0.2 or kept < 0.3):
+    elif gap > 0.4 and worse and losses[1] > losses[0]:
         state = "broken"
     elif gap < 0.08 and kept > 0.98 and drop <= 0.0:
         state = "healthy"
