@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_bncheck.maths.running import parts
 from pytest_bncheck.types import Statistics
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def shift_and_scale(
     list of (d, s)
         One pair per layer, each of shape (channels,).
     """
-    d, s, _ = _flat_shift_and_scale(running, batch, eps)
-    ends = np.cumsum(_channels(batch))[:-1]
-    return list(zip(np.split(d, ends), np.split(s, ends), strict=True)) if batch.mean else []
+    sizes = _channels(batch)
+    d, s, _ = _flat_shift_and_scale(running, batch, eps, sizes)
+    return list(zip(parts(d, sizes), parts(s, sizes), strict=True))
 
 
 def distortion(
@@ -68,10 +69,11 @@ def distortion(
     array of shape (layers,)
     """
     # The channels of all layers at once: searches ask after many numbers of updates.
-    d, s, varying = _flat_shift_and_scale(running, batch, eps)
+    sizes = _channels(batch)
+    d, s, varying = _flat_shift_and_scale(running, batch, eps, sizes)
     with np.errstate(invalid="ignore", over="ignore"):
         squares = (s - 1.0) ** 2 * varying + d**2
-    each = np.split(squares, np.cumsum(_channels(batch)))[:-1]
+    each = parts(squares, sizes)
     if counts is not None:
         each = [v[c] if v.size else v for v, c in zip(each, counts, strict=True)]
     return np.array([math.sqrt(v.mean()) if v.size else 0.0 for v in each])
@@ -176,10 +178,9 @@ def chance_spread(samples: int, batches: int) -> float:
 
 
 def _flat_shift_and_scale(
-    running: Statistics, batch: Statistics, eps: Sequence[float]
+    running: Statistics, batch: Statistics, eps: Sequence[float], sizes: Sequence[int]
 ) -> tuple[Array, Array, Array]:
     """Those of all channels, one layer after the other: d, s, and the share b_v/(b_v+ε)."""
-    sizes = _channels(batch)
 
     def flat(rows: Sequence[Array]) -> Array:
         # An empty one, since there may be no layers.

@@ -146,7 +146,7 @@ def replay(
         current = np.concatenate(first)
         for each in rest:
             current = kept * current + (1.0 - kept) * np.concatenate(each)
-        return tuple(np.split(current, np.cumsum(sizes)[:-1]))
+        return tuple(parts(current, sizes))
 
     if not len(start):
         return start
@@ -163,7 +163,7 @@ def joined(known: Statistics, rows: Sequence[Array]) -> Statistics:
 
 def parts(row: Array, sizes: Sequence[int]) -> list[Array]:
     """The values of each state in a row of them."""
-    return np.split(row, np.cumsum(sizes)[:-1])
+    return np.split(row, np.cumsum(sizes))[:-1]
 
 
 def mean(some: Sequence[Statistics]) -> Statistics:

@@ -280,7 +280,8 @@ class TorchCore(Adapter):
     def predict_again(self, index: int) -> Prediction:
         __tracebackhide__ = True
         with self._states.tensors_kept():
-            self._predict(index, observe=False)
+            self._passes.enter_eval()
+            self._passes.run(self._batches[index], self._sizes[index], observe=False)
             return self._predict(index, observe=True)
 
     def _left_alone(self) -> AbstractContextManager[None]:
