@@ -93,7 +93,7 @@ def quick_start(wheel: Path, folder: Path) -> None:
     ran = 0
     for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", section, re.M | re.S):
         if language == "python":
-            name, text = re.fullmatch(r"# (\S+)\n(.*)", block, re.S).groups()
+            name, _, text = block.removeprefix("# ").partition("\n")
             (project / name).write_text(text, encoding="utf-8")
         elif block.startswith("$ pytest "):
             command = block.partition("\n")[0].split()[1:]

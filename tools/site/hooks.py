@@ -48,4 +48,4 @@ def on_page_content(text: str, **_: Any) -> str:
 
 def _mathml(found: re.Match[str]) -> str:
     display = "block" if found[1] == "div" else "inline"
-    return convert(html.unescape(found[2]), display=display)
+    return str(convert(html.unescape(found[2]), display=display))

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from pytest_bncheck.maths import attribution, predictions, running, settling, verdict
+from pytest_bncheck.maths import attribution, distances, predictions, running, settling, verdict
 from pytest_bncheck.types import Statistics
 
 INK = "#808080"
@@ -66,7 +66,7 @@ def distortion(axes: Any) -> None:
     start, batch = _channel(0.0, 1.0), _channel(3.0, 4.0)
     for rate, label in ((0.01, "α = 0.01"), (0.1, "α = 0.1")):
         found = [
-            running.distortion(
+            distances.distortion(
                 running.project(start, batch, [running.remaining_weight(rate, int(t))]),
                 batch,
                 [EPS],
@@ -120,7 +120,6 @@ def judged(axes: Any) -> None:
                         0.25,
                         0.1,
                     )
-                    or "healthy"
                 ]
                 for g in grid
             ]
