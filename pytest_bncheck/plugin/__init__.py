@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_bncheck.plugin import collection, internals, marks, options
-from pytest_bncheck.plugin.definitions import REQUESTED
+from pytest_bncheck.plugin import marks, options
 from pytest_bncheck.plugin.fixtures import (  # noqa: F401  (pytest finds fixtures in a plugin's names)
     _bncheck_on,
     bncheck,
@@ -26,7 +25,7 @@ from pytest_bncheck.plugin.fixtures import (  # noqa: F401  (pytest finds fixtur
     bncheck_report,
     bncheck_train_step,
 )
-from pytest_bncheck.plugin.stash import SESSION, WATCHING
+from pytest_bncheck.plugin.stash import CHECKING, RESULTS, SESSION, WATCHING
 
 NAMES = {"bncheck", __name__}
 """What users can ask pytest for: the entry point and the module."""
@@ -70,18 +69,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", marks.SIGNATURE)
     session = config.stash[SESSION] = options.read(config)
     register = config.pluginmanager.register
+    if session.enabled or session.watch:
+        from pytest_bncheck.plugin import results
+
+        config.stash[RESULTS] = results.Results(config)
+        register(config.stash[RESULTS], "bncheck-results")
     if session.enabled:
         from pytest_bncheck.plugin import checking
 
-        register(checking.Checking(), "bncheck-checking")
+        config.stash[CHECKING] = checking.Checking(config)
+        register(config.stash[CHECKING], "bncheck-checking")
     else:
         from pytest_bncheck.plugin import skipping
 
         register(skipping.Skipping(), "bncheck-skipping")
-    if session.enabled or session.watch:
-        from pytest_bncheck.plugin import results
-
-        register(results.Results(config), "bncheck-results")
     if session.watch:
         from pytest_bncheck.plugin import watching
 
@@ -108,17 +109,24 @@ def pytest_pycollect_makeitem(
 ) -> Generator[None, Any, Any]:
     """Let the inputs join a marked test's fixtures, so that they can be parametrized."""
     function = getattr(obj, "__func__", obj)
-    if inspect.isfunction(function) and collection.wants_inputs(collector, name, function):
-        with collection.using_inputs(collector, function):
-            return (yield)
+    if inspect.isfunction(function) and marks.may_concern(collector, function):
+        from pytest_bncheck.plugin import collection
+
+        if collection.wants_inputs(collector, name, function):
+            with collection.using_inputs(collector, function):
+                return (yield)
     return (yield)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that request one of the fixtures, so that ``-m bn_consistency`` selects them."""
-    names = internals.fixture_names(item)
-    if not (REQUESTED.isdisjoint(names) or marks.is_marked(item)):
-        item.add_marker(marks.MARKER)
+    from pytest_bncheck.plugin import internals
+
+    for item in items:
+        requests = not marks.REQUESTED.isdisjoint(internals.fixture_names(item))
+        if requests and not marks.is_marked(item):
+            item.add_marker(marks.MARKER)
 
 
 # models without test code -----------------------------------------------------------------------

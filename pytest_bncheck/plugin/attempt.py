@@ -13,8 +13,8 @@ import pytest
 from pytest_bncheck import settings
 from pytest_bncheck.errors import InputError, users_error
 from pytest_bncheck.plugin import definitions, failing, internals, marks
-from pytest_bncheck.plugin.marks import MARKER, is_marked
-from pytest_bncheck.plugin.stash import ATTEMPT, CURRENT, SESSION, WATCHING
+from pytest_bncheck.plugin.marks import MARKER, REQUESTED, is_marked
+from pytest_bncheck.plugin.stash import ATTEMPT, SESSION, WATCHING
 
 if TYPE_CHECKING:  # The dataclasses of a report take milliseconds, at the start of every run.
     from pytest_bncheck.report import Report
@@ -29,8 +29,6 @@ class Attempt:
     ----------
     marker
         The options of the test's marks, nearest first.
-    marked
-        Whether the test makes checks.
     checks
         The JSON objects of its checks so far.
     pending
@@ -42,7 +40,6 @@ class Attempt:
     """
 
     marker: tuple[settings.Source, ...] = ()
-    marked: bool = False
     checks: list[dict[str, Any]] = field(default_factory=list)
     pending: BaseException | None = None
     started: bool = False
@@ -51,9 +48,8 @@ class Attempt:
 
 def begin(item: pytest.Item) -> None:
     """Validate a test's marks; let the inputs join it if collection could not do that."""
-    attempt = item.stash[ATTEMPT] = Attempt(marked=is_marked(item))
-    item.config.stash[CURRENT] = item
-    if not attempt.marked:
+    attempt = item.stash[ATTEMPT] = Attempt()
+    if not is_marked(item):
         return
     names = internals.fixture_names(item)
     try:
@@ -65,7 +61,7 @@ def begin(item: pytest.Item) -> None:
         names = definitions.without_inputs(item, names)
     else:
         attempt.seeded = definitions.inputs_and_what_they_need(item)
-        if names and definitions.REQUESTED.isdisjoint(names):
+        if names and REQUESTED.isdisjoint(names):
             names = [*names, *inputs]
     internals.set_fixture_names(item, names)
 
@@ -142,6 +138,11 @@ def _merged(
     return settings.merge(*sources), settings.recipe(*sources)
 
 
+def seeded_names(item: pytest.Item) -> frozenset[str]:
+    """The fixtures of a test that are built from a fresh seed."""
+    return item.stash[ATTEMPT].seeded if ATTEMPT in item.stash else frozenset(definitions.INPUTS)
+
+
 @contextmanager
 def seeded(item: pytest.Item, scope: str) -> Iterator[None]:
     """Build an input of `item`, a fixture of this scope, from the seed of its check."""
@@ -149,7 +150,8 @@ def seeded(item: pytest.Item, scope: str) -> Iterator[None]:
 
     sources = item.config.stash[SESSION].sources
     # A fixture that several tests share must not depend on which of them comes first.
-    marker = item.stash[ATTEMPT].marker if scope == "function" else ()
+    own = scope == "function" and ATTEMPT in item.stash
+    marker = item.stash[ATTEMPT].marker if own else ()
     with random_state.seeded(settings.merge(*marker, *sources).seed):
         yield
 
@@ -180,8 +182,7 @@ def require_check(item: pytest.Item) -> None:
     """Fail a marked test that has come to its end without a check."""
     __tracebackhide__ = True
     attempt = item.stash[ATTEMPT]
-    attempt.marked = is_marked(item)  # A fixture or the test may have added the mark.
-    if not attempt.marked or attempt.checks:
+    if attempt.checks or not is_marked(item):  # The test may have added the mark.
         return
     if "bncheck" in internals.fixture_names(item):
         text = "this test requested bncheck but made no check; call bncheck(model, batch)."

@@ -32,12 +32,7 @@ def wants_inputs(collector: pytest.Module | pytest.Class, name: str, function: A
     Collector.CollectError
         If a function that is not a test carries the mark.
     """
-    own = internals.marks(function)
-    marked = bool(own) and any(getattr(mark, "name", None) == MARKER for mark in own)
-    # Nearly every function of a suite ends here, at a tenth of the time that its signature takes.
-    may_request = vars(function) or "bncheck_report" in function.__code__.co_varnames
-    if not (marked or may_request or marks.is_marked(collector)):
-        return False
+    marked = any(getattr(mark, "name", None) == MARKER for mark in internals.marks(function))
     if internals.is_test(collector, function, name):
         requested = inspect.signature(function).parameters
         automatic = (marked or marks.is_marked(collector)) and "bncheck" not in requested

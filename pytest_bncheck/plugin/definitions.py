@@ -6,6 +6,7 @@ import pytest
 
 from pytest_bncheck.errors import InputError
 from pytest_bncheck.plugin.internals import definition, parameters
+from pytest_bncheck.plugin.marks import REQUESTED
 
 FUNCTIONS = {
     "bncheck_loss": "loss(outputs, targets)",
@@ -17,9 +18,6 @@ FUNCTIONS = {
 
 INPUTS = ("bncheck_model", "bncheck_batch", "bncheck_batches", *FUNCTIONS)
 """The fixtures that users override."""
-
-REQUESTED = frozenset({"bncheck", "bncheck_report"})
-"""The fixtures that users request."""
 
 
 def batch_fixture(node: pytest.Item | pytest.Collector) -> str:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_bncheck.errors import InputError
-from pytest_bncheck.plugin.definitions import batch_fixture
 from pytest_bncheck.plugin.options import OFF
-from pytest_bncheck.plugin.stash import SESSION
+from pytest_bncheck.plugin.stash import CHECKING, SESSION
 
 if TYPE_CHECKING:  # The dataclasses of a report take milliseconds, at the start of every run.
     from pytest_bncheck.report import Report
@@ -100,6 +99,7 @@ def bncheck(
         "bncheck_train_step": bncheck_train_step,
         "bncheck_forward": bncheck_forward,
     }
+    request.config.stash[CHECKING].attempt(request.node)
 
     def check(model: Any, batch: Any = None, *, batches: Any = None, **options: Any) -> Report:
         __tracebackhide__ = True
@@ -131,8 +131,8 @@ def bncheck_report(
     """The report on `bncheck_model`; a failing check fails the test before its body."""
     __tracebackhide__ = True
     from pytest_bncheck.plugin.attempt import run_check
+    from pytest_bncheck.plugin.definitions import batch_fixture
     from pytest_bncheck.plugin.failing import breaks_fixtures, check_failed, refuse
-    from pytest_bncheck.plugin.stash import ATTEMPT
 
     functions = {
         "bncheck_loss": bncheck_loss,
@@ -140,7 +140,7 @@ def bncheck_report(
         "bncheck_train_step": bncheck_train_step,
         "bncheck_forward": bncheck_forward,
     }
-    item, attempt = request.node, request.node.stash[ATTEMPT]
+    item, attempt = request.node, request.config.stash[CHECKING].attempt(request.node)
     try:
         name = batch_fixture(item)
         value = request.getfixturevalue(name)

@@ -18,6 +18,18 @@ SIGNATURE = (
 )
 """What ``--markers`` prints."""
 
+REQUESTED = frozenset({"bncheck", "bncheck_report"})
+"""The fixtures that users request, which marks their tests."""
+
+
+def may_concern(collector: pytest.Module | pytest.Class, function: Any) -> bool:
+    """Whether a function may become a test that makes checks.
+
+    Nearly every function of a suite ends here, at a tenth of the time that its signature takes.
+    """
+    own = vars(function)  # its marks, if there are any
+    return bool(own or "bncheck_report" in function.__code__.co_varnames or is_marked(collector))
+
 
 def is_marked(node: pytest.Item | pytest.Collector) -> bool:
     """Whether a test, or something around it, carries the mark."""

@@ -11,7 +11,6 @@ import pytest
 
 from pytest_bncheck import settings
 from pytest_bncheck.errors import InputError
-from pytest_bncheck.plugin import internals
 
 if TYPE_CHECKING:
     from pytest_bncheck.plugin.targets import Target
@@ -118,8 +117,8 @@ def read(config: pytest.Config) -> Session:
         targets = _targets(config)
         asked = config.getoption("bncheck_watch")
         watch = bool(_ini(config, "bncheck_watch") if asked is None else asked)
-        if html and (enabled or watch) and not internals.is_worker(config):
-            _require_html()
+        if html and (enabled or watch):
+            _require_html(config)
     except InputError as error:
         raise pytest.UsageError(str(error)) from None
     files = (json, html) if enabled or watch else (None, None)
@@ -226,6 +225,8 @@ def _report_path(config: pytest.Config, kind: str) -> Path | None:
         return None
     path = Path(base, text)
     # A worker of pytest-xdist writes nothing, and may run where the path does not exist.
+    from pytest_bncheck.plugin import internals
+
     if not internals.is_worker(config):
         from pytest_bncheck.reports import wire
 
@@ -235,6 +236,8 @@ def _report_path(config: pytest.Config, kind: str) -> Path | None:
     return path
 
 
-def _require_html() -> None:
-    if importlib.util.find_spec("jinja2") is None:
+def _require_html(config: pytest.Config) -> None:
+    from pytest_bncheck.plugin import internals
+
+    if not internals.is_worker(config) and importlib.util.find_spec("jinja2") is None:
         raise InputError("the HTML report needs jinja2: pip install 'pytest-bncheck[html]'.")

@@ -33,16 +33,6 @@ MARKED = "bncheck_marked"
 # from a test ------------------------------------------------------------------------------------
 
 
-def may_have_any(item: pytest.Item, call: pytest.CallInfo[None]) -> bool:
-    """Whether a phase of a test can have a result of a check; quick, as most phases have none."""
-    attempt = item.stash.get(ATTEMPT, None)
-    return bool(
-        call.excinfo
-        or item.user_properties  # A rerun may have to remove those of the run before.
-        or (attempt and (attempt.marked or attempt.checks))
-    )
-
-
 def set_properties(item: pytest.Item) -> None:
     """Put the properties of the checks on the item: JUnit reads them from the teardown's report."""
     from pytest_bncheck.reports import wire
@@ -83,6 +73,22 @@ def how_to_begin(tests: int) -> str:
     )
 
 
+FROM_WORKERS = "bncheck-from-workers"
+"""The name of the hook that takes in what worker processes report."""
+
+
+class FromWorkers:
+    """Registered where other processes run the tests."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take in the checks of a test."""
+        self._results.take(report)
+
+
 # of the whole run -------------------------------------------------------------------------------
 
 
@@ -102,13 +108,11 @@ class Results:
         lines = (options.header(self.session), ranks.note()) if self.session.enabled else ()
         return [line for line in lines if line]
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    def take(self, report: pytest.TestReport) -> None:
         """Keep the latest string of each test; a rerun replaces what it repeats."""
-        self.tests += report.when == "setup"
         if report.failed:
             self.collected.failed.add(report.nodeid)
-        if ATTRIBUTE in vars(report):  # quicker than `hasattr` where there is none
+        if hasattr(report, ATTRIBUTE):
             run = report.nodeid, getattr(report, RUN, "")
             self.collected.texts[run] = getattr(report, ATTRIBUTE)
             file, line, _ = report.location
@@ -121,6 +125,8 @@ class Results:
         ran = exitstatus != pytest.ExitCode.USAGE_ERROR
         ran = ran and not (option.collectonly or option.setuponly or option.setupplan)
         reports = (self.session.enabled or self.session.watch) and ranks.is_first()
+        ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        self.tests = session.testscollected if ran and ended else 0
         if ran and reports and not internals.is_worker(self.config):
             self._write(session, "JSON", self.session.json)
             self._write(session, "HTML", self.session.html)
@@ -261,6 +267,13 @@ class Results:
         if self.session.enabled and internals.is_worker(self.config):
             marked = [item.nodeid for item in session.items if is_marked(item)]
             internals.send_to_controller(self.config, MARKED, json.dumps(marked))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodeready(self) -> None:
+        """Take in the reports of all tests: here nobody knows which of them make checks."""
+        manager = self.config.pluginmanager
+        if not manager.hasplugin(FROM_WORKERS):
+            manager.register(FromWorkers(self), FROM_WORKERS)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_bncheck.plugin import internals, marks
+from pytest_bncheck.plugin import marks
 from pytest_bncheck.plugin.options import OFF
 
 
@@ -28,7 +28,10 @@ class Skipping:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count what was skipped, here or in a worker process."""
-        self.skipped += OFF in internals.skip_reason(report)
+        if report.skipped:
+            from pytest_bncheck.plugin import internals
+
+            self.skipped += OFF in internals.skip_reason(report)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """One line that says how many tests were skipped."""

@@ -12,11 +12,19 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_bncheck.plugin.attempt import Attempt
+    from pytest_bncheck.plugin.checking import Checking
     from pytest_bncheck.plugin.options import Session
+    from pytest_bncheck.plugin.results import Results
     from pytest_bncheck.plugin.watching import Watching
 
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 """Where the configuration keeps the options of the run."""
+
+RESULTS: pytest.StashKey[Results] = pytest.StashKey()
+"""Where the configuration keeps what takes in the results of all checks."""
+
+CHECKING: pytest.StashKey[Checking] = pytest.StashKey()
+"""Where the configuration keeps what begins attempts, while checks are on."""
 
 WATCHING: pytest.StashKey[Watching] = pytest.StashKey()
 """Where the configuration keeps what watches the tests, in watch mode."""

@@ -206,7 +206,7 @@ def test_requesting_bncheck_without_calling_it_is_never_green(project, xdist_arg
     result.stdout.fnmatch_lines(["*requested bncheck but made no check*"])
 
 
-def test_getfixturevalue(project):
+def test_getfixturevalue(project, xdist_args):
     project.pytester.makepyfile(
         BROKEN
         + """
@@ -217,7 +217,52 @@ def test_bad(request):
     request.getfixturevalue("bncheck_report")
 """
     )
-    project.run("--bncheck", "--bncheck-steps=5").assert_outcomes(failed=2)
+    result = project.run("--bncheck-json=report.json", "--bncheck-steps=5", *xdist_args)
+    result.assert_outcomes(failed=2)
+    assert [check["verdict"] for check in project.report()["checks"]] == ["fail", "fail"]
+
+
+def test_getfixturevalue_before_the_body(project):
+    project.pytester.makepyfile(
+        BROKEN
+        + """
+@pytest.fixture
+def early(request):
+    request.getfixturevalue("bncheck_report")
+
+def test_it(early): ...
+"""
+    )
+    result = project.run("--bncheck-json=report.json", "--bncheck-steps=5")
+    result.assert_outcomes(failed=1)
+    assert [check["verdict"] for check in project.report()["checks"]] == ["fail"]
+
+
+def test_tests_without_a_check_meet_no_hook_of_an_attempt(project):
+    project.pytester.makeconftest(
+        (project.path / "conftest.py").read_text()
+        + """
+def pytest_runtest_teardown(item):
+    attempting = item.config.pluginmanager.hasplugin("bncheck-attempting")
+    assert attempting == ("checked" in item.name), item.name
+"""
+    )
+    project.pytester.makepyfile(
+        """
+        import pytest
+        from toy import ToyModel, toy_batch
+        def test_first(): ...
+        @pytest.mark.bn_consistency
+        def test_checked(): ...
+        @pytest.mark.bn_consistency
+        def test_checked_too(): ...
+        def test_between(): ...
+        def test_checked_by_the_fixture(bncheck):
+            bncheck(ToyModel(), toy_batch())
+        def test_last(): ...
+        """
+    )
+    project.run("--bncheck").assert_outcomes(passed=6)
 
 
 @pytest.mark.parametrize("style", ["auto", "long", "short", "line", "native"])

@@ -194,6 +194,15 @@ def test_b(): ...
 """
 
 
+def test_a_mark_that_a_fixture_adds_comes_too_late(project, xdist_args):
+    project.pytester.makepyfile(LATE.replace("assert 0", "..."))
+    result = project.run("--bncheck-json=report.json", *xdist_args)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["E *a mark that a fixture adds comes too late*"])
+    (check,) = project.report()["checks"]
+    assert (check["nodeid"].partition("::")[2], check["verdict"]) == ("test_a", "error")
+
+
 def test_a_mark_that_a_fixture_adds_skips_while_checks_are_off(project):
     project.pytester.makepyfile(LATE)
     result = project.run("--no-bncheck", "-rs")

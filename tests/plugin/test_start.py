@@ -17,7 +17,7 @@ def _modules(folder, *arguments):
 
 def test_a_run_without_checks_imports_nothing_that_checks(tmp_path):
     off = {name for name in _modules(tmp_path) if name.startswith("pytest_bncheck")}
-    plugin = "collection definitions hookspecs internals marks options skipping stash fixtures"
+    plugin = "hookspecs internals marks options skipping stash fixtures"
     needed = {"errors", "settings", "plugin", *(f"plugin.{name}" for name in plugin.split())}
     assert off == {"pytest_bncheck", *(f"pytest_bncheck.{name}" for name in needed)}
 
