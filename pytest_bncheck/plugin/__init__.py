@@ -121,6 +121,8 @@ def pytest_pycollect_makeitem(
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that request one of the fixtures, so that ``-m bn_consistency`` selects them."""
+    if not items:  # and import nothing
+        return
     from pytest_bncheck.plugin import internals
 
     for item in items:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:  # The dataclasses of a report take milliseconds, at the start
     from pytest_bncheck.types import Recipe, Settings
 
 
+INPUTS = frozenset(definitions.INPUTS)
+"""What is built from a fresh seed in every test, marked or not."""
+
+
 @dataclass
 class Attempt:
     """What the plugin knows about one attempt at one test.
@@ -43,7 +47,7 @@ class Attempt:
     checks: list[dict[str, Any]] = field(default_factory=list)
     pending: BaseException | None = None
     started: bool = False
-    seeded: frozenset[str] = frozenset(definitions.INPUTS)
+    seeded: frozenset[str] = INPUTS
 
 
 def begin(item: pytest.Item) -> None:
@@ -140,7 +144,7 @@ def _merged(
 
 def seeded_names(item: pytest.Item) -> frozenset[str]:
     """The fixtures of a test that are built from a fresh seed."""
-    return item.stash[ATTEMPT].seeded if ATTEMPT in item.stash else frozenset(definitions.INPUTS)
+    return item.stash[ATTEMPT].seeded if ATTEMPT in item.stash else INPUTS
 
 
 @contextmanager
