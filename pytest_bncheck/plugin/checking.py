@@ -29,8 +29,7 @@ class Checking:
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
         """Let the hooks of an attempt come and go with the tests that need them."""
         if is_marked(item):
-            self._register()
-            results.begin_run(item)
+            self._register(item)
         elif self._attempting is not None:
             self._config.pluginmanager.unregister(self._attempting)
             self._attempting = None
@@ -66,10 +65,12 @@ class Checking:
         return item.stash[ATTEMPT]
 
     def _begin(self, item: pytest.Item) -> None:
-        self._register()
+        if self._attempting is None:
+            self._register(item)
         attempts.begin(item)
 
-    def _register(self) -> None:
+    def _register(self, item: pytest.Item) -> None:
+        results.begin_run(item)
         if self._attempting is None:
             self._attempting = Attempting(self._config.stash[RESULTS])
             self._config.pluginmanager.register(self._attempting, "bncheck-attempting")

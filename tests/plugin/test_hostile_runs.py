@@ -185,6 +185,21 @@ def test_empty_ranks_are_none(project, monkeypatch):
     assert project.report()["summary"]["checks"] == 1
 
 
+ASKED_FOR_TWICE = """
+from toy import ToyModel, toy_batch
+def test_a(request):
+    request.getfixturevalue("bncheck")(ToyModel(), toy_batch(), steps=3, ignore="BN")
+def test_between(): ...
+"""
+
+
+def test_a_test_that_asks_as_it_runs_can_be_in_a_session_twice(project):
+    project.pytester.makeconftest((project.path / "conftest.py").read_text() + DOUBLED)
+    project.pytester.makepyfile(ASKED_FOR_TWICE)
+    project.run("--bncheck-json=report.json").assert_outcomes(passed=3)
+    assert project.report()["summary"]["checks"] == 2
+
+
 LATE = """
 import pytest
 @pytest.fixture
