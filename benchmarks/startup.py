@@ -32,7 +32,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-from pairs import pairs
+from pairs import in_a_process, pairs
 
 START_UP, TEST = 10.0, 20.0
 """Limits, in milliseconds and in microseconds."""
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--measure", nargs=2, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(_measured(*options.measure)))
+        print(json.dumps({"runs": _measured(*options.measure)}))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -85,11 +85,8 @@ def _start_up(repeats: int) -> float:
 
 def _suite(count: int, repeats: int) -> float:
     def measured(tests: int) -> list[tuple[float, float]]:
-        command = [sys.executable, __file__, "--measure", str(tests), str(repeats)]
-        run = subprocess.run(command, env=_environment(), capture_output=True, text=True)
-        if run.returncode:
-            sys.exit(f"{' '.join(command)} failed:\n{run.stdout}{run.stderr}")
-        return [(on, off) for on, off in json.loads(run.stdout.splitlines()[-1])]
+        found = in_a_process(__file__, "torch", "--measure", str(tests), str(repeats))
+        return [(on, off) for on, off in found["runs"]]
 
     least = statistics.median(on - off for on, off in measured(1))
     runs = measured(count)

@@ -93,8 +93,10 @@ def quick_start(wheel: Path, folder: Path) -> None:
     ran = 0
     for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", section, re.M | re.S):
         if language == "python":
-            name, _, text = block.removeprefix("# ").partition("\n")
-            (project / name).write_text(text, encoding="utf-8")
+            named = re.fullmatch(r"# (\S+)\n(.*)", block, re.S)
+            if named is None:
+                sys.exit(f"a block of Python without the name of its file:\n{block}")
+            (project / named[1]).write_text(named[2], encoding="utf-8")
         elif block.startswith("$ pytest "):
             command = block.partition("\n")[0].split()[1:]
             run(environment / "bin" / command[0], *command[1:], cwd=project)

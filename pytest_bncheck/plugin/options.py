@@ -224,9 +224,9 @@ def _report_path(config: pytest.Config, kind: str) -> Path | None:
     else:
         return None
     path = Path(base, text)
-    # A worker of pytest-xdist writes nothing, and may run where the path does not exist.
     from pytest_bncheck.plugin import internals
 
+    # A worker of pytest-xdist writes nothing, and may run where the path does not exist.
     if not internals.is_worker(config):
         from pytest_bncheck.reports import wire
 
