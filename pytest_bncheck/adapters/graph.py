@@ -175,12 +175,16 @@ class Graph:
             )
 
     def undo_all(self) -> None:
-        """Put everything back. May be called once."""
+        """Put everything back for good: what was remembered is let go."""
         try:
-            run_all([self._put_switches_back, *reversed(self._undo)])
+            self.undo_so_far()
         finally:
             for held in (self._undo, self._seen, self._open, self._kinds):
                 held.clear()
+
+    def undo_so_far(self) -> None:
+        """Put everything back; more can be done, and undone."""
+        run_all([self._put_switches_back, *reversed(self._undo)])
 
     # what an adapter adds ---------------------------------------------------------------------
 

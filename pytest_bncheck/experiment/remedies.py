@@ -39,8 +39,11 @@ With 0.8 of it, 82 of 88 small nets that were retrained so had nothing to be fou
 ABOVE_FLOOR = 1.2
 """Times the gap of converged statistics that is good enough where that is larger."""
 
-PROBES = 6
+PROBES = 7
 """Passes that the search for the number of updates may take."""
+
+NEARBY = 1.35
+"""Factor to the second number of updates, where the gap after the first is still a large one."""
 
 CLOSE = 0.1
 """Width of the interval that the number of updates is looked for in, as a share of it."""
@@ -108,9 +111,12 @@ def work_out(judgement: Judgement, predict: Predict) -> Remedies:
     if not made:  # then nobody knows how long a training of the same length is
         return Remedies(more, updates.silent, gaps_after=gaps_after)
     later = LATER * made
-    now = sufficient_rate(judgement, predict, made)
+    target = _target(judgement, TARGET)
+    short = [steps for steps, gap in gaps_after.items() if gap is None or not gap <= target]
+    too_far = _worst(judgement, _after(judgement, max(short))) if short else math.inf
+    now = sufficient_rate(judgement, predict, made, too_far=too_far)
     # More steps need no shorter memory.
-    then = sufficient_rate(judgement, predict, later, largest=now.enough or 1.0)
+    then = sufficient_rate(judgement, predict, later, now.enough or 1.0, too_far=too_far)
     rates = {made: now.enough, later: then.enough}
     return Remedies(more, updates.silent, rates, gaps_after, now.gaps)
 
@@ -133,7 +139,7 @@ def further_updates(judgement: Judgement, predict: Predict) -> Updates:
     if not target <= judgement.gap_limit or not _all_update(judgement):
         return Updates(None, {})
 
-    worst = cache(lambda steps: float(np.max(judgement.misplacements(_after(judgement, steps)))))
+    worst = cache(lambda steps: _worst(judgement, _after(judgement, steps)))
     until = cache(lambda distortion: _until(worst, distortion))
     compared = judgement.compared
     if compared.judged_gap is None:
@@ -210,7 +216,8 @@ def _further(
     """Where the gap should reach the target, after the first probe did not.
 
     The gap's logarithm falls faster than so far, and in the end as fast as that of the distortion.
-    The mean of both slopes is a guess.
+    The mean of both slopes is a guess. A gap that is still large tells nothing of the kind: in a
+    deep net it falls at once, and mostly soon.
 
     Parameters
     ----------
@@ -219,8 +226,10 @@ def _further(
     first, low, gap
         The gap without further updates; the updates of the first probe, and the gap after them.
     """
-    if not first or not gap or not target < gap < first < math.inf:
+    if not first or not gap or not target < gap or not math.isfinite(first):
         return farthest
+    if gap > 0.5 * first:
+        return min(math.ceil(NEARBY * low), farthest)
     so_far = low * math.log(gap / target) / math.log(first / gap)
     in_the_end = _until(worst, worst(low) * target / gap) - low
     more = 2.0 * so_far * in_the_end / (so_far + in_the_end)
@@ -245,7 +254,12 @@ def _between(
 
 
 def sufficient_rate(
-    judgement: Judgement, predict: Predict, steps: int, largest: float = 1.0
+    judgement: Judgement,
+    predict: Predict,
+    steps: int,
+    largest: float = 1.0,
+    *,
+    too_far: float = math.inf,
 ) -> Rate:
     """The smallest update rate of `RATES` with which `steps` training steps suffice.
 
@@ -260,6 +274,9 @@ def sufficient_rate(
         Training steps in all, at least those that were made.
     largest
         The largest rate to try.
+    too_far
+        A distortion with which the prediction did not pass. Where the largest rate leaves more, it
+        is tried first: mostly none suffices then.
 
     Returns
     -------
@@ -293,6 +310,8 @@ def sufficient_rate(
     now = min(layer.update_rate or 0.0 for layer in training.layers if layer.name in at_fault)
     candidates = [rate for rate in RATES if now < rate <= largest]
     low, high = 0, len(candidates)  # the first that passes is in [low, high]
+    if candidates and _worst(judgement, replayed(candidates[-1])) > too_far:
+        low, high = (0, high - 1) if passes(candidates[-1]) else (high, high)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if passes(candidates[middle]) else (middle + 1, high)
@@ -326,6 +345,11 @@ def _after(judgement: Judgement, steps: int) -> Statistics:
     """The running statistics after more training steps with the weights as they are."""
     training = judgement.training
     return running.project(training.stop, judgement.passes.noisy_batch, training.kept(steps))
+
+
+def _worst(judgement: Judgement, statistics: Statistics) -> float:
+    """The distortion of the most distorted layer."""
+    return float(np.max(judgement.misplacements(statistics)))
 
 
 def _until(worst: Callable[[int], float], distortion: float) -> int:

@@ -36,6 +36,9 @@ WEIGHTS = (8 / 18, 5 / 18, 5 / 18)
 COMPLETE = 0.3
 """How far the sum of the shares may be from 1 with the midpoint alone."""
 
+FLAT = 1e-3
+"""Sum of all slopes' sizes at the midpoint below which a prediction reacts to no layer."""
+
 
 def along(running: Statistics, batch: Statistics, eps: Sequence[float], alpha: float) -> Statistics:
     r"""Statistics under which every layer is distorted by a share α in [0, 1].
@@ -61,7 +64,9 @@ def shares(slope_at: Callable[[float], Shares]) -> Shares:
     """Share of each layer in the difference: the integral of `slope_at` over [0, 1].
 
     By the midpoint rule; where the shares do not add up to about 1, the net bends too much for
-    that, and two more points make it a Gauss-Legendre rule.
+    that, and two more points make it a Gauss-Legendre rule. Where the prediction reacts to no layer
+    at the midpoint, it jumps somewhere on the way, as probabilities of 0 and 1 do, and no rule of
+    three points integrates a jump.
 
     Parameters
     ----------
@@ -74,7 +79,9 @@ def shares(slope_at: Callable[[float], Shares]) -> Shares:
         Negative where a layer makes up for others; None where unknown.
     """
     middle = slope_at(MIDPOINT)
-    if abs(sum(share or 0.0 for share in middle) - 1.0) <= COMPLETE or None in middle:
+    known = [share for share in middle if share is not None]
+    is_flat = sum(map(abs, known)) < FLAT
+    if len(known) < len(middle) or is_flat or abs(sum(known) - 1.0) <= COMPLETE:
         return middle
     points = [middle, *(slope_at(alpha) for alpha in OUTER)]
     return [

@@ -70,6 +70,18 @@ def test_a_single_layer_has_the_whole_difference(
         assert attribution.shares(slope_at) == pytest.approx([1.0], rel=1e-6)
 
 
+@pytest.mark.parametrize("slopes", [[0.0, 0.0], [4e-4, -4e-4]])
+def test_no_more_points_where_the_midpoint_is_flat(slopes: list[float | None]) -> None:
+    seen = []
+
+    def slope_at(alpha: float) -> list[float | None]:
+        seen.append(alpha)
+        return slopes
+
+    assert attribution.shares(slope_at) == slopes
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize(("power", "points"), [(0, 1), (1, 1), (3, 3), (5, 3)])
 def test_more_points_only_where_the_midpoint_is_not_enough(power: int, points: int) -> None:
     seen = []

@@ -198,10 +198,12 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             if self._order is None:
                 # An eval pass before training must not change the training.
                 random = RandomState.capture()
-                before = Snapshot(self._subject.model, self._subject.backend)
+                before = self._snapshot
+                if before is None or self._moves:  # it holds values on another device
+                    before = Snapshot(self._subject.model, self._subject.backend)
                 if not self._rehearse_order():
                     self._watch_order()
-                before.restore()
+                before.undo_so_far()
                 random.restore()
             self._described = self._layers.describe()
             self._training.begin(self.expected_steps // len(self._batches))

@@ -84,7 +84,8 @@ class Slopes:
                     gradients, variables, arguments, self._layers, backend, few_runs=True
                 )
             run = self._compiled[form]
-        derivatives, packed = (run or gradients)(arguments)
+        with backend.held_constant(self._subject.model.trainable_variables):
+            derivatives, packed = (run or gradients)(arguments)
         return self._by_layer(derivatives, packed) if _present(derivatives) else None
 
     def _affine(self) -> list[Tensor | None]:

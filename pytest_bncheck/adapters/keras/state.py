@@ -186,14 +186,21 @@ class Snapshot:
         """Warn in one line of what cannot be put back."""
         self._reach.name_what_is_left()
 
+    def undo_so_far(self) -> None:
+        """Put everything back; more can be done, and undone."""
+        self._put_back(self._reach.undo_so_far)
+
     def restore(self, *, keep_weights: bool = False) -> None:
-        """Put everything back, the model's weights only without `keep_weights`."""
+        """Put everything back for good, the model's weights only without `keep_weights`."""
+        self._put_back(self._reach.undo_all, keep_weights=keep_weights)
+
+    def _put_back(self, undo_reach: Undo, *, keep_weights: bool = False) -> None:
         values = ([] if keep_weights else self._weights) + self._rest
         undo: list[Undo] = [*self._flags]  # first: what follows computes
         undo += [attributes.restore for attributes in self._attributes]
         undo += [partial(variable.assign, value) for variable, value in values]
         undo += [partial(setattr, v, "trainable", trainable) for v, trainable in self._trainable]
-        run_all([*undo, self._keep, self._reach.undo_all])
+        run_all([*undo, self._keep, undo_reach])
 
 
 class Reach(Graph):

@@ -272,6 +272,12 @@ class Backend(ABC):
         parts = keras.ops.split(packed, ends[:-1].tolist())
         return [keras.ops.reshape(p, a.shape) for p, a in zip(parts, arrays, strict=True)]
 
+    def held_constant(
+        self, variables: Sequence[Variable]
+    ) -> contextlib.AbstractContextManager[Any]:
+        """No gradient by these variables is needed, which saves what it would be computed from."""
+        return contextlib.nullcontext()
+
     def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
         """Compute values without recording gradients."""
         return contextlib.nullcontext()

@@ -154,6 +154,17 @@ class Torch(Backend):
         with torch.enable_grad():
             return model.train_step(data)
 
+    @contextlib.contextmanager
+    def held_constant(self, variables: Sequence[Variable]) -> Iterator[None]:
+        tensors = [v.value for v in variables if v.value.requires_grad]
+        try:
+            for tensor in tensors:
+                tensor.requires_grad_(False)
+            yield
+        finally:
+            for tensor in tensors:
+                tensor.requires_grad_(True)
+
     def without_gradients(self) -> contextlib.AbstractContextManager[Any]:
         return torch.no_grad()
 
