@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import keras
 
@@ -49,11 +51,31 @@ def is_traced(args: Sequence[Any], backend: Backend) -> bool:
     return not backend.eager() or any(isinstance(a, keras.KerasTensor) for a in args)
 
 
+_SIGNATURES: WeakKeyDictionary[Callable[..., Any], dict[bool, inspect.Signature]]
+_SIGNATURES = WeakKeyDictionary()
+"""What was asked for already: of functions, as they are and as methods."""
+
+
+def signature_of(call: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a ``call``; each training step wraps those of all layers."""
+    function = getattr(call, "__func__", call)
+    if not isinstance(function, types.FunctionType):
+        return inspect.signature(call)
+    known = _SIGNATURES.setdefault(function, {})
+    is_method = function is not call
+    if is_method not in known:
+        known[is_method] = inspect.signature(call)
+    return known[is_method]
+
+
 def mode_of(signature: inspect.Signature, args: Any, kwargs: Any) -> bool | None:
     """Whether a call with these arguments runs in training mode; None where nothing says so."""
-    bound = signature.bind(*args, **kwargs)
-    bound.apply_defaults()
-    mode = bound.arguments.get("training")
+    if "training" in kwargs and "training" in signature.parameters:
+        mode = kwargs["training"]  # as Keras gives it: most calls need not be bound
+    else:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        mode = bound.arguments.get("training")
     return None if mode is None else bool(mode)
 
 
@@ -63,7 +85,7 @@ def mode_of(signature: inspect.Signature, args: Any, kwargs: Any) -> bool | None
 def in_mode(layer: KerasLayer, *, training: bool) -> Callable[..., Any]:
     """Another ``call``: the same in this mode, whatever the caller wants."""
     original = layer.call
-    signature = inspect.signature(original)
+    signature = signature_of(original)
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -85,7 +107,7 @@ def without_idle_draws(layers: Sequence[KerasLayer], backend: Backend) -> list[R
 
 def _undrawn(layer: KerasLayer, backend: Backend) -> Callable[..., Any]:
     original = layer.call
-    signature = inspect.signature(original)
+    signature = signature_of(original)
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -129,7 +151,7 @@ class Modes:
 
     def _noted(self, layer: KerasLayer) -> Callable[..., Any]:
         original = layer.call
-        signature = inspect.signature(original)
+        signature = signature_of(original)
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:

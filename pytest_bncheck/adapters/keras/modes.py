@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from pytest_bncheck.adapters.keras.calls import (
     is_traced,
     mode_of,
     replaced_calls,
+    signature_of,
 )
 from pytest_bncheck.adapters.keras.layers import is_library, trains_unless_told
 
@@ -63,7 +63,7 @@ class Ran:
         if not isinstance(layer, keras.Layer):
             return self._noted_module(layer)
         original = layer.call
-        signature = inspect.signature(original)
+        signature = signature_of(original)
         takes = internals.takes_mode(layer)
 
         @functools.wraps(original)

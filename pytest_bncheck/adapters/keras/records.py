@@ -22,6 +22,7 @@ from pytest_bncheck.adapters.keras.calls import (
     Replacement,
     is_traced,
     replaced_calls,
+    signature_of,
 )
 from pytest_bncheck.adapters.keras.data import by_sample, rows_of
 from pytest_bncheck.adapters.keras.layers import Layers, is_stock, statistics_of
@@ -213,7 +214,7 @@ def counted(
         Record batch statistics, and leave the running statistics as they are.
     """
     original = layer.call
-    signature = inspect.signature(original)
+    signature = signature_of(original)
     takes_mode = "training" in signature.parameters
 
     @functools.wraps(original)

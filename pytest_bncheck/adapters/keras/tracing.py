@@ -17,6 +17,7 @@ from pytest_bncheck.adapters.keras.calls import (
     is_traced,
     mode_of,
     replaced_calls,
+    signature_of,
     without_idle_draws,
 )
 from pytest_bncheck.adapters.keras.layers import Layers, has_statistics, is_library
@@ -65,7 +66,7 @@ class Tracer:
 
     def _watched(self, layer: KerasLayer, path: str) -> Callable[..., Any]:
         original = layer.call
-        signature = inspect.signature(original)
+        signature = signature_of(original)
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
