@@ -198,9 +198,8 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
             if self._order is None:
                 # An eval pass before training must not change the training.
                 random = RandomState.capture()
-                before = self._snapshot
-                if before is None or self._moves:  # it holds values on another device
-                    before = Snapshot(self._subject.model, self._subject.backend)
+                before = None if self._moves else self._snapshot  # of values on another device
+                before = before or Snapshot(self._subject.model, self._subject.backend)
                 if not self._rehearse_order():
                     self._watch_order()
                 before.undo_so_far()
