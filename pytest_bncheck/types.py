@@ -317,8 +317,9 @@ class RunningState:
         Updates in the training steps.
     calls
         Updates in one training pass.
-    settled
-        The values towards which the first mini-batch moves them, joined in the order of `states`.
+    settled, clean
+        The values towards which the first mini-batch moves them, joined in the order of `states`:
+        as training does, and without the layers that draw random numbers.
     resolution, dtype
         As in `State`.
     kept
@@ -334,6 +335,7 @@ class RunningState:
     updates: int
     calls: int
     settled: Array
+    clean: Array
     resolution: float = 2.0**-23
     dtype: str = "float32"
     kept: tuple[float, ...] = ()

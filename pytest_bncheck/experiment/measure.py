@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from pytest_bncheck.adapters.base import (
     Adapter,
@@ -26,7 +25,12 @@ from pytest_bncheck.evidence.passes import PATH_GAP, gap_of_half, gap_of_path
 from pytest_bncheck.evidence.past import Past, past
 from pytest_bncheck.experiment import states
 from pytest_bncheck.experiment.panel import Panel, averaged, joined
-from pytest_bncheck.experiment.reference import decides_worse_than_all, draw, reference_of
+from pytest_bncheck.experiment.reference import (
+    chance_explains,
+    decides_worse_than_all,
+    draw,
+    reference_of,
+)
 from pytest_bncheck.maths import distances, predictions, running
 from pytest_bncheck.maths.verdict import USUAL_DISTORTION, USUAL_GAP
 from pytest_bncheck.types import (
@@ -40,9 +44,6 @@ from pytest_bncheck.types import (
     Statistics,
     Trace,
 )
-
-if TYPE_CHECKING:
-    from pytest_bncheck.types import Array
 
 DRAWS = 8
 """Passes that stand for the mean over dropout's random numbers, where one draw looks off."""
@@ -182,14 +183,21 @@ def _run_passes(
             # Running statistics come from the training path, and are measured against it.
             noisy = seen or adapter.run(0, Mode.TRAINING).statistics
     again, half_again, traces = _repeat(adapter, evaluated, half)
-    found, shares = _find_states(adapter, train, evaluated, probes)
+    drawn = on_path.prediction is not None and on_path.prediction.random
+    found, shares = _find_states(adapter, train, evaluated, probes, drawn=drawn)
+    if found and drawn and panel.size == 1:
+        # Eval mode with what the states settle at stands for training mode without chance.
+        there = panel.predict_with(_with_states(noisy, found), exact=True)
+        if agree(adapter, chance_explains(adapter, there, draws)):
+            first = dataclasses.replace(first, prediction=there)
+            train, path, noisy_path = there, on_path.prediction, False
     if found and train is not None:
         found = _debiased(adapter, panel, batch, train, found)
     stop = adapter.read()
     if train is not first.prediction and not found:
         batch = first.statistics
     passes = Passes(
-        batch=_with_states(batch, found),
+        batch=_with_states(batch, found, clean=True),
         noisy_batch=_with_states(noisy, found),
         calls=first.calls.beside([each.calls for each in found]),
         rounding=adapter.noise,
@@ -221,13 +229,18 @@ def _has_more(on_path: Calls, first: Calls) -> bool:
 
 
 def _find_states(
-    adapter: Adapter, train: Prediction | None, evaluated: Prediction, probes: states.Probes
+    adapter: Adapter,
+    train: Prediction | None,
+    evaluated: Prediction,
+    probes: states.Probes,
+    *,
+    drawn: bool,
 ) -> tuple[list[RunningState], bool]:
     """Running state of no known layer, which counts as layers from then on.
 
     Looked for where training moved any, or where the modes differ in a model whose training nobody
     saw. Left alone where training mode reads it too and both modes nearly agree; the second value
-    says so.
+    says so. Where the model's own code has `drawn` random numbers, their mean takes its place.
     """
     if not isinstance(adapter, Stateful) or adapter.program is not None or train is None:
         return [], False
@@ -237,7 +250,9 @@ def _find_states(
         return [], False
     with during("a pass in training mode"):
         found = states.find(adapter, steps, stochastic=adapter.stochastic, probes=probes)
-        if found and gap is not None and gap <= USUAL_GAP:
+        if drawn:
+            found = [dataclasses.replace(each, clean=each.settled) for each in found]
+        elif found and gap is not None and gap <= USUAL_GAP:
             there = states.predict_settled(adapter, found)
             moved = there and predictions.gap(there.outputs, train.outputs)
             if moved and moved > PATH_GAP:
@@ -265,7 +280,7 @@ def _debiased(
         return found
 
     def apart(each: Sequence[RunningState]) -> float:
-        prediction = panel.predict_with(_with_states(batch, each), exact=True)
+        prediction = panel.predict_with(_with_states(batch, each, clean=True), exact=True)
         gap = predictions.gap(prediction.outputs, train.outputs)
         return math.inf if gap is None else gap
 
@@ -277,8 +292,10 @@ def _debiased(
     return mixed
 
 
-def _with_states(known: Statistics, found: Sequence[RunningState]) -> Statistics:
-    return running.joined(known, [each.settled for each in found])
+def _with_states(
+    known: Statistics, found: Sequence[RunningState], *, clean: bool = False
+) -> Statistics:
+    return running.joined(known, [each.clean if clean else each.settled for each in found])
 
 
 def _past(layers: Sequence[Layer], now: Statistics, passes: Passes, unbiased: bool) -> Past:
@@ -327,7 +344,7 @@ def _measure_all(
     """Measure each of the first mini-batches as it was trained on."""
     trained: list[Prediction] = []
     clean: list[Statistics] = []
-    rows: list[list[Array]] = [[] for _ in range(panel.size)]
+    rows: list[list[RunningState]] = [[] for _ in range(panel.size)]
     mode = Mode.BATCH_STATISTICS if passes.train is passes.first else Mode.TRAINING_PATH
     for k in range(panel.size):
         each = adapter.run(k, mode)
@@ -335,11 +352,11 @@ def _measure_all(
         trained.append(each.prediction)
         if found and isinstance(adapter, Stateful):
             rows[k] = states.settled_on(adapter, k, found, stochastic=adapter.stochastic)
-        clean.append(running.joined(each.statistics, rows[k]))
+        clean.append(_with_states(each.statistics, rows[k], clean=True))
     noisy = clean
     if adapter.stochastic:
         noisy = [
-            running.joined(adapter.run(k, Mode.TRAINING).statistics, rows[k])
+            _with_states(adapter.run(k, Mode.TRAINING).statistics, rows[k])
             for k in range(panel.size)
         ]
     return _judged_by_mean(panel, passes, trained, clean, noisy)

@@ -43,12 +43,20 @@ def reference_of(
     if not draws or first is None:
         return first
     mean = averaged(draws)
-    apart = predictions.gap(mean.outputs, first.outputs)
-    if apart is None or mean.structure != first.structure:
+    if mean.structure != first.structure:
         return first
+    return mean if beyond_chance or not chance_explains(adapter, first, draws) else first
+
+
+def chance_explains(adapter: Adapter, other: Prediction, draws: Sequence[Prediction]) -> bool:
+    """Whether a prediction differs from the mean of some draws by less than twice their scatter.
+
+    Also where they cannot be compared.
+    """
+    mean = averaged(draws)
+    apart = predictions.gap(mean.outputs, other.outputs)
     scatter = [predictions.gap(each.outputs, mean.outputs) or 0.0 for each in draws]
-    allowed = max(PATH_GAP, adapter.noise) + 2.0 * max(scatter)
-    return first if apart <= allowed and not beyond_chance else mean
+    return apart is None or apart <= max(PATH_GAP, adapter.noise) + 2.0 * max(scatter)
 
 
 def decides_worse_than_all(

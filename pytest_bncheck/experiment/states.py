@@ -109,18 +109,19 @@ def find(
     if other := _other_rates(adapter, unsettled, passes, first.states):
         found = [replace(each, rate=other.get(each.state.name, each.rate)) for each in found]
         settled = _settle(adapter, 0, found, passes, first.states)
+    clean = settled
     if stochastic:
         rates = {each.state.name: each.rate for each in found}
-        settled = _mean_over_draws(adapter, 0, rates, passes, settled)
+        settled = _mean_over_draws(adapter, 0, rates, passes, clean)
     confirmed = _accumulating([each for each in found if each.state.name in settled])
-    rows = _grouped(confirmed, settled, passes, steps)
+    rows = _grouped(confirmed, settled, clean, passes, steps)
     return [_with_schedule(each, steps, probes or {}) for each in rows]
 
 
 def settled_on(
     adapter: Stateful, index: int, found: Sequence[RunningState], *, stochastic: bool
-) -> list[Array]:
-    """The values towards which another mini-batch moves what was found, a row for each."""
+) -> list[RunningState]:
+    """What was found, with the values towards which another mini-batch moves it."""
     rates = {
         name: 1.0 - (1.0 - _rate(each)) ** max(each.calls, 1)
         for each in found
@@ -132,9 +133,17 @@ def settled_on(
         reached = {
             name: settling.settled(reached[name], ends[name], rate) for name, rate in rates.items()
         }
+    clean = reached
     if stochastic:
-        reached = _mean_over_draws(adapter, index, rates, 1, reached)
-    return [np.concatenate([reached[name] for name in each.states]) for each in found]
+        reached = _mean_over_draws(adapter, index, rates, 1, clean)
+    return [
+        replace(
+            each,
+            settled=np.concatenate([reached[name] for name in each.states]),
+            clean=np.concatenate([clean[name] for name in each.states]),
+        )
+        for each in found
+    ]
 
 
 def with_initial_value(
@@ -154,8 +163,9 @@ def with_initial_value(
             return []
         shares = each.kept or [running.remaining_weight(each.update_rate, each.updates)]
         left = math.prod(shares)
-        values = left * np.concatenate(first) + (1.0 - left) * each.settled
-        mixed.append(replace(each, settled=values, kept=(0.0,) * steps))
+        start = left * np.concatenate(first)
+        settled, clean = (start + (1.0 - left) * values for values in (each.settled, each.clean))
+        mixed.append(replace(each, settled=settled, clean=clean, kept=(0.0,) * steps))
     alike = all(_same(a.settled, b.settled) for a, b in zip(found, mixed, strict=True))
     return [] if alike else mixed
 
@@ -173,7 +183,7 @@ def _rate(found: RunningState) -> float:
 
 def _apart(found: Iterable[RunningState]) -> Iterable[tuple[str, Array]]:
     for each in found:
-        yield from zip(each.states, running.parts(each.settled, each.sizes), strict=True)
+        yield from zip(each.states, running.parts(each.clean, each.sizes), strict=True)
 
 
 # rates ------------------------------------------------------------------------------------------
@@ -332,7 +342,7 @@ def _accumulating(found: Sequence[_Found]) -> list[_Found]:
 
 
 def _grouped(
-    found: Sequence[_Found], settled: Values, passes: int, steps: int
+    found: Sequence[_Found], settled: Values, clean: Values, passes: int, steps: int
 ) -> list[RunningState]:
     """The states of each owner that move at one rate, as one running state."""
     groups: list[list[_Found]] = []
@@ -345,13 +355,19 @@ def _grouped(
             groups.append([each])
     owners = [group[0].state.owner for group in groups]
     return [
-        _running_state(group, settled, passes, steps, alone=owners.count(owner) == 1)
+        _running_state(group, settled, clean, passes, steps, alone=owners.count(owner) == 1)
         for group, owner in zip(groups, owners, strict=True)
     ]
 
 
 def _running_state(
-    group: Sequence[_Found], settled: Values, passes: int, steps: int, *, alone: bool
+    group: Sequence[_Found],
+    settled: Values,
+    clean: Values,
+    passes: int,
+    steps: int,
+    *,
+    alone: bool,
 ) -> RunningState:
     first = group[0]
     state = first.state
@@ -372,6 +388,7 @@ def _running_state(
         updates=updates,
         calls=in_pass,
         settled=np.concatenate([settled[each.state.name] for each in group]),
+        clean=np.concatenate([clean[each.state.name] for each in group]),
         resolution=state.resolution,
         dtype=state.dtype,
     )

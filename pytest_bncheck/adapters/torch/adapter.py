@@ -181,10 +181,13 @@ class TorchAdapter(
         draw: int | None = None,
     ) -> Moved:
         __tracebackhide__ = True
-        with self._passes.as_trained():  # once: what one pass counts, the next goes on from
-            return self._states.run(
-                lambda: self._train_again(index, draw), states, passes, draw or 0
-            )
+        try:
+            with self._passes.as_trained():  # once: what one pass counts, the next goes on from
+                return self._states.run(
+                    lambda: self._train_again(index, draw), states, passes, draw or 0
+                )
+        finally:
+            self._passes.leave_as_step()  # the next may be a training step
 
     def _train_again(self, index: int, draw: int | None) -> Prediction | None:
         """A pass in training mode that leaves its traces in the model."""
@@ -207,7 +210,10 @@ class TorchAdapter(
         def run() -> float | None:
             return self._passes.loss(self._passes.forward(batch), targets_of(self.model, batch))
 
-        self._rehearsals.rehearse(lambda: self._passes.in_training(run))
+        try:
+            self._rehearsals.rehearse(lambda: self._passes.in_training(run))
+        finally:
+            self._passes.leave_as_step()
 
     @property
     def rehearsal(self) -> Rehearsal | None:

@@ -80,6 +80,7 @@ class Passes:
         self.modes: dict[nn.Module, bool] = {}
         self.last_modes: dict[nn.Module, bool] = {}
         self.attributes: PlainAttributes | None = None
+        self._left: list[tuple[nn.Module, bool]] = []
         self._trains = True
         self._sharded = sharded_modules(model)
 
@@ -102,6 +103,13 @@ class Passes:
         """
         self.last_modes.update(dict.fromkeys(ran.inference, False))
         self.last_modes.update(dict.fromkeys(ran.training, True))
+        self._left = [(module, module.training) for module in self._model.modules()]
+
+    def leave_as_step(self) -> None:
+        """Give every module the mode in which the last training step left it."""
+        self._trains = True
+        for module, training in self._left:
+            module.training = training
 
     def enter_eval(self) -> None:
         """Enter eval mode as the user does."""
@@ -115,7 +123,7 @@ class Passes:
         if self.attributes is not None:
             self.attributes.put_back()
             self.attributes = None
-        self.enter_training()
+        self.leave_as_step()
 
     def as_trained(self) -> AbstractContextManager[None]:
         """Temporarily restore attributes that eval passes changed."""
