@@ -122,6 +122,8 @@ class Evidence(Judgement):
         left, whole = self.surviving_gap, self.judged_gap
         if not calls or left is None:
             return False
+        if self.modes_meet:
+            return True
         # An unbiased variance that is stored leaves a little in each layer, which no decision
         # feels, and so does one average over several calls, each of which normalises by itself.
         freedom = max((self.training.batch_size or math.inf) - 1.0, 1.0)
@@ -129,6 +131,16 @@ class Evidence(Judgement):
         allowed = unbiased if max(calls) <= 1 else self.gap_limit
         little = left <= allowed and not self.fails(self.diagnosis.replaced)
         return little or left <= max(REPRODUCED, (whole or 0.0) / 5.0)
+
+    @property
+    def modes_meet(self) -> bool:
+        """Whether both modes predict the same once all state has settled.
+
+        Training mode may read running state, too: batch renormalisation does, so that its
+        prediction moves as well.
+        """
+        apart = self.compared.gap(self.diagnosis.replaced, self.passes.settled)
+        return apart is not None and apart <= self.passes.allowed_path_gap
 
     @property
     def gap_without_initial_value(self) -> float | None:

@@ -73,6 +73,8 @@ class Passes:
         explains that. The statistics are then judged on the path of eval mode.
     shares_state
         Whether both modes read running state of no known layer, and nearly agree.
+    settled
+        Training mode once running state of no known layer has settled; None where there is none.
     splits
         Whether the training path runs some layer on parts of a batch that eval mode leaves whole.
     noisy_path
@@ -99,6 +101,7 @@ class Passes:
     sticky: Sequence[str] = ()
     own_path: bool = False
     shares_state: bool = False
+    settled: Prediction | None = None
     splits: bool = False
     noisy_path: bool = False
     projection: Projection | None = None

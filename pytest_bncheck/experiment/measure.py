@@ -184,7 +184,7 @@ def _run_passes(
             noisy = seen or adapter.run(0, Mode.TRAINING).statistics
     again, half_again, traces = _repeat(adapter, evaluated, half)
     drawn = on_path.prediction is not None and on_path.prediction.random
-    found, shares = _find_states(adapter, train, evaluated, probes, drawn=drawn)
+    found, shares, settled = _find_states(adapter, train, evaluated, probes, drawn=drawn)
     if found and drawn and panel.size == 1:
         # Eval mode with what the states settle at stands for training mode without chance.
         there = panel.predict_with(_with_states(noisy, found), exact=True)
@@ -212,6 +212,7 @@ def _run_passes(
         sticky=sticky,
         own_path=train is not first.prediction and not found and bool(adapter.layers()),
         shares_state=shares,
+        settled=settled,
         splits=_has_more(on_path.calls, first.calls),
         noisy_path=noisy_path,
     )
@@ -235,30 +236,32 @@ def _find_states(
     probes: states.Probes,
     *,
     drawn: bool,
-) -> tuple[list[RunningState], bool]:
+) -> tuple[list[RunningState], bool, Prediction | None]:
     """Running state of no known layer, which counts as layers from then on.
 
     Looked for where training moved any, or where the modes differ in a model whose training nobody
     saw. Left alone where training mode reads it too and both modes nearly agree; the second value
-    says so. Where the model's own code has `drawn` random numbers, their mean takes its place.
+    says so. The third is what training mode predicts once the state settled; nobody can tell where
+    the model's own code has `drawn` random numbers, whose mean the settled values are then.
     """
     if not isinstance(adapter, Stateful) or adapter.program is not None or train is None:
-        return [], False
+        return [], False, None
     gap = predictions.gap(evaluated.outputs, train.outputs)
     steps = len(adapter.losses)
     if not steps and gap is not None and gap <= PATH_GAP:
-        return [], False
+        return [], False, None
+    there = None
     with during("a pass in training mode"):
         found = states.find(adapter, steps, stochastic=adapter.stochastic, probes=probes)
         if drawn:
             found = [dataclasses.replace(each, clean=each.settled) for each in found]
-        elif found and gap is not None and gap <= USUAL_GAP:
+        elif found:
             there = states.predict_settled(adapter, found)
             moved = there and predictions.gap(there.outputs, train.outputs)
-            if moved and moved > PATH_GAP:
-                return [], True
+            if moved and moved > PATH_GAP and gap is not None and gap <= USUAL_GAP:
+                return [], True, None
     adapter.adopt(found)
-    return found, False
+    return found, False, there
 
 
 def _debiased(

@@ -139,7 +139,7 @@ class EvalPathDiffers(Rule):
 
     def _by_survival(self, evidence: Evidence, explained: Set[str]) -> Finding | None:
         gap, replaced, train = evidence.surviving_gap, evidence.diagnosis.replaced, evidence.train
-        if gap is None or replaced is None or train is None:
+        if gap is None or replaced is None or train is None or evidence.modes_meet:
             return None
         allowed = evidence.passes.allowed_path_gap
         must_repeat, decides_worse = _must_repeat(evidence), _decides_worse(evidence, gap)
