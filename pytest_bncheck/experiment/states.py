@@ -74,7 +74,7 @@ def probe(adapter: Stateful) -> dict[str, float]:
     if not states:
         return {}
     first = adapter.train_from(0)
-    return _together(adapter, _movers(states, first), first, passes=1)
+    return _rates(adapter, _movers(states, first), first, passes=1)
 
 
 def find(
@@ -115,7 +115,7 @@ def find(
         settled = _mean_over_draws(adapter, 0, rates, passes, clean)
     confirmed = _accumulating([each for each in found if each.state.name in settled])
     rows = _grouped(confirmed, settled, clean, passes, steps)
-    return [_with_schedule(each, steps, probes or {}) for each in rows]
+    return [_with_schedule(each, steps, probes or {}, states) for each in rows]
 
 
 def settled_on(
@@ -394,16 +394,30 @@ def _running_state(
     )
 
 
-def _with_schedule(found: RunningState, steps: int, probes: Probes) -> RunningState:
+def _with_schedule(
+    found: RunningState, steps: int, probes: Probes, states: Mapping[str, State]
+) -> RunningState:
     """A running state with what it kept in each step, where its rate changed."""
     if found.update_rate is None or not steps:
         return found
     last = 1.0 - (1.0 - found.update_rate) ** found.calls
     earlier = {done: rates[n] for done, rates in probes.items() for n in found.states if n in rates}
-    if all(abs(rate - last) <= CHANGED * last for rate in earlier.values()):
+    second = earlier.get(1, last)
+    first = _first_rate([states[name] for name in found.states], second)
+    forgot = first is not None and first >= max(FIRST_UPDATE, 1.5 * second)
+    if not forgot and all(abs(rate - last) <= CHANGED * last for rate in earlier.values()):
         return found
     passes = found.updates / (steps * found.calls)
-    return replace(found, kept=settling.kept_in_steps(earlier | {steps: last}, steps, passes))
+    kept = settling.kept_in_steps(earlier | {steps: last}, steps, passes)
+    return replace(found, kept=(0.0, *kept[1:]) if forgot else kept)
+
+
+def _first_rate(states: Sequence[State], second: float) -> float | None:
+    """See `settling.first_rate`; None if the steps were not logged."""
+    ways = [[each.start, *each.log, each.stop][:3] for each in states]
+    if any(len(way) < 3 or way[0] is None for way in ways):
+        return None
+    return settling.first_rate([np.concatenate(v) for v in zip(*ways, strict=True)], second)
 
 
 def _is_cumulative(found: _Found, settled: Array, rate: float, updates: int) -> bool:

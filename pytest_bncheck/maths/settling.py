@@ -94,6 +94,28 @@ def is_settled(state: Array, end: Array, rate: float, way: float, resolution: fl
     return bool(np.isfinite(end).all()) and float(np.linalg.norm(end - state)) <= allowed
 
 
+def first_rate(way: Sequence[Array], second: float) -> float | None:
+    """The rate of the first step, which no pass before it measures; None if nothing moved in it.
+
+    With rates r and α of the first two steps and the same batch statistics in both, the second move
+    is ``α (1/r - 1)`` of the first.
+
+    Parameters
+    ----------
+    way
+        The state before the first step, after it, and after the second.
+    second
+        The rate α of the second step.
+    """
+    start, after_first, after_second = way
+    moves = after_first - start, after_second - after_first
+    size = float(np.square(moves[0]).sum())
+    if not 0.0 < size < math.inf:
+        return None
+    again = max(float((moves[0] * moves[1]).sum()) / size, 0.0)
+    return 1.0 / (1.0 + again / second)
+
+
 def per_update(rate: float, updates: float) -> float:
     """The rate of one of several equal updates that together have `rate`: ``1-(1-α)^(1/n)``."""
     return float(1.0 - (1.0 - rate) ** (1.0 / updates)) if updates > 0 else rate
