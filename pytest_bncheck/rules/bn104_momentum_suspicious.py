@@ -9,6 +9,12 @@ from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
 
+SWAPPED = 0.75
+"""Update rate from which on one minus it is a usual one, so that the two were likely mixed up."""
+
+LITTLE = 0.05
+"""Weight of the initial value that no longer needs a word."""
+
 
 class MomentumSuspicious(Rule):
     """A momentum that keeps only the last batches.
@@ -35,7 +41,7 @@ class MomentumSuspicious(Rule):
 
     Use instead
     -----------
-    One minus the value.
+    One minus the value; for one about half, the framework's default.
 
     References
     ----------
@@ -53,11 +59,11 @@ class MomentumSuspicious(Rule):
         first, names = fast[0], [layer.name for layer in fast]
         rate = first.update_rate or 1.0
         advice = (
-            "Use a momentum that remembers more than one batch:\n"
-            + evidence.dialect.set_momentum(first.type, 0.1)
-            if rate >= 1.0
-            else f"Was {evidence.dialect.momentum_of(1.0 - rate):g} meant?\n"
+            f"Was {evidence.dialect.momentum_of(1.0 - rate):g} meant?{_left(evidence, rate)}\n"
             + evidence.dialect.set_momentum(first.type, 1.0 - rate)
+            if SWAPPED <= rate < 1.0
+            else "Use a momentum that remembers more than one batch:\n"
+            + evidence.dialect.set_momentum(first.type, 0.1)
         )
         losses = [each.loss for each in evidence.diagnosis.after_each if each.loss is not None]
         return self.finding(
@@ -75,12 +81,26 @@ class MomentumSuspicious(Rule):
 def _cause(evidence: Evidence, momentum: float, rate: float) -> str:
     if rate >= 1.0:
         return f"At momentum {momentum:g} the running statistics are those of the last batch."
+    if rate < SWAPPED:
+        return f"At momentum {momentum:g} a batch is forgotten within a few others."
     sides = ["of the new batch", "of the past"]
     if evidence.dialect.momentum_of(1.0) < evidence.dialect.momentum_of(0.0):
         sides.reverse()
     return (
         f"Momentum is the weight {sides[0]} here; {momentum:g} looks like the convention of a "
         f"framework where it is the weight {sides[1]}."
+    )
+
+
+def _left(evidence: Evidence, rate: float) -> str:
+    """What the longer memory leaves of the initial value after the updates of this check."""
+    updates = evidence.training.made or 0
+    left = rate**updates if updates else 0.0
+    if left <= LITTLE:
+        return ""
+    return (
+        f" After the {updates} updates of this check {words.percent(left)} of the initial value "
+        "is left then; planned_updates= says how many the real training makes."
     )
 
 

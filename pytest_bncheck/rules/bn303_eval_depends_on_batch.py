@@ -52,6 +52,8 @@ class EvalDependsOnBatch(Rule):
         passes = evidence.passes
         if evidence.program is not None or not passes.depends_on_batch:
             return None
+        if passes.eval is not None and passes.eval.rewritten:  # other parameters, which BN304 says
+            return None
         in_training = passes.left_in_training(explained)
         traces = passes.traces_outside(in_training, "batch statistics")
         if in_training and not traces:

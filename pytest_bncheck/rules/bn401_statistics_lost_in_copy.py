@@ -132,7 +132,7 @@ def _scale_of_inputs(evidence: Evidence) -> float | None:
     """
     now, batch, eps = evidence.training.stop, evidence.passes.noisy_batch, evidence.eps
     samples = evidence.training.batch_size
-    if not samples or not evidence.passes.active[0]:
+    if not samples or not evidence.passes.active[0] or not now.var[0].size:
         return None
     with np.errstate(all="ignore"):
         logs = 0.5 * np.log((batch.var[0] + eps[0]) / (now.var[0] + eps[0]))

@@ -266,15 +266,21 @@ class TorchCore(Adapter):
     def run(self, index: int, mode: Mode, *, observe: bool = True) -> Pass:
         __tracebackhide__ = True
         self._leave_seldom()
+        if mode is Mode.EVAL:
+            with self._left_alone():
+                return Pass(self._predict(index, observe))
+        # The first pass of a model that is handed over may be the first of all that it makes.
+        with nullcontext() if self._losses else self._states.kept():
+            return self._run_in_training(index, mode)
+
+    def _run_in_training(self, index: int, mode: Mode) -> Pass:
+        __tracebackhide__ = True
         match mode:
-            case Mode.EVAL:
-                with self._left_alone():
-                    return Pass(self._predict(index, observe))
             case Mode.BATCH_STATISTICS:
                 return self._with_batch_statistics(self._batches[index], self._sizes[index])
             case Mode.TRAINING:
                 return self._trained_on.get(index) or self._in_training(index)
-            case Mode.TRAINING_PATH:
+            case _:
                 return self._on_training_path(index)
 
     def predict_again(self, index: int) -> Prediction:
