@@ -87,8 +87,7 @@ class BatchShortcut(Rule):
             + (
                 "each batch is a single sample"
                 if single
-                else f"the mini-batches differ: in {words.layer(names[0])} their statistics lie "
-                f"{spreads[names[0]]:.2f} standard deviations around their mean"
+                else f"the mini-batches differ{_by(names[0], spreads[names[0]])}"
             )
             + ". Running statistics are of all batches and do not show it, however long "
             "the training.",
@@ -105,6 +104,16 @@ class BatchShortcut(Rule):
             remixed_accuracy=mixed.accuracy,
             spread=spreads[names[0]],
         )
+
+
+def _by(layer: str, spread: float) -> str:
+    """By how much; nobody knows in which units running state of the user's is."""
+    if not spread:
+        return ""
+    return (
+        f": in {words.layer(layer)} their statistics lie {spread:.2f} standard deviations around "
+        "their mean"
+    )
 
 
 def _mixed(single: bool) -> str:

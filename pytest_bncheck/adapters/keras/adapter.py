@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_bncheck.adapters.base import Mode, Rehearsing, Stateful
+from pytest_bncheck.adapters.base import Mode, Pass, Rehearsing, Stateful
 from pytest_bncheck.adapters.invented import Invented, Shapes
+from pytest_bncheck.adapters.keras.batch import Batch, remixed
 from pytest_bncheck.adapters.keras.core import KerasCore
 from pytest_bncheck.adapters.keras.invented import invent
 from pytest_bncheck.adapters.keras.modes import draws_for_keras
@@ -17,7 +18,15 @@ from pytest_bncheck.adapters.keras.state import put_back, shift_seeds
 from pytest_bncheck.adapters.random_state import RandomState, seed_everything
 from pytest_bncheck.adapters.states import Adopted
 from pytest_bncheck.adapters.undo import run_all
-from pytest_bncheck.types import Moved, Parting, Rehearsal, RunningState, State, Statistics
+from pytest_bncheck.types import (
+    Moved,
+    Parting,
+    Prediction,
+    Rehearsal,
+    RunningState,
+    State,
+    Statistics,
+)
 
 if TYPE_CHECKING:
     from pytest_bncheck.types import Array
@@ -94,6 +103,19 @@ class KerasAdapter(KerasCore, Stateful, Rehearsing):
 
     def adopt(self, found: Sequence[RunningState]) -> None:
         self._adopted = Adopted(found, self.states() if found else ())
+
+    def predict_remixed(self, batches: int) -> list[Prediction]:
+        __tracebackhide__ = True
+        # States that a pass found need the model's own code in training mode.
+        run = self._trained if self._adopted.names else self._normalised
+        with self._without_gradients():
+            passes = map(run, remixed(self._batches[:batches]))
+            return [each.prediction for each in passes if each.prediction is not None]
+
+    def _trained(self, batch: Batch) -> Pass:
+        modes = self._training.modes()
+        outcome = self._passes.run(batch, Mode.TRAINING_PATH, modes, observe=False)
+        return Pass(self._prediction(batch, outcome))
 
     def part(self, index: int) -> Parting | None:
         batch, modes = self._batches[index], self._training.modes()

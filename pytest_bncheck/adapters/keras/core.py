@@ -28,7 +28,7 @@ from pytest_bncheck.adapters.base import (
 from pytest_bncheck.adapters.devices import pick, rounding
 from pytest_bncheck.adapters.keras import internals
 from pytest_bncheck.adapters.keras.backends.base import own_backend
-from pytest_bncheck.adapters.keras.batch import Batch, has_custom_step, not_finite, remixed
+from pytest_bncheck.adapters.keras.batch import Batch, has_custom_step, not_finite
 from pytest_bncheck.adapters.keras.calls import Order, replaced_calls, without_idle_draws
 from pytest_bncheck.adapters.keras.data import batched, floating, structure, without_rows
 from pytest_bncheck.adapters.keras.layers import DIALECT, Layers
@@ -377,12 +377,6 @@ class KerasCore(Adapter, Watching, Sampling, Streaming, Replicated, Sloping):
                 return None
             half = batch.size // 2
             return _without_loss(outcome, half, [half, *(n // 2 for n in batch.sizes[1:])])
-
-    def predict_remixed(self, batches: int) -> list[Prediction]:
-        __tracebackhide__ = True
-        with self._without_gradients():
-            passes = map(self._normalised, remixed(self._batches[:batches]))
-            return [each.prediction for each in passes if each.prediction is not None]
 
     def trace(self, index: int) -> list[Trace]:
         tracer = Tracer(self._layers, self._subject.backend)

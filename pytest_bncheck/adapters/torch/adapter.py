@@ -134,8 +134,16 @@ class TorchAdapter(
         sizes = [size for size in self._sizes[:batches] if size is not None]
         mixed = remixed(self._batches[:batches], sizes) if len(sizes) == batches else []
         with self._layers.calls.keeping_values():
+            if self._adopted.names:  # which need the model's own code in training mode
+                return [self._trained_prediction(batch, size) for batch, size in mixed]
             passes = [self._with_batch_statistics(batch, size) for batch, size in mixed]
         return [found.prediction for found in passes if found.prediction is not None]
+
+    def _trained_prediction(self, batch: Any, size: int) -> Prediction:
+        __tracebackhide__ = True
+        self._enter_training_path(self._active())
+        with self._states.kept():
+            return self._scored_run(batch, size)
 
     @property
     def streams(self) -> Mapping[str, Streams]:
