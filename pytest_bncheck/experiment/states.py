@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LONGEST = 16
 """The most steps between two moves that are looked for."""
 
-KINDS = 4
+KINDS = 6
 """Kinds of states that are displaced one by one, where displacing all of them tells nothing."""
 
 ROUNDS = 4

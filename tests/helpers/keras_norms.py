@@ -34,6 +34,17 @@ class RangeNorm(layers.Layer):
         variable.assign(self.keeps * variable + (1.0 - self.keeps) * ops.stop_gradient(value))
 
 
+class OwnDropout(layers.Layer):
+    """Dropout by hand, which is no layer of Keras."""
+
+    def __init__(self, rate: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.rate, self.draws = rate, keras.random.SeedGenerator(0)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return keras.random.dropout(x, self.rate, seed=self.draws) if training else x
+
+
 class Scheduled(RangeNorm):
     """Forgets less and less: by a tenth at first, and 5 % less at each call."""
 

@@ -126,3 +126,16 @@ def test_what_is_kept_while_a_rate_decays(first: float, factor: float, passes: i
 def test_what_is_kept_before_the_first_and_at_a_rate_of_1() -> None:
     assert settling.kept_in_steps({1: 0.5}, 3, 1.0) == pytest.approx((0.5, 0.5, 0.5))
     assert settling.kept_in_steps({0: 1.0, 1: 1.0}, 2, 1.0) == pytest.approx((0.0, 0.0))
+
+
+@given(st.floats(0.01, 1.0), st.floats(0.01, 0.9), st.integers(0, 100))
+def test_the_rate_of_a_first_step(first: float, second: float, seed: int) -> None:
+    start, batch = np.random.default_rng(seed).normal(size=(2, 8))
+    way = [start]
+    for rate in (first, second):
+        way.append(way[-1] + rate * (batch - way[-1]))
+    assert settling.first_rate(way, second) == pytest.approx(first, rel=1e-6)
+
+
+def test_a_first_step_that_moved_nothing_has_no_rate() -> None:
+    assert settling.first_rate([np.ones(3)] * 3, 0.1) is None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 keras = pytest.importorskip("keras")
 
 from keras_nets import KIND, NORMS, data, fast, functional, net, run, silent, sole
-from keras_norms import Debiased, Every4, InList, RangeNorm, Scheduled, wrapped
+from keras_norms import Debiased, Every4, InList, OwnDropout, RangeNorm, Scheduled, wrapped
 from keras_steps import Inside
 from pytest_bncheck import check
 
@@ -107,3 +108,37 @@ def test_a_step_that_alone_knows_the_mode_of_an_own_norm(momentum):
     else:
         sole(report, "BN101")
     assert rates(report) == pytest.approx([1.0 - momentum] * 2, rel=0.02)
+
+
+@pytest.mark.parametrize("seed", [23, 31])
+@pytest.mark.parametrize("momentum", [0.98, 0.5])
+def test_what_an_own_layer_draws_hides_no_fault(seed, momentum):
+    """Dropout by hand beside an own norm: it was a pass with a gap of 0."""
+    drawn = np.random.default_rng(seed)
+    centres, labels = drawn.normal(size=(4, 8)), drawn.integers(0, 4, 32)
+    inputs = (centres[labels] + drawn.normal(size=(32, 8)) + 2.0).astype("float32")
+    keras.utils.set_random_seed(0)
+    dense, relu = keras.layers.Dense, keras.layers.ReLU
+    parts = [dense(32), RangeNorm(momentum, name="own"), relu(), OwnDropout(0.6), dense(32), relu()]
+    model = keras.Sequential([keras.Input((8,)), *parts, dense(4)])
+    report = check(model, (inputs, labels), steps=60, optimizer=fast(3e-3), loss=LOSS)
+    assert rates(report) == pytest.approx([1.0 - momentum], rel=0.02)
+    if momentum == 0.5:
+        assert report.verdict == "pass"
+    else:
+        assert report.predictions.gap > 0.3
+        assert sole(report, "BN101").layers == ["own"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_renormalisation_whose_modes_meet_takes_no_other_path(seed):
+    bounds = {"rmax": 1.5, "rmin": 0.66, "dmax": 0.5}
+    model = net(
+        "functional",
+        seed,
+        lambda name: keras.layers.BatchNormalization(
+            momentum=0.98, renorm=True, renorm_clipping=bounds, renorm_momentum=0.98, name=name
+        ),
+    )
+    report = run(model, "functional", seed, steps=60)
+    assert "BN201" not in [finding.code for finding in report.findings]
