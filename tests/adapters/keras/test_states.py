@@ -44,6 +44,7 @@ def found(states):
         updates=states[0].calls,
         calls=1,
         settled=np.concatenate([state.stop for state in states]),
+        clean=np.concatenate([state.stop for state in states]),
     )
 
 
