@@ -44,14 +44,19 @@ def compared(layers: Layers, pass_: Rehearsed, packed: Tensor, step: Ran) -> Reh
     """
     trained, ran = step.modes, pass_.ran.modes
     statistics = set(map(id, layers.tracking))
-    absent, untrained = [], []
+    absent, untrained, learned = [], [], False
+    runs = []
     for layer, path in layers.named:
         weights = [v for v in internals.trainable_variables(layer) if v.trainable]
-        learns = bool(weights) or id(layer) in statistics
-        if learns and trained.get(id(layer)) and id(layer) not in ran:
+        learns = (bool(weights) or id(layer) in statistics) and trained.get(id(layer))
+        if learns and id(layer) not in ran:
             absent.append(path)
+        learned |= bool(learns and weights and id(layer) in ran)
         if (weights or internals.trainable_variables(layer)) and id(layer) in ran:
+            runs.append(path)
             untrained += [path] * (id(layer) not in trained)
+    if not learned:  # what predicts may run in the step, too, as a teacher does
+        untrained = runs
     after = pass_.after
     changed = [] if after is None else _changed(layers, pass_.before, after, packed, pass_, step)
     return Rehearsal(

@@ -79,7 +79,10 @@ class Rehearsals:
             return
         mine, rehearsed = set(ran.order), set(self._ran.order)
         trained = [m for m in ran.taught if m not in self._ran.training and self._learns(m)]
-        strange = [m for m in self._ran.order if m not in mine and _has_parameters(m)]
+        runs = [m for m in self._ran.order if _has_parameters(m)]
+        strange = [m for m in runs if m not in mine]
+        if not any(self._learns(m) for m in runs):
+            strange = runs  # what predicts may run in the step, too, as a teacher does
         self.last = Rehearsal(
             absent=tuple(self._paths[m] for m in trained),
             untrained=tuple(self._paths[m] for m in strange if m in self._paths),

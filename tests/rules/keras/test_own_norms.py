@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -9,7 +10,18 @@ import pytest
 
 keras = pytest.importorskip("keras")
 
-from keras_nets import KIND, NORMS, data, fast, functional, net, run, silent, sole
+from keras_nets import (
+    KIND,
+    NORMS,
+    data,
+    differentiated,
+    fast,
+    functional,
+    net,
+    run,
+    silent,
+    sole,
+)
 from keras_norms import Debiased, Every4, InList, OwnDropout, RangeNorm, Scheduled, wrapped
 from keras_steps import Inside
 from pytest_bncheck import check
@@ -142,3 +154,51 @@ def test_renormalisation_whose_modes_meet_takes_no_other_path(seed):
     )
     report = run(model, "functional", seed, steps=60)
     assert "BN201" not in [finding.code for finding in report.findings]
+
+
+class PredictsByTeacher(keras.Model):
+    """The step trains the student beside its teacher, which alone predicts."""
+
+    def __init__(self, decay):
+        super().__init__()
+        self.student, self.teacher = (functional(own(0.9), None) for _ in range(2))
+        self.teacher.set_weights(self.student.get_weights())
+        self.teacher.trainable = False
+        self.decay = decay
+
+    def call(self, x, training=None):
+        return self.teacher(x, training=training)
+
+    def step(self, x, y):
+        def losses():
+            taught, logits = self.teacher(x, training=False), self.student(x, training=True)
+            apart = keras.ops.mean((logits - keras.ops.stop_gradient(taught)) ** 2)
+            return LOSS(y, logits) + 0.01 * apart
+
+        loss, gradients = differentiated(losses, self.student)
+        with without_gradients():
+            self.optimizer.apply(gradients, self.student.trainable_variables)
+            for mine, theirs in zip(self.teacher.weights, self.student.weights, strict=True):
+                mine.assign(self.decay * mine + (1.0 - self.decay) * theirs)
+        return loss
+
+
+def without_gradients():
+    if not ON_TORCH:
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()
+
+
+@pytest.mark.parametrize(("decay", "code"), [(0.999, "BN201"), (0.0, "BN202")])
+def test_a_teacher_that_predicts(decay, code):
+    batch = data("functional", 0)
+    model = PredictsByTeacher(decay)
+    model(batch[0])
+    model.compile(fast(), LOSS)
+    report = check(model, batch, steps=40, train_step=lambda model, pair: model.step(*pair))
+    finding = sole(report, code)
+    student, teacher = (each.name for each in (model.student, model.teacher))
+    assert all(name.startswith(student) for name in finding.evidence["trained"])
+    assert all(name.startswith(teacher) for name in finding.evidence["predicts"])

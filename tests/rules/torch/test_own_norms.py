@@ -400,6 +400,26 @@ def test_teacher_that_follows_its_student(kind, seed):
     passes(model, data(kind, seed), train_step=model.step(training=True, average=0.05))
 
 
+class PredictsByTeacher(Distilled):
+    """The teacher runs in the step as well, but nothing trains it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.teacher(x)
+        return logits
+
+
+@TWO
+@SEED
+@pytest.mark.parametrize(("average", "code"), [(0.001, "BN201"), (1.0, "BN202")])
+def test_teacher_that_predicts(kind, seed, average, code):
+    model = PredictsByTeacher(kind, seed)
+    model.teacher.requires_grad_(False)
+    step = model.step(training=True, average=average)
+    finding = sole(check(model, data(kind, seed), steps=100, train_step=step), code)
+    assert all(name.startswith("student.") for name in finding.evidence["trained"])
+    assert all(name.startswith("teacher.") for name in finding.evidence["predicts"])
+
+
 @pytest.mark.parametrize("requires_grad", [True, False])
 @TWO
 @SEED
