@@ -404,7 +404,7 @@ def _with_schedule(
     earlier = {done: rates[n] for done, rates in probes.items() for n in found.states if n in rates}
     second = earlier.get(1, last)
     first = _first_rate([states[name] for name in found.states], second)
-    forgot = first is not None and first >= max(FIRST_UPDATE, 1.5 * second)
+    forgot = first is not None and first >= math.sqrt(second)  # nearer to 1 than to the second
     if not forgot and all(abs(rate - last) <= CHANGED * last for rate in earlier.values()):
         return found
     passes = found.updates / (steps * found.calls)

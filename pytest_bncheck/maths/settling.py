@@ -98,7 +98,8 @@ def first_rate(way: Sequence[Array], second: float) -> float | None:
     """The rate of the first step, which no pass before it measures; None if nothing moved in it.
 
     With rates r and α of the first two steps and the same batch statistics in both, the second move
-    is ``α (1/r - 1)`` of the first.
+    is ``α (1/r - 1)`` of the first. What the statistics move meanwhile makes it larger, and r seem
+    smaller: a state that starts near its batch's values forgets nothing at once.
 
     Parameters
     ----------
@@ -108,12 +109,10 @@ def first_rate(way: Sequence[Array], second: float) -> float | None:
         The rate α of the second step.
     """
     start, after_first, after_second = way
-    moves = after_first - start, after_second - after_first
-    size = float(np.square(moves[0]).sum())
-    if not 0.0 < size < math.inf:
-        return None
-    again = max(float((moves[0] * moves[1]).sum()) / size, 0.0)
-    return 1.0 / (1.0 + again / second)
+    first, again = (
+        float(np.linalg.norm(move)) for move in (after_first - start, after_second - after_first)
+    )
+    return 1.0 / (1.0 + again / first / second) if 0.0 < first < math.inf else None
 
 
 def per_update(rate: float, updates: float) -> float:

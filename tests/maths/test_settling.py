@@ -139,3 +139,14 @@ def test_the_rate_of_a_first_step(first: float, second: float, seed: int) -> Non
 
 def test_a_first_step_that_moved_nothing_has_no_rate() -> None:
     assert settling.first_rate([np.ones(3)] * 3, 0.1) is None
+
+
+@given(st.floats(1e-3, 0.3), st.integers(0, 100))
+def test_a_state_that_starts_near_its_batch_forgets_nothing_at_once(rate: float, seed: int) -> None:
+    start, *batches = np.random.default_rng(seed).normal(scale=0.1, size=(3, 64)) + 1.0
+    way = [start]
+    for batch in batches:
+        way.append(way[-1] + rate * (batch - way[-1]))
+    found = settling.first_rate(way, rate)
+    assert found is not None
+    assert found < rate**0.5
