@@ -413,9 +413,11 @@ def _with_schedule(
 
 
 def _first_rate(states: Sequence[State], second: float) -> float | None:
-    """See `settling.first_rate`; None if the steps were not logged."""
+    """See `settling.first_rate`; None if the steps were not logged, or not each moved the state."""
     ways = [[each.start, *each.log, each.stop][:3] for each in states]
     if any(len(way) < 3 or way[0] is None for way in ways):
+        return None
+    if any(each.moves < len(each.log) for each in states):
         return None
     return settling.first_rate([np.concatenate(v) for v in zip(*ways, strict=True)], second)
 

@@ -218,10 +218,7 @@ class TorchAdapter(
         def run() -> float | None:
             return self._passes.loss(self._passes.forward(batch), targets_of(self.model, batch))
 
-        try:
-            self._rehearsals.rehearse(lambda: self._passes.in_training(run))
-        finally:
-            self._passes.leave_as_step()
+        self._rehearsals.rehearse(lambda: self._passes.in_training(run))
 
     @property
     def rehearsal(self) -> Rehearsal | None:

@@ -124,6 +124,28 @@ def test_nothing_is_left_of_a_start_that_the_first_step_replaced(seed, rate):
     assert "BN101" not in [finding.code for finding in report.findings]
 
 
+class EveryOther(Cumulative):
+    """Moves at the first call and then at every second one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.centre.clone(), self.spread.clone()
+        result = super().forward(x)
+        if self.training:
+            rate = 0.01 * (self.seen % 2)
+            with torch.no_grad():
+                over = [0, *range(2, x.dim())]
+                self.centre.copy_(before[0].lerp(x.mean(over), rate))
+                self.spread.copy_(before[1].lerp(x.var(over, unbiased=False), rate))
+        return result
+
+
+@SEED
+def test_a_state_that_rests_in_the_second_step_has_its_start_left(seed):
+    report = check(Net("mlp", seed, norm=EveryOther), data("mlp", seed), steps=40, optimizer=FAST)
+    left = [layer.initial_weight for layer in report.layers]
+    assert left == pytest.approx([0.99**20] * 2, abs=0.02)
+
+
 class TightRenorm(nn.Module):
     """Batch renormalisation with narrow bounds, so that training mode moves as it settles."""
 
