@@ -310,7 +310,8 @@ def sufficient_rate(
     now = min(layer.update_rate or 0.0 for layer in training.layers if layer.name in at_fault)
     candidates = [rate for rate in RATES if now < rate <= largest]
     low, high = 0, len(candidates)  # the first that passes is in [low, high]
-    if candidates and _worst(judgement, replayed(candidates[-1])) > too_far:
+    known = bool(candidates) and math.isfinite(too_far)
+    if known and _worst(judgement, replayed(candidates[-1])) > too_far:
         low, high = (0, high - 1) if passes(candidates[-1]) else (high, high)
     while low < high:
         middle = (low + high) // 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from pytest_bncheck.evidence import Evidence
+from pytest_bncheck.maths import running
 from pytest_bncheck.rules import _words as words
 from pytest_bncheck.rules._base import Rule
 from pytest_bncheck.types import Finding
@@ -95,8 +96,8 @@ def _cause(evidence: Evidence, momentum: float, rate: float) -> str:
 def _left(evidence: Evidence, rate: float) -> str:
     """What the longer memory leaves of the initial value after the updates of this check."""
     updates = evidence.training.made or 0
-    left = rate**updates if updates else 0.0
-    if left <= LITTLE:
+    left = running.remaining_weight(1.0 - rate, updates)
+    if not updates or left <= LITTLE:
         return ""
     return (
         f" After the {updates} updates of this check {words.percent(left)} of the initial value "
